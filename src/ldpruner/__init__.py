@@ -1,0 +1,28 @@
+"""Prune latent diffusion models: any diffusers pipeline, a budget, and proof."""
+
+from ldpruner.errors import LdPrunerError
+from ldpruner.latents import Probe
+from ldpruner.operators import Operator, find_operators
+from ldpruner.saving import load, save
+from ldpruner.scores import Score, Scores
+from ldpruner.scoring import score_operators
+from ldpruner.selection import Budget, Plan, select
+from ldpruner.surgery import prune, prune_
+
+__version__ = "0.1.0"
+__all__ = [
+    "Budget",
+    "LdPrunerError",
+    "Operator",
+    "Plan",
+    "Probe",
+    "Score",
+    "Scores",
+    "find_operators",
+    "load",
+    "prune",
+    "prune_",
+    "save",
+    "score_operators",
+    "select",
+]

@@ -1,0 +1,134 @@
+"""Pipelines beside each other: what each costs, timed in turn, and how far their latents are apart."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from ldpruner.costs import peak_memory, pipeline_call_ms
+from ldpruner.fingerprints import count_parameters
+from ldpruner.importance import Floats, Metric, importance, moments
+from ldpruner.latents import Probe, draw_latents
+from ldpruner.operators import denoiser_macs
+from ldpruner.pipelines import Denoiser, find_denoiser
+from ldpruner.scoring import BATCH
+from ldpruner.values import Value
+
+ROUNDS = 15  # pairs of timings
+
+
+class Spread(Value):
+    """A measured quantity: its median, and the tenth and ninetieth percentile."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        """The spread of some measurements."""
+        p10, median, p90 = np.percentile(values, [10, 50, 90])
+        return cls(median=float(median), p10=float(p10), p90=float(p90))
+
+
+class Measured(Value):
+    """What one pipeline costs.
+
+    Attributes:
+        pipeline: its name.
+        parameters, macs: of the denoiser, and of one call of it on one sample.
+        latency_ms: of one call of the whole pipeline on one sample.
+        peak_memory_bytes: at the peak of such a call, weights of all components included.
+    """
+
+    pipeline: str
+    parameters: int
+    macs: int
+    latency_ms: Spread
+    peak_memory_bytes: int
+
+
+class Comparison(Value):
+    """Pipelines measured in one run; the ratio is that of the second over the first, pair by pair."""
+
+    pipelines: tuple[Measured, ...]
+    latency_ratio: Spread | None = None
+
+
+def compare(
+    pipelines: Mapping[str, DiffusionPipeline], probe: Probe, *, component: str | None = None, rounds: int = ROUNDS
+) -> Comparison:
+    """Measures pipelines in turn, A B A B, so that a machine whose speed drifts treats them alike.
+
+    Args:
+        pipelines: one or two, by name.
+        probe: what to call them with: its steps, and the prompt of its first sample.
+        component: which network, for pipelines with more than one denoiser.
+        rounds: how many timings of each, after one that does not count.
+    """
+    denoisers = {name: find_denoiser(one, component, probe.arguments(one, [0])) for name, one in pipelines.items()}
+    times: dict[str, list[float]] = {name: [] for name in pipelines}
+    for _ in range(rounds + 1):
+        for name, pipeline in pipelines.items():
+            times[name].append(pipeline_call_ms(pipeline, probe.arguments(pipeline, [0])))
+    counted = {name: values[1:] for name, values in times.items()}
+    measured = [_measured(name, pipelines[name], denoisers[name], probe, counted[name]) for name in pipelines]
+    ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
+    return Comparison(pipelines=tuple(measured), latency_ratio=Spread.of(ratios) if ratios else None)
+
+
+def _measured(
+    name: str, pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe, times: list[float]
+) -> Measured:
+    return Measured(
+        pipeline=name,
+        parameters=count_parameters(denoiser.module),
+        macs=denoiser_macs(denoiser),
+        latency_ms=Spread.of(times),
+        peak_memory_bytes=peak_memory(pipeline, probe.shortened().arguments(pipeline, [0])),
+    )
+
+
+def latent_distance(
+    first: DiffusionPipeline, second: DiffusionPipeline, probes: tuple[Probe, Probe], metric: Metric = "mean_std"
+) -> float:
+    """How far the latents of two pipelines are apart, each on its own probe: the score of a whole plan.
+
+    The same pipeline on probes of different seeds gives the noise floor.
+    """
+    drawn = [_drawn(pipeline, probe) for pipeline, probe in zip((first, second), probes, strict=True)]
+    return importance(moments(drawn[0], drawn[0]), moments(drawn[1], drawn[0]), metric)
+
+
+def _drawn(pipeline: DiffusionPipeline, probe: Probe) -> Floats:
+    indices = range(probe.samples)
+    batches = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
+    latents = [draw_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches]
+    return np.concatenate(latents)
+
+
+def same_latents(first: DiffusionPipeline, second: DiffusionPipeline, probe: Probe) -> bool:
+    """Whether two pipelines give the same latents, to the bit, for the first samples of a probe."""
+    samples = range(min(2, probe.samples))
+    return bool((draw_latents(first, probe, samples) == draw_latents(second, probe, samples)).all())
+
+
+def sample_images(pipeline: DiffusionPipeline, probe: Probe, count: int) -> list[Image.Image]:
+    """Decoded samples of a probe; none if the pipeline makes no images."""
+    result = pipeline(**probe.arguments(pipeline, range(count)))
+    images = getattr(result, "images", None)
+    return [image for image in images or [] if isinstance(image, Image.Image)]
+
+
+def image_rows(rows: list[list[Image.Image]], scale: int = 2, gap: int = 4) -> Image.Image:
+    """One picture of several rows of images of one size."""
+    width, height = (scale * side for side in rows[0][0].size)
+    columns = max(len(row) for row in rows)
+    size = (columns * (width + gap) - gap, len(rows) * (height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
+    for top, row in enumerate(rows):
+        for left, image in enumerate(row):
+            place = (left * (width + gap), top * (height + gap))
+            sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
+    return sheet

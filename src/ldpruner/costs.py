@@ -1,0 +1,207 @@
+"""What a pipeline costs, and which part of it each module is: parameters, MACs, latency, memory."""
+
+import contextlib
+import functools
+import statistics
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ldpruner.pipelines import Arguments, Denoiser, networks, run_pipeline
+from ldpruner.values import Value
+
+REPEATS = 7  # of each timing; the median is kept
+
+
+class Costs(Value):
+    """What one call of a pipeline on one sample costs.
+
+    Attributes:
+        parameters: weights of the denoiser.
+        macs: multiply-accumulates of one denoiser call on one sample, attention products counted.
+        latency_ms: time of the whole pipeline call, from the arguments to the decoded sample.
+        denoiser_ms: the part of it that is spent in the denoiser.
+        memory: bytes at the peak of the pipeline call, weights of all components included.
+    """
+
+    parameters: int
+    macs: int
+    latency_ms: float
+    denoiser_ms: float
+    memory: int
+
+
+def pipeline_latency(
+    pipeline: DiffusionPipeline,
+    denoiser: nn.Module,
+    arguments: Callable[[], Arguments],
+    repeats: int = REPEATS,
+) -> tuple[float, float]:
+    """Median latency of a pipeline call, in ms, and the share of it that is spent in the denoiser.
+
+    Args:
+        pipeline: it runs `repeats` times, after one run that does not count.
+        denoiser: its network that is called in the loop.
+        arguments: makes the arguments of a call; called anew for each, as generators are used up.
+        repeats: how many runs count.
+    """
+    totals, shares = [], []
+    for repeat in range(repeats + 1):
+        with _timed({"": denoiser}) as inside:
+            total = pipeline_call_ms(pipeline, arguments())
+        if repeat:
+            totals.append(total)
+            shares.append(sum(span() for span in inside[""]) / total)
+    return statistics.median(totals), statistics.median(shares)
+
+
+def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float]:
+    """For every submodule, the share of a denoiser call's time that is spent in it.
+
+    One depth of nesting is timed at a time, so that no module's time contains the timing of its own submodules.
+    """
+    by_depth: dict[int, dict[str, nn.Module]] = defaultdict(dict)
+    for name, module in denoiser.module.named_modules():
+        if name:
+            by_depth[name.count(".")][name] = module
+    shares: dict[str, float] = {}
+    denoiser()
+    for modules in by_depth.values():
+        shares |= _shares_at_once(denoiser, modules, repeats)
+    return shares
+
+
+def _shares_at_once(denoiser: Denoiser, modules: dict[str, nn.Module], repeats: int) -> dict[str, float]:
+    observed: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats):
+        with _timed(modules) as inside:
+            total = timed_ms(denoiser, _device(denoiser.module))
+        for name, spans in inside.items():
+            observed[name].append(sum(span() for span in spans) / total)
+    return {name: statistics.median(values) for name, values in observed.items()}
+
+
+def pipeline_call_ms(pipeline: DiffusionPipeline, arguments: Arguments) -> float:
+    """How long one call of a pipeline takes, in ms, from the arguments to the decoded samples."""
+    device = next((_device(part) for part in networks(pipeline).values()), torch.device("cpu"))
+    return timed_ms(functools.partial(run_pipeline, pipeline, arguments), device)
+
+
+def timed_ms(function: Callable[[], Any], device: torch.device) -> float:
+    """How long a call takes, in ms, all its work on the device included."""
+    end = _span(device)
+    function()
+    return end()()
+
+
+def _span(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Starts a span; calling the result ends it, and gives a function that returns its length in ms."""
+    if device.type == "cuda":
+        return _cuda_span()
+    start = time.perf_counter()
+
+    def end() -> Callable[[], float]:
+        length = (time.perf_counter() - start) * 1e3
+        return lambda: length
+
+    return end
+
+
+def _cuda_span() -> Callable[[], Callable[[], float]]:
+    # Events do not wait for the device, so timing a module does not slow the call that it is part of.
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+
+    def length() -> float:
+        stop.synchronize()
+        return float(start.elapsed_time(stop))
+
+    def end() -> Callable[[], float]:
+        stop.record()
+        return length
+
+    return end
+
+
+@contextlib.contextmanager
+def _timed(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Callable[[], float]]]]:
+    """Times every call of some modules."""
+    spans: dict[str, list[Callable[[], float]]] = defaultdict(list)
+    open_spans: list[Callable[[], Callable[[], float]]] = []
+    handles = []
+    for name, module in modules.items():
+        device = _device(module)
+
+        def enter(*_: Any, device: torch.device = device) -> None:
+            open_spans.append(_span(device))
+
+        def leave(*_: Any, name: str = name) -> None:
+            spans[name].append(open_spans.pop()())
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield spans
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
+
+
+def peak_memory(pipeline: DiffusionPipeline, arguments: Arguments) -> int:
+    """Bytes at the peak of a pipeline call: every component's weights, and the tensors alive at once.
+
+    On CUDA, what its allocator reports; elsewhere, a count of tensor storages, the same in every run.
+    """
+    parts = networks(pipeline).values()
+    weights = {id(weight): weight.nbytes for part in parts for weight in (*part.parameters(), *part.buffers())}
+    if any(_device(part).type == "cuda" for part in parts):
+        torch.cuda.reset_peak_memory_stats()
+        run_pipeline(pipeline, arguments)
+        peak: int = torch.cuda.max_memory_allocated()
+        return peak
+    with _StorageCounter() as counter:
+        run_pipeline(pipeline, arguments)
+    return sum(weights.values()) + counter.peak
+
+
+class _StorageCounter(TorchDispatchMode):
+    """Counts the bytes of all storages that are made while it is active and not yet freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_key(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and _key(leaf) not in given | self._known:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,291 @@
+"""What one call of a network computes, and what depends on what.
+
+The network runs once on the meta device: shapes only, no memory, no arithmetic. Every tensor operation becomes
+a node; every call of a submodule is the interval of nodes that ran inside it.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from ldpruner.pipelines import Denoiser
+from ldpruner.weightless import to_meta
+
+Selector = int | str
+ADDITIONS = {"add", "add_", "addcmul", "addcmul_"}
+# What neither mixes elements nor adds anything: scaling, views, copies.
+PASSING = {
+    *("mul", "mul_", "div", "div_", "neg", "clone", "_to_copy", "contiguous", "alias", "detach"),
+    *(
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+    ),
+    *("slice", "select", "split", "split_with_sizes", "chunk", "unbind"),
+}
+# What reads only the shape of its input.
+SHAPE_ONLY = {
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "new_zeros",
+    "new_ones",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One tensor operation: what it is, the nodes that it reads, its multiply-accumulates."""
+
+    operation: str
+    inputs: tuple[int, ...] = ()
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that a module takes or gives: its shape and the node that made it."""
+
+    shape: tuple[int, ...]
+    node: int
+
+
+@dataclass
+class Call:
+    """One call of a submodule: the nodes from `start` to before `end` ran inside it."""
+
+    module: str
+    start: int
+    inputs: dict[Selector, Value]
+    end: int = 0
+    outputs: tuple[Value, ...] = ()
+    returns_tuple: bool = False
+
+    @property
+    def nodes(self) -> range:
+        return range(self.start, self.end)
+
+
+@dataclass
+class Dataflow:
+    """The record of one call.
+
+    Attributes:
+        nodes: the operations in the order in which they ran.
+        calls: the calls of submodules by module name, each in the order in which they began.
+        results: the nodes that made the network's own outputs.
+        owners: for each node the innermost module that it ran in ("" for the network itself).
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    results: set[int] = field(default_factory=set)
+    owners: list[str] = field(default_factory=list)
+    readers: list[list[int]] = field(default_factory=list)
+
+    def add(self, node: Node, owner: str) -> int:
+        """Appends a node and returns its number."""
+        number = len(self.nodes)
+        self.nodes.append(node)
+        self.owners.append(owner)
+        self.readers.append([])
+        for source in set(node.inputs):
+            self.readers[source].append(number)
+        return number
+
+    def macs(self, nodes: Iterable[int]) -> int:
+        """Multiply-accumulates of some nodes."""
+        return sum(self.nodes[node].macs for node in nodes)
+
+    def nodes_of(self, module: str) -> set[int]:
+        """Every node that ran inside a module, in any of its calls."""
+        return {node for call in self.calls.get(module, ()) for node in call.nodes}
+
+    def unread_without(self, removed: Collection[int], kept: Collection[int]) -> set[int]:
+        """The removed nodes and all that nothing reads any more once they are gone.
+
+        Args:
+            removed: the nodes taken away.
+            kept: nodes that stay in use, because something else now reads them.
+        """
+        dead = set(removed)
+        pending = [source for node in removed for source in self.nodes[node].inputs]
+        while pending:
+            node = pending.pop()
+            if node in dead or node in kept or node in self.results:
+                continue
+            if all(reader in dead for reader in self.readers[node]):
+                dead.add(node)
+                pending.extend(self.nodes[node].inputs)
+        return dead
+
+    def additions_of(self, value: Value, end: int) -> list[int] | None:
+        """The additions that read a value after node `end`, through scalings and views alone.
+
+        None when anything else reads it, or nothing does.
+        """
+        additions: list[int] = []
+        pending = [reader for reader in self.readers[value.node] if reader >= end]
+        if value.node in self.results or not pending:
+            return None
+        while pending:
+            node = pending.pop()
+            if self.nodes[node].operation in ADDITIONS:
+                additions.append(node)
+            elif self.nodes[node].operation in PASSING and self.readers[node]:
+                pending.extend(self.readers[node])
+            else:
+                return None
+        return additions
+
+    def depends_on(self, node: int, ancestor: int) -> bool:
+        """Whether a node was computed from another."""
+        pending, seen = [node], {node}
+        while pending:
+            current = pending.pop()
+            if current == ancestor:
+                return True
+            fresh = [one for one in self.nodes[current].inputs if one >= ancestor and one not in seen]
+            seen.update(fresh)
+            pending.extend(fresh)
+        return False
+
+    def stream_source(self, value: Value, candidates: dict[Selector, Value], start: int) -> Selector | None:
+        """The candidate that reaches a value through additions, scalings and views alone: `x` in `x + f(x)`."""
+        by_node = {candidate.node: selector for selector, candidate in reversed(candidates.items())}
+        pending, seen = [value.node], {value.node}
+        while pending:
+            node = pending.pop(0)
+            if node in by_node:
+                return by_node[node]
+            if node >= start and self.nodes[node].operation in ADDITIONS | PASSING:
+                fresh = [one for one in self.nodes[node].inputs if one not in seen]
+                seen.update(fresh)
+                pending.extend(fresh)
+        return None
+
+
+def trace(denoiser: Denoiser) -> Dataflow:
+    """Repeats the recorded call of a denoiser on the meta device and records what it computes."""
+    weights = {name: _meta(value) for name, value in _state(denoiser.module)}
+    recorder = _Recorder()
+    handles = list(_watch(denoiser.module, recorder))
+    attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    try:
+        with torch.no_grad(), attention, recorder:
+            arguments, options = to_meta((denoiser.arguments, denoiser.options))
+            result = functional_call(denoiser.module, weights, arguments, options)
+    finally:
+        for handle in handles:
+            handle.remove()
+    recorder.flow.results = {recorder.value(tensor).node for tensor in _tensors(result)}
+    return recorder.flow
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _meta(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(value, device="meta")
+
+
+def _watch(network: nn.Module, recorder: "_Recorder") -> Iterator[Any]:
+    for name, module in network.named_modules():
+        if name:
+            yield module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
+            yield module.register_forward_hook(recorder.left, with_kwargs=True)
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+class _Recorder(TorchDispatchMode):
+    """Builds a dataflow while tensors are computed. Tensors are kept alive, so that their ids stay theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flow = Dataflow()
+        self._made: dict[int, int] = {}
+        self._written: dict[int, int] = {}  # the last node that wrote into a storage, also through a view
+        self._alive: list[torch.Tensor] = []
+        self._open: list[Call] = []
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """The tensor's shape and maker; a tensor from outside gets a node of its own."""
+        if id(tensor) not in self._made:
+            self._set_maker(tensor, self.flow.add(Node("outside"), self._owner()))
+        written = self._written.get(_storage(tensor), 0)
+        return Value(tuple(tensor.shape), max(written, self._made[id(tensor)]))
+
+    def _set_maker(self, tensor: torch.Tensor, node: int) -> None:
+        self._made[id(tensor)] = node
+        self._alive.append(tensor)
+
+    def _owner(self) -> str:
+        return self._open[-1].module if self._open else ""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        result = function(*args, **options)
+        packet = function.overloadpacket
+        count = flop_registry.get(packet)
+        flops = count(*args, **options, out_val=result) if count else 0
+        name = packet.__name__
+        reads = [] if name in SHAPE_ONLY else _tensors((args, options))
+        inputs = tuple(dict.fromkeys(self.value(tensor).node for tensor in reads))
+        node = self.flow.add(Node(name, inputs, flops // 2), self._owner())
+        for tensor in _tensors(result):
+            self._set_maker(tensor, node)
+            if function._schema.is_mutable:
+                self._written[_storage(tensor)] = node
+        return result
+
+    def entering(self, name: str) -> Any:
+        """A hook that opens a call of the named module."""
+
+        def enter(_: nn.Module, arguments: Any, options: Any) -> None:
+            given = [*enumerate(arguments), *options.items()]
+            inputs: dict[Selector, Value] = {
+                key: self.value(value) for key, value in given if isinstance(value, torch.Tensor)
+            }
+            call = Call(name, len(self.flow.nodes), inputs)
+            self.flow.calls.setdefault(name, []).append(call)
+            self._open.append(call)
+
+        return enter
+
+    def left(self, _: nn.Module, __: Any, ___: Any, result: Any) -> None:
+        """A hook that closes the call that was opened last."""
+        call = self._open.pop()
+        call.end = len(self.flow.nodes)
+        call.returns_tuple = isinstance(result, tuple)
+        plain = isinstance(result, torch.Tensor) or call.returns_tuple
+        leaves = _tensors(result) if plain and _is_flat(result) else []
+        call.outputs = tuple(self.value(tensor) for tensor in leaves)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _is_flat(result: Any) -> bool:
+    return isinstance(result, torch.Tensor) or all(isinstance(one, torch.Tensor) for one in result)

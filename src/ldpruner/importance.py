@@ -1,0 +1,122 @@
+"""How far latents have moved: the score of the method and its alternatives.
+
+Pure functions of what is known about two sets of latents, the untouched and the modified. Mean and standard
+deviation are over samples, for each latent element; the deviation is that of the samples themselves (divided by m).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Metric: TypeAlias = Literal["mean_std", "mean_variance", "mean", "std", "mse", "cosine", "frechet"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Running moments of latents, and what compares each sample with its untouched twin.
+
+    Attributes:
+        count: how many samples.
+        mean: [elements] their mean.
+        m2: [elements] sum of squared deviations from the mean.
+        squared_error: sum over samples of the mean squared difference from the untouched latents.
+        cosine_distance: sum over samples of 1 - cosine with the untouched latents.
+        pooled: [samples, channels] each sample's mean over space.
+    """
+
+    count: int
+    mean: Floats
+    m2: Floats
+    squared_error: float
+    cosine_distance: float
+    pooled: Floats
+
+    @property
+    def variance(self) -> Floats:
+        return self.m2 / self.count
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.mean).all() and np.isfinite(self.m2).all())
+
+
+def moments(latents: Floats, untouched: Floats) -> Moments:
+    """The moments of latents [samples, channels, ...] beside the untouched ones of the same samples."""
+    flat, twin = latents.reshape(len(latents), -1), untouched.reshape(len(untouched), -1)
+    mean = flat.mean(axis=0)
+    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(twin, axis=1)
+    cosine = (flat * twin).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return Moments(
+        count=len(flat),
+        mean=mean,
+        m2=((flat - mean) ** 2).sum(axis=0),
+        squared_error=float(((flat - twin) ** 2).mean(axis=1).sum()),
+        cosine_distance=float((1 - cosine).sum()),
+        pooled=latents.reshape(*latents.shape[:2], -1).mean(axis=2),
+    )
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """The moments of all samples from those of disjoint blocks (Chan, Golub and LeVeque, 1979)."""
+    count = sum(part.count for part in parts)
+    mean = np.asarray(sum(part.count * part.mean for part in parts) / count)
+    between = sum(part.count * (part.mean - mean) ** 2 for part in parts)
+    return Moments(
+        count=count,
+        mean=mean,
+        m2=np.asarray(sum(part.m2 for part in parts) + between),
+        squared_error=sum(part.squared_error for part in parts),
+        cosine_distance=sum(part.cosine_distance for part in parts),
+        pooled=np.concatenate([part.pooled for part in parts]),
+    )
+
+
+def importance(untouched: Moments, modified: Moments, metric: Metric = "mean_std") -> float:
+    """How much a modification moved the latents; 0 if not at all, infinity if they are not finite.
+
+    The default is the score of LD-Pruner (arXiv 2404.11936): || mean(Z) - mean(Z') ||_2 + || std(Z) - std(Z') ||_2.
+    """
+    if not modified.is_finite:
+        return float("inf")
+    return float(_SCORES[metric](untouched, modified))
+
+
+def _mean(untouched: Moments, modified: Moments) -> float:
+    return float(np.linalg.norm(untouched.mean - modified.mean))
+
+
+def _std(untouched: Moments, modified: Moments) -> float:
+    return float(np.linalg.norm(np.sqrt(untouched.variance) - np.sqrt(modified.variance)))
+
+
+def _variance(untouched: Moments, modified: Moments) -> float:
+    return float(np.linalg.norm(untouched.variance - modified.variance))
+
+
+def _frechet(untouched: Moments, modified: Moments) -> float:
+    return frechet_distance(untouched.pooled, modified.pooled)
+
+
+_SCORES: dict[Metric, Callable[[Moments, Moments], float]] = {
+    "mean_std": lambda z, other: _mean(z, other) + _std(z, other),
+    "mean_variance": lambda z, other: _mean(z, other) + _variance(z, other),
+    "mean": _mean,
+    "std": _std,
+    "mse": lambda _, other: other.squared_error / other.count,
+    "cosine": lambda _, other: other.cosine_distance / other.count,
+    "frechet": _frechet,
+}
+
+
+def frechet_distance(first: Floats, second: Floats) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of features [samples, features] (Dowson, Landau 1982)."""
+    mean = first.mean(axis=0) - second.mean(axis=0)
+    one, two = (np.atleast_2d(np.cov(features, rowvar=False, bias=True)) for features in (first, second))
+    root = scipy.linalg.sqrtm(one @ two).real
+    return max(0.0, float(mean @ mean + np.trace(one + two - 2 * root)))

@@ -1,0 +1,112 @@
+"""Drawing latents: a probe says which, and a pipeline runs until its last step. Nothing is decoded."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from pydantic import Field, field_validator
+
+from ldpruner.pipelines import (
+    Interruption,
+    accepted_arguments,
+    overridden,
+    run_pipeline,
+    schedulers,
+)
+from ldpruner.values import Value
+
+
+class Probe(Value):
+    """How latents are drawn: the same for every operator, and for every machine.
+
+    Each sample has its own seed, so that it depends neither on the batch that it is drawn in nor on the
+    other samples.
+
+    Attributes:
+        samples: how many latents (m in the paper).
+        steps: denoising steps of each (k in the paper).
+        seed: from which the samples' own seeds are made.
+        prompts: for text pipelines, a sequence or the path of a text file with one on each line; sample i takes
+            prompt i, starting again when they run out.
+        guidance: the scale of classifier-free guidance; None leaves it to the pipeline.
+        call: further arguments of the pipeline's call.
+    """
+
+    samples: int = Field(default=64, ge=1)
+    steps: int = Field(default=25, ge=1)
+    seed: int = Field(default=0, ge=0)
+    prompts: tuple[str, ...] | None = None
+    guidance: float | None = None
+    call: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _read_prompts(cls, prompts: Any) -> Any:
+        if isinstance(prompts, (str, Path)):
+            lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+            return tuple(line for line in lines if line.strip())
+        return prompts
+
+    def sample_seed(self, index: int) -> int:
+        """The seed of one sample, the same on every machine."""
+        (state,) = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)
+        return int(state >> np.uint64(1))
+
+    def arguments(self, pipeline: DiffusionPipeline, samples: Sequence[int]) -> dict[str, Any]:
+        """What to call a pipeline with to draw the samples of these indices in one batch."""
+        generators = [torch.Generator().manual_seed(self.sample_seed(index)) for index in samples]
+        wanted: dict[str, Any] = {
+            "num_inference_steps": self.steps,
+            "steps": self.steps,
+            "generator": generators,
+        }
+        per_sample = {
+            "prompt": [self._prompt(index) for index in samples],
+            "class_labels": [index % 1000 for index in samples],
+        }
+        accepted = accepted_arguments(pipeline, per_sample)
+        wanted |= accepted if accepted else {"batch_size": len(samples)}
+        if self.guidance is not None:
+            wanted["guidance_scale"] = self.guidance
+        return accepted_arguments(pipeline, {**wanted, **self.call})
+
+    def shortened(self) -> "Probe":
+        """The same probe with two steps: enough where what a step costs does not change."""
+        return self.model_copy(update={"steps": min(self.steps, 2)})
+
+    def _prompt(self, index: int) -> str:
+        return self.prompts[index % len(self.prompts)] if self.prompts else ""
+
+
+def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> torch.Tensor:
+    """Runs a pipeline on some samples of a probe and returns their final latents.
+
+    The run is left before anything is decoded.
+
+    Returns:
+        [samples, ...]: what the scheduler's last step returned.
+    """
+    last: list[torch.Tensor] = []
+
+    def leave(*_: Any, **__: Any) -> None:
+        raise Interruption
+
+    with contextlib.ExitStack() as stack:
+        for scheduler in schedulers(pipeline):
+            step = scheduler.step
+
+            def keep(*arguments: Any, _step: Any = step, **options: Any) -> Any:
+                result = _step(*arguments, **options)
+                last[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
+                return result
+
+            stack.enter_context(overridden(scheduler, "step", keep))
+        for part in pipeline.components.values():
+            if hasattr(part, "decode") and isinstance(part, torch.nn.Module):
+                stack.enter_context(overridden(part, "decode", leave))
+        run_pipeline(pipeline, probe.arguments(pipeline, samples))
+    return last[0]

@@ -1,0 +1,314 @@
+"""The operators of a denoiser: what can be removed from it, and what goes away with each.
+
+Nothing here knows an architecture by name. One call is watched (see `dataflow`), and three rules read it:
+an operator whose outputs have the shapes of its inputs can become the identity; one whose output is only added
+to what it was computed from is a residual branch and becomes zero; a block that changes its width can be cut down to
+the projection on its own shortcut.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
+
+from diffusers import DiffusionPipeline
+from pydantic import Field
+from torch import nn
+
+from ldpruner.dataflow import Call, Dataflow, Selector, trace
+from ldpruner.pipelines import Arguments, Denoiser, find_denoiser
+from ldpruner.pruned import Identity, Shortcut
+from ldpruner.values import Value
+
+ModificationName: TypeAlias = Literal["identity", "zero", "shortcut"]
+Through: TypeAlias = int | str | tuple[int | str, ...]
+
+# The first row that matches a class name, in lower case, gives the kind.
+KINDS = (
+    (
+        "convolution",
+        ("conv1d", "conv2d", "conv3d", "convtranspose", "compatibleconv", "causalconv"),
+    ),
+    ("linear", ("linear",)),
+    ("normalisation", ("norm",)),
+    (
+        "activation",
+        (
+            "silu",
+            "relu",
+            "swiglu",
+            "geglu",
+            "approximategelu",
+            "mish",
+            "sigmoid",
+            "swish",
+            "tanh",
+            "gelu",
+        ),
+    ),
+    ("resnet", ("resnet", "resblock", "residualblock")),
+    ("feed_forward", ("feedforward", "mlp")),
+    (
+        "transformer_block",
+        ("transformerblock", "ditblock", "transformer1dblock", "transformer2dblock"),
+    ),
+    ("transformer", ("transformer",)),
+    ("upsample", ("upsample",)),
+    ("downsample", ("downsample",)),
+    ("embedding", ("embed", "timesteps", "projection")),
+    ("stage", ("downblock", "upblock", "midblock")),
+    ("attention", ("attention", "attn")),
+)
+
+
+class Removal(Value):
+    """One modification of one operator, and all that a replay needs to know of it.
+
+    Attributes:
+        operator: the dotted name of the submodule.
+        modification: what stands in for it.
+        through: for each output the input (position or name) that it repeats or takes its shape from, a tuple
+            where the operator returned one; for `shortcut` the name of the projection that stays.
+        also: the operators that fed only this one and go with it, such as the norm in front of an attention.
+    """
+
+    operator: str
+    modification: ModificationName
+    through: Through = 0
+    also: tuple[str, ...] = ()
+
+
+class Candidate(Removal):
+    """A removal that has not been chosen yet: what it would take away.
+
+    Attributes:
+        leaves: the names of the leaf modules that would be gone; two candidates that share one exclude
+            each other.
+        parameters: how many weights would be gone.
+        macs: multiply-accumulates saved in one denoiser call on one sample.
+    """
+
+    leaves: tuple[str, ...]
+    parameters: int
+    macs: int
+
+    @property
+    def removal(self) -> Removal:
+        return Removal(**self.model_dump(include=set(Removal.model_fields)))
+
+
+class Operator(Value):
+    """A submodule of a denoiser that can be modified on its own.
+
+    Attributes:
+        component: the denoiser's name in the pipeline.
+        name: the dotted name in the denoiser.
+        kind: convolution, linear, normalisation, activation, attention, resnet, feed_forward, ...
+        calls: how many times one denoiser call runs it.
+        input_shape, output_shape: of its first tensors in the first call, with the batch of that call.
+        parameters: how many weights it has.
+        macs: its multiply-accumulates in one denoiser call on one sample, attention products counted.
+        candidates: the modifications that it allows.
+    """
+
+    component: str
+    name: str = Field(serialization_alias="operator")
+    kind: str
+    calls: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def modifications(self) -> tuple[ModificationName, ...]:
+        return tuple(candidate.modification for candidate in self.candidates)
+
+
+def find_operators(
+    pipeline: DiffusionPipeline, component: str | None = None, call: Arguments | None = None
+) -> tuple[Operator, ...]:
+    """Lists what can be removed from a pipeline's denoiser, in the order in which it runs.
+
+    One denoiser call is watched on the meta device: no weights are needed or changed.
+
+    Args:
+        pipeline: any diffusers pipeline.
+        component: which network, for pipelines with more than one denoiser.
+        call: further arguments that the pipeline's call needs.
+
+    Raises:
+        DenoiserNotFound: the pipeline cannot be run or has no denoiser.
+    """
+    return operators_of(find_denoiser(pipeline, component, call))
+
+
+def operators_of(denoiser: Denoiser) -> tuple[Operator, ...]:
+    """The operators of a denoiser whose call was recorded."""
+    return _Search(denoiser, trace(denoiser)).operators()
+
+
+def denoiser_macs(denoiser: Denoiser) -> int:
+    """Multiply-accumulates of one denoiser call on one sample (one row of its batch), attention products counted."""
+    flow = trace(denoiser)
+    return flow.macs(range(len(flow.nodes))) // denoiser.rows
+
+
+def kind_of(module: nn.Module) -> str:
+    """The kind of a module, read off its class name; the name itself where no kind fits."""
+    name = type(module).__name__.lower().replace("_", "")
+    return next((kind for kind, parts in KINDS if any(part in name for part in parts)), name)
+
+
+class _Search:
+    """Applies the rules to one recorded call."""
+
+    def __init__(self, denoiser: Denoiser, flow: Dataflow) -> None:
+        self.denoiser, self.flow = denoiser, flow
+        self.modules = dict(denoiser.module.named_modules())
+        self.leaves = {name for name, module in self.modules.items() if not any(module.children())}
+        self.nodes = {name: flow.nodes_of(name) for name in flow.calls}
+        self.seen: set[frozenset[str]] = set()
+
+    def operators(self) -> tuple[Operator, ...]:
+        outermost_first = sorted(self.flow.calls, key=lambda name: name.count("."))
+        found = {name: self._operator(name) for name in outermost_first if self._is_candidate(name)}
+        return tuple(found[name] for name in self.flow.calls if name in found and found[name].candidates)
+
+    def _is_candidate(self, name: str) -> bool:
+        computes = any(self.flow.nodes[node].operation != "outside" for node in self.nodes[name])
+        return computes and not isinstance(self.modules[name], (Identity, Shortcut))
+
+    def _operator(self, name: str) -> Operator:
+        calls = self.flow.calls[name]
+        outputs = calls[0].outputs
+        return Operator(
+            component=self.denoiser.component,
+            name=name,
+            kind=kind_of(self.modules[name]),
+            calls=len(calls),
+            input_shape=next((value.shape for value in calls[0].inputs.values()), ()),
+            output_shape=outputs[0].shape if outputs else (),
+            parameters=_parameters(self.modules[name]),
+            macs=self.flow.macs(self.nodes[name]) // self.denoiser.rows,
+            candidates=tuple(self._candidates(name)),
+        )
+
+    def _candidates(self, name: str) -> Iterator[Candidate]:
+        through = self._through(name)
+        if through is None:
+            yield from self._once(name, "shortcut", self._shortcut(name))
+            return
+        if self._is_residual_branch(name):
+            zeros = list(self._once(name, "zero", through))
+            yield from zeros
+            if zeros:
+                return
+        yield from self._once(name, "identity", through)
+
+    def _once(self, name: str, modification: ModificationName, through: Through | None) -> Iterator[Candidate]:
+        """The candidate, unless an outer operator's takes away exactly the same."""
+        if through is None:
+            return
+        candidate = self._candidate(name, modification, through)
+        key = frozenset(self._dead_leaves(self._dead(name, modification, through)))
+        if key and key not in self.seen:
+            self.seen.add(key)
+            yield candidate
+
+    def _candidate(self, name: str, modification: ModificationName, through: Through) -> Candidate:
+        dead = self._dead(name, modification, through)
+        inside = self.nodes[name]
+        also = tuple(leaf for leaf in self._dead_leaves(dead) if self._is_swept(leaf, inside))
+        gone = {node for node in dead if node in inside}.union(*(self.nodes[leaf] for leaf in also))
+        leaves = self._dead_leaves(gone)
+        kept = _parameters(self.modules[name].get_submodule(through)) if modification == "shortcut" else 0
+        return Candidate(
+            operator=name,
+            modification=modification,
+            through=through,
+            also=also,
+            leaves=tuple(leaves),
+            parameters=_parameters(self.modules[name], *(self.modules[leaf] for leaf in also)) - kept,
+            macs=self.flow.macs(gone) // self.denoiser.rows,
+        )
+
+    def _is_swept(self, leaf: str, inside: set[int]) -> bool:
+        outside = not self.nodes[leaf] <= inside
+        return outside and not isinstance(self.modules[leaf], Identity) and self._through(leaf) == 0
+
+    def _dead(self, name: str, modification: ModificationName, through: Through) -> set[int]:
+        """The nodes that nothing needs once an operator is modified."""
+        removed, kept = set(self.nodes[name]), set[int]()
+        for call in self.flow.calls[name]:
+            if modification == "identity":
+                kept |= {call.inputs[selector].node for selector in _selectors(through)}
+        if modification == "shortcut":
+            projection = f"{name}.{through}"
+            removed -= self.nodes[projection]
+            kept |= {value.node for call in self.flow.calls[projection] for value in call.outputs}
+        return self.flow.unread_without(removed, kept)
+
+    def _dead_leaves(self, dead: set[int]) -> list[str]:
+        owners = dict.fromkeys(self.flow.owners[node] for node in sorted(dead))
+        return [name for name in owners if name in self.leaves and self.nodes[name] <= dead]
+
+    def _through(self, name: str) -> Through | None:
+        """For each output the input that has its shape; None if there is none, or calls differ."""
+        found = {self._through_call(call) for call in self.flow.calls[name]}
+        return found.pop() if len(found) == 1 else None
+
+    def _through_call(self, call: Call) -> Through | None:
+        selectors: list[Selector] = []
+        for value in call.outputs:
+            same = {key: given for key, given in call.inputs.items() if given.shape == value.shape}
+            if not same:
+                return None
+            source = self.flow.stream_source(value, same, call.start)
+            selectors.append(source if source is not None else next(iter(same)))
+        if not selectors:
+            return None
+        return tuple(selectors) if call.returns_tuple else selectors[0]
+
+    def _is_residual_branch(self, name: str) -> bool:
+        return all(self._is_added_back(call) for call in self.flow.calls[name])
+
+    def _is_added_back(self, call: Call) -> bool:
+        """Whether every output is only ever added to something that the inputs were computed from."""
+        for value in call.outputs:
+            additions = self.flow.additions_of(value, call.end)
+            if additions is None:
+                return False
+            if not all(self._adds_ancestor(addition, call) for addition in additions):
+                return False
+        return bool(call.outputs)
+
+    def _adds_ancestor(self, addition: int, call: Call) -> bool:
+        others = [node for node in self.flow.nodes[addition].inputs if node < call.start]
+        sources = [value.node for value in call.inputs.values()]
+        return any(self.flow.depends_on(source, other) for other in others for source in sources)
+
+    def _shortcut(self, name: str) -> str | None:
+        """The child that projects the operator's own input to its output's width and is only added there."""
+        (call, *more) = self.flow.calls[name]
+        if more or len(call.outputs) != 1 or not call.inputs or call.returns_tuple:
+            return None
+        source, target = next(iter(call.inputs.values())), call.outputs[0]
+        children: list[str] = [child for child, _ in self.modules[name].named_children()]
+        for child in children:
+            for inner in self.flow.calls.get(f"{name}.{child}", ()):
+                given = list(inner.inputs.values())
+                fits = [value.shape for value in inner.outputs] == [target.shape] and len(given) == 1
+                if not fits or self.flow.additions_of(inner.outputs[0], inner.end) is None:
+                    continue
+                if self.flow.stream_source(given[0], {0: source}, call.start) is not None:
+                    return child
+        return None
+
+
+def _selectors(through: Through) -> tuple[Selector, ...]:
+    return through if isinstance(through, tuple) else (through,)
+
+
+def _parameters(*modules: nn.Module) -> int:
+    weights: dict[int, Any] = {id(weight): weight for module in modules for weight in module.parameters()}
+    return sum(weight.numel() for weight in weights.values())

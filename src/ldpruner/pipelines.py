@@ -1,0 +1,158 @@
+"""Running a diffusers pipeline and watching it: which network denoises, and how it is called."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ldpruner.errors import DenoiserNotFound, one_line
+from ldpruner.weightless import is_weightless, running_weightless
+
+Arguments = Mapping[str, Any]
+
+# What a pipeline is called with to see how it calls its denoiser. Only what it accepts is passed.
+FIRST_CALL: Arguments = {"prompt": "", "class_labels": [0], "num_inference_steps": 2, "steps": 2}
+
+
+class Interruption(BaseException):
+    """Leaves a pipeline in the middle. No pipeline catches it, as it is not an Exception."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The network that a pipeline calls in every step, and one real call of it.
+
+    Attributes:
+        component: its name in the pipeline, such as `unet`.
+        module: the network.
+        arguments: positional arguments of the recorded call.
+        options: keyword arguments of the recorded call.
+    """
+
+    component: str
+    module: nn.Module
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch in the recorded call: 2 for one sample under classifier-free guidance."""
+        leaves = tree_leaves((self.arguments, self.options))
+        return next((len(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 2), 1)
+
+    def __call__(self) -> Any:
+        """Repeats the recorded call."""
+        with torch.no_grad():
+            return self.module(*self.arguments, **self.options)
+
+
+def find_denoiser(
+    pipeline: DiffusionPipeline, component: str | None = None, call: Arguments | None = None
+) -> Denoiser:
+    """Finds the denoiser by running the pipeline up to the first step of its scheduler.
+
+    Whatever network ran last before that step made the prediction that the step takes.
+
+    Args:
+        pipeline: any diffusers pipeline; its weights may be on the meta device.
+        component: the name of the network, for pipelines that have more than one.
+        call: further arguments of the pipeline's call.
+
+    Raises:
+        DenoiserNotFound: the pipeline cannot be run, or no network runs in its loop.
+    """
+    calls: list[Denoiser] = []
+
+    def record(name: str, module: nn.Module, arguments: Any, options: Any) -> None:
+        calls.append(Denoiser(name, module, arguments, options))
+        if name == component:
+            raise Interruption
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise Interruption
+
+    _check_component(pipeline, component)
+    with contextlib.ExitStack() as stack:
+        for name, module in networks(pipeline).items():
+            hook = functools.partial(record, name)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+        for scheduler in schedulers(pipeline):
+            stack.enter_context(overridden(scheduler, "step", interrupt))
+        _try_pipeline(pipeline, accepted_arguments(pipeline, {**FIRST_CALL, **(call or {})}))
+    found = [one for one in calls if component in (None, one.component)]
+    if not found:
+        raise DenoiserNotFound(
+            f"{type(pipeline).__name__} calls no network before its scheduler's first step; components: "
+            f"{', '.join(sorted(pipeline.components)) or 'none'}"
+        )
+    return found[-1]
+
+
+def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The components of a pipeline that are networks, by name."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def schedulers(pipeline: DiffusionPipeline) -> list[Any]:
+    """The components of a pipeline that make the steps."""
+    parts = pipeline.components.values()
+    return [part for part in parts if hasattr(part, "set_timesteps") and hasattr(part, "step")]
+
+
+def accepted_arguments(pipeline: DiffusionPipeline, wanted: Arguments) -> dict[str, Any]:
+    """Those of the wanted arguments that the pipeline's call names."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> None:
+    """Calls a pipeline quietly, without gradients; an interruption from inside ends the call."""
+    bar = dict(getattr(pipeline, "_progress_bar_config", {}))
+    pipeline.set_progress_bar_config(disable=True)
+    surroundings = running_weightless if is_weightless(pipeline) else contextlib.nullcontext
+    try:
+        with torch.no_grad(), surroundings(pipeline), contextlib.suppress(Interruption):
+            cast(Callable[..., Any], pipeline)(**arguments)
+    finally:
+        pipeline.set_progress_bar_config(**bar)
+
+
+def _try_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> None:
+    try:
+        run_pipeline(pipeline, arguments)
+    except Exception as error:
+        raise DenoiserNotFound(
+            f"{type(pipeline).__name__} could not be run with {sorted(arguments)}: {one_line(error)}; "
+            "give what its call needs as Probe(call={...})"
+        ) from error
+
+
+@contextlib.contextmanager
+def overridden(thing: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Puts a function in the place of a method of one object for a while.
+
+    The stand-in keeps the signature: pipelines look at it.
+    """
+    original = getattr(thing, name)
+    function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    setattr(thing, name, function)
+    try:
+        yield
+    finally:
+        delattr(thing, name)
+
+
+def _check_component(pipeline: DiffusionPipeline, component: str | None) -> None:
+    known = networks(pipeline)
+    if component is not None and component not in known:
+        raise DenoiserNotFound(
+            f"{type(pipeline).__name__} has no network {component!r}; it has {', '.join(sorted(known)) or 'none'}"
+        )

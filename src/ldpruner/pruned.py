@@ -1,0 +1,164 @@
+"""What a pruned denoiser needs to run and to load.
+
+This file is copied beside the weights of every saved pruned pipeline, so that it opens where ld-pruner
+is not installed. It must therefore import nothing of ld-pruner.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+WEIGHTS_NAME = "pruned_model.safetensors"  # not the name that the unpruned class looks for
+SOURCE = Path(__file__)
+MARKER = "# The class of this folder"
+
+
+def select_input(selector: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The argument at a position (int) or of a name (str)."""
+    return args[selector] if isinstance(selector, int) else kwargs[selector]
+
+
+class Identity(nn.Module):
+    """Stands in for an operator: each output is the input that `through` names.
+
+    A list in `through` means that the operator returned a tuple.
+    """
+
+    def __init__(self, through: Any = 0) -> None:
+        super().__init__()
+        self.through = through
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.through, (list, tuple)):
+            return tuple(select_input(selector, args, kwargs) for selector in self.through)
+        return select_input(self.through, args, kwargs)
+
+
+class Zero(Identity):
+    """Stands in for a residual branch: each output is zero, in the shape of the input that `through` names."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = super().forward(*args, **kwargs)
+        if isinstance(inputs, tuple):
+            return tuple(torch.zeros_like(tensor) for tensor in inputs)
+        return torch.zeros_like(inputs)
+
+
+class Shortcut(nn.Module):
+    """Stands in for a block that changes its width: only its own shortcut projection is left."""
+
+    def __init__(self, name: str, projection: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, projection)
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        (projection,) = self.children()
+        return projection(hidden_states)
+
+
+def replacement(module: nn.Module, modification: str, through: Any) -> nn.Module:
+    """The module that stands in for `module`."""
+    if modification == "identity":
+        return Identity(through)
+    if modification == "zero":
+        return Zero(through)
+    if modification == "shortcut":
+        return Shortcut(through, module.get_submodule(through))
+    raise ValueError(f"unknown modification {modification!r}")
+
+
+def swap_(denoiser: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts `new` wherever `old` is registered: a shared module has several places."""
+    for parent in list(denoiser.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
+
+
+def replace_(denoiser: nn.Module, removals: Iterable[Mapping[str, Any]]) -> list[tuple[nn.Module, nn.Module]]:
+    """Replaces operators in place; returns the (replaced, replacement) pairs, in order.
+
+    Args:
+        denoiser: the network, changed in place.
+        removals: mappings with the keys operator, modification, through and also (the operators that fed
+            only this one).
+    """
+    swapped = []
+    for removal in removals:
+        targets = [(removal["operator"], removal["modification"], removal["through"])]
+        targets += [(name, "identity", 0) for name in removal["also"]]
+        for name, modification, through in targets:
+            module = denoiser.get_submodule(name)
+            stand_in = replacement(module, modification, through)
+            swap_(denoiser, module, stand_in)
+            swapped.append((module, stand_in))
+    return swapped
+
+
+@functools.cache
+def pruned_class(base: Any) -> Any:
+    """The class of pruned denoisers of a diffusers model class.
+
+    Its configuration is that of `base` and the list `removals`. Loading is replay: build `base`, remove
+    again, then load the weights strictly.
+    """
+
+    def build(self: Any, *args: Any, removals: Iterable[Mapping[str, Any]] = (), **kwargs: Any) -> None:
+        base.__init__.__wrapped__(self, *args, **kwargs)
+        replace_(self, removals)
+
+    # diffusers reads off the signature which entries of a configuration belong to a class.
+    signature: Any = inspect.signature(base.__init__)
+    removals = inspect.Parameter("removals", inspect.Parameter.KEYWORD_ONLY, default=())
+    cast(Any, build).__signature__ = signature.replace(parameters=[*signature.parameters.values(), removals])
+    name = f"Pruned{base.__name__}"
+    body = {
+        "__init__": register_to_config(build),
+        "__module__": name.lower(),  # diffusers writes it to model_index.json: the file in the folder
+        "__doc__": f"{base.__name__} with some operators removed.",
+        "save_pretrained": save_pretrained,
+        "from_pretrained": classmethod(cast(Any, from_pretrained)),
+    }
+    return type(name, (base,), body)
+
+
+def save_pretrained(self: Any, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
+    """Writes the configuration, the weights under a name of their own, and the code that loads them."""
+    if not is_main_process:
+        return
+    folder = Path(save_directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    self.save_config(folder)
+    state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+    safetensors.torch.save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    cls, base = type(self), type(self).__bases__[0]
+    code = SOURCE.read_text(encoding="utf-8").split(f"\n{MARKER}\n")[0]
+    code += f"\n{MARKER}\nfrom {base.__module__} import {base.__name__}\n\n"
+    code += f"{cls.__name__} = pruned_class({base.__name__})\n"
+    (folder / f"{cls.__module__}.py").write_text(code, encoding="utf-8")
+
+
+def from_pretrained(
+    cls: Any,
+    pretrained_model_name_or_path: str | Path,
+    subfolder: str | None = None,
+    torch_dtype: torch.dtype | None = None,
+    **_: Any,
+) -> Any:
+    """Loads a pruned denoiser from a local folder.
+
+    Raises when a weight is missing, left over, or of another shape.
+    """
+    folder = Path(pretrained_model_name_or_path, subfolder or "")
+    model = cls.from_config(cls.load_config(folder))
+    model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_NAME), strict=True)
+    if torch_dtype not in (None, model.dtype):
+        model = model.to(torch_dtype)
+    return model.eval()

@@ -1,0 +1,189 @@
+"""The run folder's ledger: every finished evaluation, so that the same command carries on where it was stopped."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ldpruner.errors import LedgerError, StorageError
+from ldpruner.importance import Floats, Moments
+
+APPLICATION_ID = 0x4C445052  # "LDPR": tells a ledger from any other SQLite file
+FORMAT = 1
+UNTOUCHED = ("", "")  # the key of the untouched pipeline
+
+_TABLES = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE evaluations (
+    operator TEXT, modification TEXT, block INTEGER, denoiser_calls INTEGER NOT NULL,
+    count INTEGER NOT NULL, mean BLOB NOT NULL, m2 BLOB NOT NULL,
+    squared_error REAL, cosine_distance REAL, pooled BLOB NOT NULL,
+    PRIMARY KEY (operator, modification, block)
+);
+CREATE TABLE untouched (block INTEGER PRIMARY KEY, shape TEXT NOT NULL, latents BLOB NOT NULL);
+CREATE TABLE failures (operator TEXT, modification TEXT, reason TEXT NOT NULL, PRIMARY KEY (operator, modification));
+"""
+
+Key = tuple[str, str]
+
+
+class Ledger:
+    """What a run has finished, in SQLite. Without a folder it lives in memory.
+
+    Args:
+        folder: the run folder, made if need be.
+        identity: what the results depend on; a ledger with another identity is refused. None reads any.
+
+    Raises:
+        LedgerError: the file is corrupt, or is the ledger of another model or probe.
+        StorageError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | str | None, identity: Mapping[str, Any] | None = None) -> None:
+        self.path = Path(folder) / "run.sqlite" if folder is not None else None
+        with _told(self.path):
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self.path or ":memory:", isolation_level=None)
+            self._prepare()
+        if identity is not None:
+            self._check_identity(json.loads(json.dumps(identity)))
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._database.close()
+
+    def _prepare(self) -> None:
+        (application,) = self._database.execute("PRAGMA application_id").fetchone()
+        (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != APPLICATION_ID and tables:
+            raise LedgerError(f"{self.path} is not a ledger of ld-pruner; choose another run folder")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        if not tables:
+            self._database.executescript(
+                f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; {_TABLES} COMMIT;"
+            )
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version != FORMAT:
+            raise LedgerError(
+                f"{self.path} has ledger format {version}, this version reads {FORMAT}; start a new run folder"
+            )
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        known = self.fact("identity")
+        if known is None:
+            self.set_fact("identity", identity)
+            return
+        for name, value in identity.items():
+            if known.get(name) != value:
+                raise LedgerError(
+                    f"{self.path} belongs to another {name}: {_short(known.get(name))} there, {_short(value)} here; "
+                    "choose another run folder"
+                )
+
+    def fact(self, name: str) -> Any:
+        """A fact about the run, None if it is not known."""
+        row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Writes down a fact about the run."""
+        self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def finished(self, key: Key) -> dict[int, Moments]:
+        """The finished blocks of a modification."""
+        columns = "block, count, mean, m2, squared_error, cosine_distance, pooled"
+        query = f"SELECT {columns} FROM evaluations WHERE operator = ? AND modification = ? ORDER BY block"
+        return {row[0]: _moments(*row[1:]) for row in self._execute(query, key)}
+
+    def record(self, key: Key, blocks: Mapping[int, Moments], denoiser_calls: int) -> None:
+        """Writes down finished blocks, all or none; `denoiser_calls` is what each of them took."""
+        rows = [
+            (
+                *(*key, block, denoiser_calls, one.count, one.mean.tobytes(), one.m2.tobytes()),
+                *(one.squared_error, one.cosine_distance, one.pooled.tobytes()),
+            )
+            for block, one in blocks.items()
+        ]
+        with _told(self.path), self._transaction():
+            self._database.executemany(f"INSERT INTO evaluations VALUES ({', '.join('?' * 10)})", rows)
+
+    def keep_untouched(self, block: int, latents: Floats) -> None:
+        """Keeps a block's untouched latents, with which modified ones are compared sample by sample."""
+        row = (block, json.dumps(latents.shape), latents.tobytes())
+        self._execute("INSERT OR REPLACE INTO untouched VALUES (?, ?, ?)", row)
+
+    def untouched(self) -> dict[int, Floats]:
+        """The untouched latents by block."""
+        rows = self._execute("SELECT block, shape, latents FROM untouched ORDER BY block")
+        return {block: np.frombuffer(data).reshape(json.loads(shape)) for block, shape, data in rows}
+
+    def record_failure(self, key: Key, reason: str) -> None:
+        """Writes down that a modification makes the denoiser raise."""
+        self._execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (*key, reason))
+
+    def failures(self) -> dict[Key, str]:
+        """Why modifications cannot be removed."""
+        rows = self._execute("SELECT operator, modification, reason FROM failures")
+        return {(operator, modification): reason for operator, modification, reason in rows}
+
+    def denoiser_calls(self) -> int:
+        """All denoiser calls that are in the ledger, counted for each sample."""
+        (calls,) = self._execute("SELECT coalesce(sum(denoiser_calls * count), 0) FROM evaluations").fetchone()
+        return int(calls)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.rollback()
+            raise
+        self._database.execute("COMMIT")
+
+    def _execute(self, query: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        with _told(self.path):
+            return self._database.execute(query, values)
+
+
+def _moments(count: int, mean: bytes, m2: bytes, squared_error: float, cosine: float, pooled: bytes) -> Moments:
+    def nan(value: float | None) -> float:
+        return float("nan") if value is None else value  # SQLite stores NaN as NULL
+
+    features = np.frombuffer(pooled).reshape(count, -1)
+    return Moments(count, np.frombuffer(mean), np.frombuffer(m2), nan(squared_error), nan(cosine), features)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextlib.contextmanager
+def _told(path: Path | None) -> Iterator[None]:
+    """Turns errors of the file system and of SQLite into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free the disk or choose another run folder"
+        ) from error
+    except sqlite3.OperationalError as error:
+        raise StorageError(
+            f"cannot use {path}: {error}; what was finished is kept, free the disk and run again"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(f"{path} is corrupt: {error}; move it away to start again") from error

@@ -1,0 +1,189 @@
+"""Saving a pruned pipeline as an ordinary diffusers folder, and opening pipelines of any kind again."""
+
+import contextlib
+import importlib.resources
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import huggingface_hub
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile, one_line
+from ldpruner.pruned import pruned_class
+from ldpruner.weightless import open_weightless
+
+INDEX = "model_index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+CONFIGURATIONS = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model"]
+
+
+def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
+    """Saves a pipeline as a diffusers folder, whole or not at all.
+
+    A pruned denoiser's folder carries the code that loads it: it opens with
+    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` without ld-pruner, and with `load`.
+
+    Raises:
+        StorageError: the folder cannot be written, or holds something else.
+    """
+    target = Path(folder)
+    if target.exists() and not (target / INDEX).exists() and any(target.iterdir()):
+        raise StorageError(f"{target} exists and holds no pipeline; choose another folder")
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"cannot write {target}: {one_line(error)}") from error
+
+
+def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> DiffusionPipeline:
+    """Opens a pipeline: a folder (pruned or not), `zoo:NAME`, or the id of a Hub repository.
+
+    Nothing is unpickled, and no code of the folder runs.
+
+    Raises:
+        PipelineNotFound: there is no pipeline.
+        UnsafeFile: weights are not safetensors.
+    """
+    folder = find_folder(model)
+    _check_weights(folder)
+    with _told(model):
+        parts = {
+            name: pruned_class(getattr(diffusers, class_name.removeprefix("Pruned"))).from_pretrained(
+                folder / name, torch_dtype=torch_dtype
+            )
+            for name, class_name in _pruned_components(folder).items()
+        }
+        with _opened_as_plain(folder, parts) as plain:
+            pipeline = DiffusionPipeline.from_pretrained(plain, torch_dtype=torch_dtype, use_safetensors=True, **parts)
+    assert isinstance(pipeline, DiffusionPipeline)
+    return pipeline
+
+
+def load_weightless(model: Path | str) -> DiffusionPipeline:
+    """Opens a pipeline with its networks on the meta device: only configuration files are read or downloaded.
+
+    Raises:
+        PipelineNotFound: there is no pipeline.
+    """
+    folder = find_folder(model, configurations_only=True)
+    with _told(model):
+        return open_weightless(folder)
+
+
+def find_folder(model: Path | str, *, configurations_only: bool = False) -> Path:
+    """The local folder of a model, downloaded from the Hub if need be.
+
+    Raises:
+        PipelineNotFound: there is none.
+    """
+    name = str(model)
+    folder = _zoo_folder(name.removeprefix("zoo:")) if name.startswith("zoo:") else Path(name)
+    if folder.is_dir():
+        if not (folder / INDEX).is_file():
+            raise PipelineNotFound(
+                f"{folder} is no pipeline: it has no {INDEX}; give the folder that save_pretrained wrote"
+            )
+        return folder
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~", "zoo:")):
+        raise PipelineNotFound(
+            f"no pipeline at {name!r}; give a folder, a Hub id such as owner/name, or zoo:satellite"
+        )
+    with _told(model):
+        allowed = CONFIGURATIONS if configurations_only else None
+        ignored = [f"*{ending}" for ending in (*PICKLES, ".msgpack", ".onnx", ".onnx_data", ".h5")]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored))
+
+
+def _zoo_folder(name: str) -> Path:
+    """A model of the zoo: in the package, or in the repository beside it."""
+    package = Path(str(importlib.resources.files("ldpruner"))) / "zoo"
+    places = [package / name, package.parents[2] / "zoo" / name / "pipeline"]
+    found = next((place for place in places if (place / INDEX).is_file()), None)
+    if found is None:
+        known = sorted(path.parent.name for path in package.glob(f"*/{INDEX}"))
+        raise PipelineNotFound(f"no model 'zoo:{name}'; the zoo has {', '.join(known) or 'none'}")
+    return found
+
+
+def _pruned_components(folder: Path) -> dict[str, str]:
+    """The components of a folder that are pruned, with the names of their classes."""
+    entries = _read_index(folder).items()
+    return {
+        name: entry[1]
+        for name, entry in entries
+        if isinstance(entry, list) and str(entry[0]).startswith("pruned") and str(entry[1]).startswith("Pruned")
+    }
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PipelineNotFound(f"{folder / INDEX} is not JSON: {one_line(error)}") from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise PipelineNotFound(f"{folder / INDEX} names no pipeline class")
+    return index
+
+
+@contextlib.contextmanager
+def _opened_as_plain(folder: Path, parts: dict[str, Any]) -> Iterator[Path]:
+    """A folder with the same components whose index names the unpruned classes: diffusers then runs no code of it."""
+    if not parts:
+        yield folder
+        return
+    index = _read_index(folder)
+    for name, part in parts.items():
+        index[name] = ["diffusers", type(part).__bases__[0].__name__]
+    with tempfile.TemporaryDirectory() as temporary:
+        plain = Path(temporary)
+        (plain / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        for path in folder.iterdir():
+            if path.is_dir():
+                (plain / path.name).symlink_to(path.resolve())
+        yield plain
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuses files that are not what they seem before any library opens them."""
+    for path in sorted(folder.glob("*/*")):
+        if path.suffix == ".safetensors":
+            _check_safetensors(path)
+        elif path.suffix in PICKLES and not list(path.parent.glob("*.safetensors")):
+            raise UnsafeFile(f"{path} would have to be unpickled; convert it to safetensors first")
+
+
+def _check_safetensors(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:9] != b"{" or header > path.stat().st_size - 8:
+        kinds = {b"PK": "a zip (perhaps a pickle of torch.save)", b"\x80": "a pickle"}
+        kind = next(
+            (kind for magic, kind in kinds.items() if start.startswith(magic)),
+            "damaged, or no safetensors file",
+        )
+        raise UnsafeFile(f"{path} is {kind}; it is not opened, get the file again as safetensors")
+
+
+@contextlib.contextmanager
+def _told(model: Path | str) -> Iterator[None]:
+    """Turns what the libraries raise on a folder that cannot be opened into one line."""
+    try:
+        yield
+    except LdPrunerError:
+        raise
+    except Exception as error:
+        raise PipelineNotFound(f"cannot open {str(model)!r}: {one_line(error)}") from error

@@ -1,0 +1,69 @@
+"""What scoring finds out, and all that selection needs to know."""
+
+from ldpruner.costs import Costs
+from ldpruner.fingerprints import Architecture
+from ldpruner.importance import Metric
+from ldpruner.latents import Probe
+from ldpruner.operators import Candidate
+from ldpruner.values import Value
+
+
+class Savings(Value):
+    """What a removal saves of one pipeline call on one sample.
+
+    Attributes:
+        parameters: weights of the denoiser.
+        macs: multiply-accumulates of one denoiser call.
+        latency_ms: time of the whole pipeline call.
+        memory: bytes of weights.
+    """
+
+    parameters: int
+    macs: int
+    latency_ms: float
+    memory: int
+
+
+class Score(Value):
+    """The importance of one modification of one operator.
+
+    Attributes:
+        score: how far the latents moved; infinity if it cannot be removed.
+        interval: of the score, where one is known.
+        samples: how many samples were drawn.
+        saves: what the removal saves.
+        candidate: the removal itself.
+        failure: why it cannot be removed.
+    """
+
+    operator: str
+    kind: str
+    modification: str
+    score: float
+    interval: tuple[float, float] | None = None
+    samples: int
+    saves: Savings
+    candidate: Candidate
+    failure: str | None = None
+
+
+class Scores(Value):
+    """All that selection needs to know.
+
+    Attributes:
+        component: the denoiser's name in the pipeline.
+        architecture: of the denoiser.
+        probe: on which latents the scores were measured.
+        metric: which score.
+        costs: of the untouched pipeline.
+        denoiser_calls: what the scores took, counted for each sample.
+        scores: one for each modification.
+    """
+
+    component: str
+    architecture: Architecture
+    probe: Probe
+    metric: Metric
+    costs: Costs
+    denoiser_calls: int
+    scores: tuple[Score, ...]

@@ -1,0 +1,264 @@
+"""Scoring operators: every modification on every sample of the probe, as in the paper."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from ldpruner.costs import Costs, module_shares, peak_memory, pipeline_latency
+from ldpruner.errors import NonFiniteLatents, OperatorNotFound, one_line
+from ldpruner.fingerprints import architecture, count_parameters, weights_digest
+from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
+from ldpruner.latents import Probe, draw_latents
+from ldpruner.modifications import modified
+from ldpruner.operators import Candidate, Operator, denoiser_macs, find_operators
+from ldpruner.pipelines import Denoiser, find_denoiser
+from ldpruner.runs import UNTOUCHED, Ledger
+from ldpruner.scores import Savings, Score, Scores
+
+BLOCK = 8  # samples whose moments are kept together, whatever the batch
+BATCH = 16  # samples drawn at once
+# What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
+MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+
+
+def score_operators(
+    pipeline: DiffusionPipeline,
+    operators: Sequence[Operator] | None = None,
+    probe: Probe | None = None,
+    *,
+    run: Path | str | None = None,
+    metric: Metric = "mean_std",
+    batch_size: int = BATCH,
+) -> Scores:
+    """Scores the operators of a pipeline's denoiser by modifying each of them in turn.
+
+    The denoiser is afterwards as it was before, to the bit, also after an error or Ctrl-C.
+
+    Args:
+        pipeline: the untouched pipeline.
+        operators: which; all of `find_operators` if None.
+        probe: which latents to compare.
+        run: the run folder; what it already holds is not computed again.
+        metric: the score (see `importance`).
+        batch_size: how many samples to draw at once; changes no score beyond rounding.
+
+    Raises:
+        NonFiniteLatents: the untouched pipeline's own latents are not finite.
+        LedgerError: the run folder is another model's or probe's.
+    """
+    with Scoring(pipeline, operators, probe, run=run, metric=metric, batch_size=batch_size) as scoring:
+        for _ in scoring:
+            pass
+        return scoring.scores()
+
+
+class Scoring:
+    """A scoring run: an iterable with a length that does the work, then `scores()`.
+
+    The arguments are those of `score_operators`.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        operators: Sequence[Operator] | None = None,
+        probe: Probe | None = None,
+        *,
+        component: str | None = None,
+        run: Path | str | None = None,
+        metric: Metric = "mean_std",
+        batch_size: int = BATCH,
+    ) -> None:
+        self.pipeline, self.probe, self.metric = pipeline, probe or Probe(), metric
+        self.batch_size = batch_size
+        if operators is None:
+            operators = find_operators(pipeline, component, self.probe.call)
+        self.operators = tuple(operators)
+        component = self.operators[0].component if self.operators else component
+        self.denoiser = find_denoiser(pipeline, component, self.probe.arguments(pipeline, [0]))
+        self._check_operators()
+        self.ledger = Ledger(run, self._identity())
+        self.untouched = self.ledger.untouched()
+        self._calls = 0
+
+    def __enter__(self) -> "Scoring":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.__exit__(None, None, None)
+
+    def __len__(self) -> int:
+        """How many draws the whole run takes, finished ones included."""
+        return len(self._groups()) * (1 + len(self._candidates()))
+
+    def __iter__(self) -> Iterator[str]:
+        """Draws what is not finished yet; yields the operator's name after each draw."""
+        with self._counted_calls():
+            for group in self._groups():
+                self._draw_untouched(group)
+                yield "untouched"
+            failures = self.ledger.failures()
+            for _, candidate in self._candidates():
+                for group in self._groups():
+                    if (candidate.operator, candidate.modification) not in failures:
+                        self._draw_modified(candidate, group)
+                    yield candidate.operator
+
+    def scores(self) -> Scores:
+        """The scores of what has been drawn."""
+        costs, shares = self._costs()
+        base = merged(list(self.ledger.finished(UNTOUCHED).values()))
+        failures = self.ledger.failures()
+        return Scores(
+            component=self.denoiser.component,
+            architecture=architecture(self.denoiser.module),
+            probe=self.probe,
+            metric=self.metric,
+            costs=costs,
+            denoiser_calls=self.ledger.denoiser_calls(),
+            scores=tuple(
+                self._score(operator, candidate, base, failures, self._savings(candidate, costs, shares))
+                for operator, candidate in self._candidates()
+            ),
+        )
+
+    def _score(
+        self,
+        operator: Operator,
+        candidate: Candidate,
+        base: Moments,
+        failures: dict[tuple[str, str], str],
+        saves: Savings,
+    ) -> Score:
+        key = (candidate.operator, candidate.modification)
+        blocks = list(self.ledger.finished(key).values())
+        failure = failures.get(key)
+        value = importance(base, merged(blocks), self.metric) if blocks and failure is None else float("inf")
+        return Score(
+            operator=candidate.operator,
+            kind=operator.kind,
+            modification=candidate.modification,
+            score=value,
+            samples=sum(block.count for block in blocks),
+            saves=saves,
+            candidate=candidate,
+            failure=failure,
+        )
+
+    def _candidates(self) -> list[tuple[Operator, Candidate]]:
+        return [(operator, candidate) for operator in self.operators for candidate in operator.candidates]
+
+    def _groups(self) -> list[range]:
+        """The blocks that are drawn together."""
+        blocks = -(-self.probe.samples // BLOCK)
+        at_once = max(1, self.batch_size // BLOCK)
+        return [range(first, min(first + at_once, blocks)) for first in range(0, blocks, at_once)]
+
+    def _samples(self, block: int) -> range:
+        return range(block * BLOCK, min((block + 1) * BLOCK, self.probe.samples))
+
+    def _draw_untouched(self, group: range) -> None:
+        if all(block in self.untouched for block in group):
+            return
+        blocks, calls = self._draw(group)
+        for block, latents in blocks.items():
+            if not np.isfinite(latents).all():
+                raise NonFiniteLatents(
+                    f"the untouched pipeline's latents are not finite (samples {list(self._samples(block))}); "
+                    "try another precision"
+                )
+            self.ledger.keep_untouched(block, latents)
+            self.untouched[block] = latents
+        self.ledger.record(UNTOUCHED, {block: moments(one, one) for block, one in blocks.items()}, calls)
+
+    def _draw_modified(self, candidate: Candidate, group: range) -> None:
+        key = (candidate.operator, candidate.modification)
+        finished = self.ledger.finished(key)
+        missing = range(group.start, group.stop)
+        if all(block in finished for block in missing) or any(not one.is_finite for one in finished.values()):
+            return
+        try:
+            with modified(self.denoiser.module, [candidate.removal]):
+                blocks, calls = self._draw(group)
+        except torch.OutOfMemoryError:
+            raise
+        except MISFITS as error:
+            self.ledger.record_failure(key, one_line(error))
+            return
+        results = {block: moments(one, self.untouched[block]) for block, one in blocks.items()}
+        self.ledger.record(key, {block: one for block, one in results.items() if block not in finished}, calls)
+
+    def _draw(self, group: range) -> tuple[dict[int, Floats], int]:
+        """The latents of some blocks, and how many denoiser calls each sample took."""
+        samples = [index for block in group for index in self._samples(block)]
+        batches = [samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size)]
+        before = self._calls
+        drawn = torch.cat([draw_latents(self.pipeline, self.probe, batch).cpu() for batch in batches])
+        latents = drawn.double().numpy()
+        first = samples[0]
+        parts = {block: self._samples(block) for block in group}
+        blocks = {block: latents[part.start - first : part.stop - first] for block, part in parts.items()}
+        return blocks, (self._calls - before) // len(batches)
+
+    @contextlib.contextmanager
+    def _counted_calls(self) -> Iterator[None]:
+        def count(*_: object) -> None:
+            self._calls += 1
+
+        handle = self.denoiser.module.register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _costs(self) -> tuple[Costs, dict[str, float]]:
+        """Measured once, and kept in the ledger."""
+        known = self.ledger.fact("costs")
+        if known is None:
+            costs = measure_costs(self.pipeline, self.denoiser, self.probe)
+            known = {"costs": costs.model_dump(), "shares": module_shares(self.denoiser)}
+            self.ledger.set_fact("costs", known)
+        return Costs(**known["costs"]), known["shares"]
+
+    def _savings(self, candidate: Candidate, costs: Costs, shares: dict[str, float]) -> Savings:
+        share = sum(shares.get(name, 0.0) for name in (candidate.operator, *candidate.also))
+        if candidate.modification == "shortcut":
+            share -= shares.get(f"{candidate.operator}.{candidate.through}", 0.0)
+        weight_bytes = next(self.denoiser.module.parameters()).element_size()
+        return Savings(
+            parameters=candidate.parameters,
+            macs=candidate.macs,
+            latency_ms=share * costs.denoiser_ms,
+            memory=candidate.parameters * weight_bytes,
+        )
+
+    def _identity(self) -> dict[str, object]:
+        return {
+            "pipeline": type(self.pipeline).__name__,
+            "component": self.denoiser.component,
+            "architecture": architecture(self.denoiser.module).model_dump(),
+            "weights": weights_digest(self.denoiser.module),
+            "probe": self.probe.model_dump(mode="json"),
+        }
+
+    def _check_operators(self) -> None:
+        known = {name for name, _ in self.denoiser.module.named_modules()}
+        for operator in self.operators:
+            if operator.name not in known:
+                raise OperatorNotFound(operator.name, known)
+
+
+def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:
+    """What one call of a pipeline on one sample of a probe costs."""
+    latency, share = pipeline_latency(pipeline, denoiser.module, lambda: probe.arguments(pipeline, [0]))
+    return Costs(
+        parameters=count_parameters(denoiser.module),
+        macs=denoiser_macs(denoiser),
+        latency_ms=latency,
+        denoiser_ms=latency * share,
+        memory=peak_memory(pipeline, probe.shortened().arguments(pipeline, [0])),
+    )

@@ -1,0 +1,81 @@
+"""Removing operators for good: their weights and their computation are gone, the rest is kept as it is."""
+
+import copy
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ldpruner.errors import PlanMismatch
+from ldpruner.fingerprints import architecture
+from ldpruner.modifications import check_operators, modified
+from ldpruner.operators import Removal
+from ldpruner.pipelines import find_denoiser, schedulers
+from ldpruner.pruned import pruned_class, replace_
+from ldpruner.selection import Plan
+
+
+def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
+    """Makes a pruned pipeline; the original stays as it is.
+
+    The new one has its own denoiser and scheduler and shares all other components.
+
+    Raises:
+        PlanMismatch: the plan was made for another architecture.
+        OperatorNotFound: the plan names an operator that is not there.
+    """
+    component, denoiser = _target(pipeline, plan)
+    removals = _removals(plan)
+    with modified(denoiser, removals):
+        network = copy.deepcopy(denoiser)  # made while they are gone, so that their weights are not copied
+    _enlist_(network, removals)
+    pruned = copy.copy(pipeline)
+    own = {name: copy.deepcopy(part) for name, part in pipeline.components.items() if part in schedulers(pipeline)}
+    pruned.register_modules(**own, **{component: network})
+    return pruned
+
+
+def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
+    """Prunes a pipeline in place and returns it. Everything is checked before anything is removed.
+
+    Raises:
+        PlanMismatch: the plan was made for another architecture.
+        OperatorNotFound: the plan names an operator that is not there.
+    """
+    component, denoiser = _target(pipeline, plan)
+    removals = _removals(plan)
+    replace_(denoiser, [removal.model_dump() for removal in removals])
+    _enlist_(denoiser, removals)
+    pipeline.register_modules(**{component: denoiser})
+    return pipeline
+
+
+def _target(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module]:
+    """The denoiser that a plan is for."""
+    component = plan.component or find_denoiser(pipeline).component
+    denoiser = pipeline.components.get(component)
+    if not isinstance(denoiser, nn.Module):
+        raise PlanMismatch(f"the plan is for component {component!r}; the pipeline has {sorted(pipeline.components)}")
+    here = architecture(denoiser)
+    if plan.architecture is not None and plan.architecture != here:
+        there = plan.architecture
+        raise PlanMismatch(
+            f"the plan is for a {there.name} of {there.parameters:,} parameters, this is a {here.name} of "
+            f"{here.parameters:,}; score this pipeline and select again"
+        )
+    check_operators(denoiser, plan.removed)
+    return component, denoiser
+
+
+def _removals(plan: Plan) -> list[Removal]:
+    return [Removal(**choice.model_dump(include=set(Removal.model_fields))) for choice in plan.removed]
+
+
+def _enlist_(denoiser: Any, removals: list[Removal]) -> None:
+    """Makes a denoiser's class and configuration say what was removed, so that it saves and loads as it is."""
+    base: Any = type(denoiser)
+    earlier = list(denoiser.config.get("removals", ()))
+    if earlier or base.__name__.startswith("Pruned"):
+        base = base.__bases__[0]
+    denoiser.__class__ = pruned_class(base)
+    denoiser.register_to_config(removals=[*earlier, *(removal.model_dump(mode="json") for removal in removals)])

@@ -1,0 +1,166 @@
+"""Pipelines without weights: built from their configuration files, run with every network on the meta device.
+
+The networks compute shapes only; the scheduler and everything else of the pipeline run as they always do.
+"""
+
+import contextlib
+import importlib
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import tokenizers
+import torch
+import transformers
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from ldpruner.errors import PipelineNotFound
+from ldpruner.pruned import pruned_class
+
+VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
+UNUSED = ("SafetyChecker", "ImageProcessor", "FeatureExtractor")  # not run before the first step
+TEXT_LENGTH = 77  # tokens, of CLIP, where a configuration does not say
+LONGEST_TEXT = 512  # tokens; some tokenizers name no limit
+
+
+def open_weightless(folder: Path) -> DiffusionPipeline:
+    """Builds the pipeline of a folder that holds only configuration files, its networks on the meta device.
+
+    Raises:
+        PipelineNotFound: a class or a configuration cannot be had.
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    pipeline_class = getattr(diffusers, str(index["_class_name"]), None)
+    if pipeline_class is None:
+        raise PipelineNotFound(f"diffusers {diffusers.__version__} has no pipeline class {index['_class_name']!r}")
+    accepted = inspect.signature(pipeline_class.__init__).parameters
+    parts: dict[str, Any] = {}
+    for name, entry in index.items():
+        if name not in accepted:
+            continue
+        is_component = isinstance(entry, list) and len(entry) == 2
+        parts[name] = _component(folder / name, *entry) if is_component else entry
+    missing = {name: None for name, value in accepted.items() if _required(value) and name not in parts}
+    parts["requires_safety_checker"] = False
+    pipeline = pipeline_class(**{name: part for name, part in parts.items() if name in accepted}, **missing)
+    assert isinstance(pipeline, DiffusionPipeline)
+    return pipeline
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    empty = parameter.default is inspect.Parameter.empty
+    return empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "self"
+
+
+def _component(folder: Path, library: str | None, class_name: str | None) -> Any:
+    """One component, as far as its configuration goes; None for what is not needed to watch a call."""
+    if library is None or class_name is None or class_name.endswith(UNUSED):
+        return None
+    part = _component_class(library, class_name)
+    if part is None:
+        return None
+    if issubclass(part, nn.Module):
+        return _meta_network(part, folder)
+    if "Tokenizer" in class_name:
+        return _tokenizer(part, folder)
+    return part.from_config(part.load_config(folder)) if issubclass(part, ConfigMixin) else None
+
+
+def _component_class(library: str, class_name: str) -> Any:
+    if library.startswith("pruned"):
+        return pruned_class(getattr(diffusers, class_name.removeprefix("Pruned")))
+    module = diffusers if library == "diffusers" else importlib.import_module(_trusted(library))
+    return getattr(module, class_name, None)
+
+
+def _trusted(library: str) -> str:
+    if library == "transformers":
+        return library
+    name = f"diffusers.pipelines.{library}"
+    if importlib.util.find_spec(name) is None:
+        raise PipelineNotFound(
+            f"component library {library!r} is neither diffusers nor transformers; it is not imported"
+        )
+    return name
+
+
+def _meta_network(network_class: Any, folder: Path) -> nn.Module:
+    is_diffusers = issubclass(network_class, ModelMixin)
+    configuration = None if is_diffusers else network_class.config_class.from_pretrained(folder)
+    with torch.device("meta"):
+        if is_diffusers:
+            network = network_class.from_config(network_class.load_config(folder))
+        else:
+            network = network_class(configuration)
+    assert isinstance(network, nn.Module)
+    return network.eval()
+
+
+def _tokenizer(tokenizer: Any, folder: Path) -> Any:
+    if any((folder / name).exists() for name in VOCABULARIES):
+        return tokenizer.from_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    known = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    length = min(int(known.get("model_max_length", TEXT_LENGTH)), LONGEST_TEXT)
+    return _meaningless_tokenizer(length)
+
+
+def _meaningless_tokenizer(length: int) -> transformers.PreTrainedTokenizerFast:
+    """Token ids of the right shape, where a folder has no vocabulary."""
+    model = tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(model), pad_token="<pad>", model_max_length=length
+    )
+
+
+def is_weightless(pipeline: DiffusionPipeline) -> bool:
+    """Whether a network of the pipeline has its weights on the meta device."""
+    return any(_on_meta(part) for part in pipeline.components.values())
+
+
+def _on_meta(part: Any) -> bool:
+    return isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters())
+
+
+@contextlib.contextmanager
+def running_weightless(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Lets a pipeline run whose networks are on the meta device.
+
+    The pipeline believes to be on the CPU; what goes into a network becomes meta, what comes out zeros.
+    """
+    handles = []
+    for part in pipeline.components.values():
+        if _on_meta(part):
+            handles.append(part.register_forward_pre_hook(_to_meta, with_kwargs=True))
+            handles.append(part.register_forward_hook(_to_zeros))
+    original = type(pipeline)
+    on_cpu = property(lambda _: torch.device("cpu"))
+    pipeline.__class__ = type(original.__name__, (original,), {"device": on_cpu, "_execution_device": on_cpu})
+    try:
+        yield
+    finally:
+        pipeline.__class__ = original
+        for handle in handles:
+            handle.remove()
+
+
+def to_meta(values: Any) -> Any:
+    """The same nest of values, its tensors on the meta device."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), values)
+
+
+def _to_meta(_: nn.Module, arguments: Any, options: Any) -> Any:
+    return to_meta(arguments), to_meta(options)
+
+
+def _to_zeros(_: nn.Module, __: Any, outputs: Any) -> Any:
+    return tree_map_only(
+        torch.Tensor,
+        lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape),
+        outputs,
+    )

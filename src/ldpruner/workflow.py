@@ -1,0 +1,93 @@
+"""All of it: from a pipeline and a budget to a pruned folder and the numbers beside it."""
+
+import logging
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from ldpruner.bench import Comparison, compare, image_rows, latent_distance, same_latents, sample_images
+from ldpruner.errors import StorageError
+from ldpruner.latents import Probe
+from ldpruner.saving import load, save
+from ldpruner.scores import Scores
+from ldpruner.selection import Budget, Plan, Rule, select
+from ldpruner.surgery import prune
+from ldpruner.values import Value
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 4  # selections for one latency budget
+PICTURES = 8  # samples in the picture of before and after
+
+
+class Outcome(Value):
+    """What a run ended with.
+
+    Attributes:
+        plan: what was removed.
+        comparison: the original and the pruned pipeline, timed in turn.
+        score: how far the pruned latents are from the original's, on seeds that no selection has seen.
+        noise_floor: the same distance between two draws of the original itself.
+        reload_is_exact: whether the saved folder, opened again, gave the same latents to the bit.
+        picture: samples of both with the same seeds, the original's above.
+    """
+
+    plan: Plan
+    comparison: Comparison
+    score: float
+    noise_floor: float
+    reload_is_exact: bool
+    picture: Path | None = None
+
+
+def prune_to_budget(
+    pipeline: DiffusionPipeline, scores: Scores, budget: Budget, *, rule: Rule = "knapsack"
+) -> tuple[DiffusionPipeline, Plan]:
+    """Selects and prunes; a latency budget is then measured, and the selection tightened until it is met.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+    """
+    wanted, asked = budget.latency, budget
+    for _ in range(ATTEMPTS):
+        plan = select(scores, asked, rule=rule).model_copy(update={"budget": budget})
+        pruned = prune(pipeline, plan)
+        if wanted is None or asked.latency is None:
+            break
+        ratio = compare(
+            {"original": pipeline, "pruned": pruned}, scores.probe, component=scores.component
+        ).latency_ratio
+        if ratio is None or ratio.median <= wanted:
+            break
+        logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", ratio.median, wanted)
+        asked = asked.model_copy(update={"latency": 0.99 * asked.latency * wanted / ratio.median})
+    return pruned, plan
+
+
+def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, probe: Probe, folder: Path) -> Outcome:
+    """Saves a pruned pipeline into a run folder, opens it again, and sets it beside its original."""
+    plan.write(folder / "plan.json")
+    save(pruned, folder / "pruned")
+    reloaded = load(folder / "pruned")
+    fresh = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
+    return Outcome(
+        plan=plan,
+        comparison=compare({"original": pipeline, "pruned": pruned}, probe, component=plan.component),
+        score=latent_distance(pipeline, pruned, (fresh[0], fresh[0])),
+        noise_floor=latent_distance(pipeline, pipeline, (fresh[0], fresh[1])),
+        reload_is_exact=same_latents(pruned, reloaded, probe),
+        picture=write_picture(pipeline, pruned, fresh[0], folder / "samples" / "before-after.png"),
+    )
+
+
+def write_picture(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, probe: Probe, path: Path) -> Path | None:
+    """Writes samples of both pipelines with the same seeds; None if they make no images."""
+    rows = [sample_images(one, probe, PICTURES) for one in (pipeline, pruned)]
+    if not all(rows):
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image_rows(rows).save(path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
+    return path
