@@ -168,11 +168,10 @@ def peak_memory(pipeline: DiffusionPipeline, arguments: Arguments) -> int:
     if any(_device(part).type == "cuda" for part in parts):
         torch.cuda.reset_peak_memory_stats()
         run_pipeline(pipeline, arguments)
-        peak: int = torch.cuda.max_memory_allocated()
-        return peak
+        return int(torch.cuda.max_memory_allocated())
     with _StorageCounter() as counter:
         run_pipeline(pipeline, arguments)
-    return sum(weights.values()) + counter.peak
+    return int(sum(weights.values())) + counter.peak
 
 
 class _StorageCounter(TorchDispatchMode):

@@ -1,0 +1,49 @@
+"""Results as JSON files, one a cell, with the machine and the versions. A finished cell is not measured again."""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("ld-pruner", "torch", "diffusers", "numpy", "scipy")
+
+logger = logging.getLogger(__name__)
+
+
+def cell(name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The result of a cell: read if it was measured with these settings, else measured and written."""
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if known["settings"] == dict(settings):
+            return known
+    logger.info("measuring %s", name)
+    result = {"name": name, "settings": dict(settings), "result": dict(measure()), "machine": machine()}
+    RESULTS.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What the measurements were made on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
