@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("ld-pruner", "torch", "diffusers", "numpy", "scipy")
 
 logger = logging.getLogger(__name__)
@@ -47,3 +48,13 @@ def _processor() -> str:
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+def write_between(name: str, text: str, document: Path = ROOT / "README.md") -> None:
+    """Writes a text into a document, between the comments that name its place."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, _, rest = document.read_text(encoding="utf-8").partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{document} has no place for {name!r}")
+    document.write_text(f"{before}{start}{text}{end}{after}", encoding="utf-8")
