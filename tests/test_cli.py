@@ -121,6 +121,8 @@ def test_bench_compares_two_pipelines(run: Run, model: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
+        ("operators", "MODEL"),
+        ("demo",),
         ("score", "MODEL", "--run", "r"),
         ("run", "MODEL", "--run", "r", "--budget", "latency=0.5"),
         ("bench", "MODEL"),
@@ -164,6 +166,7 @@ def test_a_dry_run_prints_the_settings_and_does_nothing(
         (("prune", "--run", "EMPTY"), 1, "plan.json"),
         (("bench", "MODEL", "nowhere"), 1, "nowhere"),
         (("bench", "MODEL", "--device", "abacus"), 2, "abacus"),
+        (("bench", "MODEL", "--dtype", "int99"), 2, "int99"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(

@@ -55,6 +55,7 @@ BATCH_SIZE = Annotated[int, typer.Option("--batch", help="Samples drawn at once.
 METRIC = Annotated[str, typer.Option(help=f"The score: {', '.join(METRICS)}.")]
 BUDGET = Annotated[list[str], typer.Option(help="What may be left, such as latency=0.65; repeatable.")]
 RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
+DTYPE = Annotated[str | None, typer.Option(help="Precision of the weights, such as float16. Default: float32.")]
 DEVICE = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps. Default: cuda if there is one.")]
 
 
@@ -84,13 +85,19 @@ def _quiet_libraries() -> None:
 
 
 @app.command()
-def operators(model: MODEL, component: COMPONENT = None, call: CALL = None, as_json: JSON = False) -> None:
+def operators(
+    model: MODEL, component: COMPONENT = None, call: CALL = None, as_json: JSON = False, dry_run: DRY = False
+) -> None:
     """List what can be removed from a pipeline's denoiser. Needs its configuration files only.
 
     Example: ldpruner operators zoo:satellite
     """
+    arguments = _call_arguments(call)
+    if dry_run:
+        _print_json({"model": model, "component": component, "call": arguments})
+        return
     pipeline = load_weightless(model)
-    denoiser = find_denoiser(pipeline, component, _call_arguments(call))
+    denoiser = find_denoiser(pipeline, component, arguments)
     found = operators_of(denoiser)
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser)}
     if as_json:
@@ -113,7 +120,7 @@ def score(
     model: MODEL,
     run: RUN,
     component: COMPONENT = None,
-    samples: SAMPLES = 64,
+    samples: SAMPLES = 16,
     steps: STEPS = 25,
     seed: SEED = 0,
     prompts: PROMPTS = None,
@@ -122,6 +129,7 @@ def score(
     metric: METRIC = "mean_std",
     batch: BATCH_SIZE = BATCH,
     device: DEVICE = None,
+    dtype: DTYPE = None,
     as_json: JSON = False,
     dry_run: DRY = False,
 ) -> None:
@@ -140,7 +148,9 @@ def score(
     if dry_run:
         _print_json(settings)
         return
-    scores = _score(_open(model, device), model, run, probe, _one_of(metric, METRICS, "--metric"), batch, component)
+    scores = _score(
+        _open(model, device, dtype), model, run, probe, _one_of(metric, METRICS, "--metric"), batch, component
+    )
     if as_json:
         _print_json(_scores_json(scores))
     else:
@@ -165,7 +175,9 @@ def select_command(
 
 
 @app.command("prune")
-def prune_command(run: RUN, device: DEVICE = None, as_json: JSON = False, dry_run: DRY = False) -> None:
+def prune_command(
+    run: RUN, device: DEVICE = None, dtype: DTYPE = None, as_json: JSON = False, dry_run: DRY = False
+) -> None:
     """Remove what the plan of a run folder says, and save the pruned pipeline there.
 
     Example: ldpruner prune --run runs/a
@@ -174,7 +186,7 @@ def prune_command(run: RUN, device: DEVICE = None, as_json: JSON = False, dry_ru
     if dry_run:
         _print_json({"run": str(run), "model": model, "removed": len(plan.removed)})
         return
-    save(prune(_open(model, device), plan), run / "pruned")
+    save(prune(_open(model, device, dtype), plan), run / "pruned")
     _show_plan(plan, as_json)
 
 
@@ -184,7 +196,7 @@ def run_command(
     run: RUN,
     budget: BUDGET,
     component: COMPONENT = None,
-    samples: SAMPLES = 64,
+    samples: SAMPLES = 16,
     steps: STEPS = 25,
     seed: SEED = 0,
     prompts: PROMPTS = None,
@@ -194,6 +206,7 @@ def run_command(
     rule: RULE = "knapsack",
     batch: BATCH_SIZE = BATCH,
     device: DEVICE = None,
+    dtype: DTYPE = None,
     as_json: JSON = False,
     dry_run: DRY = False,
 ) -> None:
@@ -207,19 +220,19 @@ def run_command(
         settings = {"model": model, "run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule}
         _print_json({**settings, "probe": probe.model_dump(mode="json"), "metric": metric, "batch": batch})
         return
-    pipeline = _open(model, device)
+    pipeline = _open(model, device, dtype)
     scores = _score(pipeline, model, run, probe, chosen_metric, batch, component)
     pruned, plan = prune_to_budget(pipeline, scores, wanted, rule=chosen_rule)
     _show_outcome(finish(pipeline, pruned, plan, probe, run), run, as_json)
 
 
 @app.command()
-def demo(run: RUN = Path("runs/demo"), as_json: JSON = False) -> None:
+def demo(run: RUN = Path("runs/demo"), as_json: JSON = False, dry_run: DRY = False) -> None:
     """Prune the bundled model to 65 % of its latency: a few minutes, nothing is downloaded.
 
     Example: ldpruner demo
     """
-    run_command("zoo:satellite", run, ["latency=0.65"], samples=16, steps=10, as_json=as_json)
+    run_command("zoo:satellite", run, ["latency=0.65"], samples=16, steps=10, as_json=as_json, dry_run=dry_run)
 
 
 @app.command("bench")
@@ -233,6 +246,7 @@ def bench_command(
     call: CALL = None,
     rounds: Annotated[int, typer.Option(help="Timings of each.", min=2)] = 15,
     device: DEVICE = None,
+    dtype: DTYPE = None,
     as_json: JSON = False,
     dry_run: DRY = False,
 ) -> None:
@@ -244,9 +258,9 @@ def bench_command(
     if dry_run:
         _print_json({"pipelines": [model, other], "probe": probe.model_dump(mode="json"), "rounds": rounds})
         return
-    pipelines = {name: _open(name, device) for name in (model, other) if name is not None}
+    pipelines = {name: _open(name, device, dtype) for name in (model, other) if name is not None}
     if other == model:
-        pipelines = {f"{model} (first)": _open(model, device), f"{model} (second)": _open(model, device)}
+        pipelines = {f"{model} (first)": _open(model, device, dtype), f"{model} (second)": _open(model, device, dtype)}
     comparison = compare(pipelines, probe, component=component, rounds=rounds)
     if as_json:
         _print_json(comparison.model_dump(mode="json"))
@@ -254,8 +268,11 @@ def bench_command(
         Console().print(tables.comparison(comparison))
 
 
-def _open(model: str, device: str | None) -> DiffusionPipeline:
-    pipeline = load(model)
+def _open(model: str, device: str | None, dtype: str | None) -> DiffusionPipeline:
+    precision = getattr(torch, dtype, None) if dtype else None
+    if dtype and not isinstance(precision, torch.dtype):
+        raise typer.BadParameter(f"--dtype {dtype!r}: choose float32, float16 or bfloat16")
+    pipeline = load(model, torch_dtype=precision)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return pipeline if place == "cpu" else pipeline.to(place)

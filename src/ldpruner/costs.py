@@ -169,9 +169,10 @@ def peak_memory(pipeline: DiffusionPipeline, arguments: Arguments) -> int:
         torch.cuda.reset_peak_memory_stats()
         run_pipeline(pipeline, arguments)
         return int(torch.cuda.max_memory_allocated())
-    with _StorageCounter() as counter:
+    counter = _StorageCounter()
+    with counter:
         run_pipeline(pipeline, arguments)
-    return int(sum(weights.values())) + counter.peak
+    return sum(weights.values()) + counter.peak
 
 
 class _StorageCounter(TorchDispatchMode):

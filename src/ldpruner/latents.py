@@ -36,7 +36,7 @@ class Probe(Value):
         call: further arguments of the pipeline's call.
     """
 
-    samples: int = Field(default=64, ge=1)
+    samples: int = Field(default=16, ge=1)
     steps: int = Field(default=25, ge=1)
     seed: int = Field(default=0, ge=0)
     prompts: tuple[str, ...] | None = None

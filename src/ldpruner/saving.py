@@ -41,11 +41,20 @@ def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(partial, safe_serialization=True)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        _swap_in(partial, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"cannot write {target}: {one_line(error)}") from error
+
+
+def _swap_in(partial: Path, target: Path) -> None:
+    """Puts a finished folder in its place; what was there is deleted last."""
+    earlier = target.with_name(f".{target.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if target.exists():
+        target.rename(earlier)
+    partial.rename(target)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> DiffusionPipeline:
