@@ -86,7 +86,7 @@ def _measured(
         parameters=count_parameters(denoiser.module),
         macs=denoiser_macs(denoiser),
         latency_ms=Spread.of(times),
-        peak_memory_bytes=peak_memory(pipeline, probe.shortened().arguments(pipeline, [0])),
+        peak_memory_bytes=peak_memory(pipeline, probe.arguments(pipeline, [0])),
     )
 
 

@@ -51,7 +51,7 @@ SEED = Annotated[int, typer.Option(help="From which each sample's own seed is ma
 PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
 GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
 CALL = Annotated[list[str] | None, typer.Option(help="A further argument of the pipeline's call: key=value.")]
-BATCH_SIZE = Annotated[int, typer.Option("--batch", help="Samples drawn at once.")]
+BATCH_SIZE = Annotated[int, typer.Option("--batch", help="Samples drawn at once.", min=1)]
 METRIC = Annotated[str, typer.Option(help=f"The score: {', '.join(METRICS)}.")]
 BUDGET = Annotated[list[str], typer.Option(help="What may be left, such as latency=0.65; repeatable.")]
 RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
@@ -357,7 +357,10 @@ def _fact(run: Path, name: str) -> Any:
 
 
 def _known_scores(run: Path) -> Scores:
-    return Scores.model_validate(_fact(run, "scores"))
+    try:
+        return Scores.model_validate(_fact(run, "scores"))
+    except ValidationError as error:
+        raise LedgerError(f"the scores of {run} are not readable: {one_line(error)}; score again") from error
 
 
 def _scores_json(scores: Scores) -> dict[str, Any]:

@@ -34,7 +34,7 @@ PASSING = {
         "unsqueeze",
         "squeeze",
     ),
-    *("slice", "select", "split", "split_with_sizes", "chunk", "unbind"),
+    *("slice", "select", "split", "split_with_sizes", "chunk", "unbind", "part"),
 }
 # What reads only the shape of its input.
 SHAPE_ONLY = {
@@ -138,11 +138,11 @@ class Dataflow:
     def additions_of(self, value: Value, end: int) -> list[int] | None:
         """The additions that read a value after node `end`, through scalings and views alone.
 
-        None when anything else reads it, or nothing does.
+        None when anything else reads it; empty when nothing does.
         """
         additions: list[int] = []
         pending = [reader for reader in self.readers[value.node] if reader >= end]
-        if value.node in self.results or not pending:
+        if value.node in self.results:
             return None
         while pending:
             node = pending.pop()
@@ -165,6 +165,17 @@ class Dataflow:
             seen.update(fresh)
             pending.extend(fresh)
         return False
+
+    def addends(self, addition: int, value: int) -> list[int]:
+        """What an addition adds to a value: its other operands, and theirs where they are additions themselves."""
+        found: list[int] = []
+        pending = [one for one in self.nodes[addition].inputs if not self.depends_on(one, value)]
+        while pending:
+            node = pending.pop()
+            found.append(node)
+            if self.nodes[node].operation in ADDITIONS:
+                pending.extend(self.nodes[node].inputs)
+        return found
 
     def stream_source(self, value: Value, candidates: dict[Selector, Value], start: int) -> Selector | None:
         """The candidate that reaches a value through additions, scalings and views alone: `x` in `x + f(x)`."""
@@ -253,10 +264,13 @@ class _Recorder(TorchDispatchMode):
         reads = [] if name in SHAPE_ONLY else _tensors((args, options))
         inputs = tuple(dict.fromkeys(self.value(tensor).node for tensor in reads))
         node = self.flow.add(Node(name, inputs, flops // 2), self._owner())
-        for tensor in _tensors(result):
-            self._set_maker(tensor, node)
+        results = _tensors(result)
+        for tensor in results:
+            # The parts of a split each get a node: who reads one part does not depend on the others.
+            part = self.flow.add(Node("part", (node,)), self._owner()) if len(results) > 1 else node
+            self._set_maker(tensor, part)
             if function._schema.is_mutable:
-                self._written[_storage(tensor)] = node
+                self._written[_storage(tensor)] = part
         return result
 
     def entering(self, name: str) -> Any:

@@ -37,6 +37,10 @@ class BudgetError(LdPrunerError):
     """A budget is out of range, or cannot be reached."""
 
 
+class ProbeError(LdPrunerError):
+    """A probe's settings do not fit the pipeline."""
+
+
 class NonFiniteLatents(LdPrunerError):
     """The untouched pipeline itself produced latents that are not finite."""
 

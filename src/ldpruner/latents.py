@@ -1,6 +1,8 @@
 """Drawing latents: a probe says which, and a pipeline runs until its last step. Nothing is decoded."""
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator
 
+from ldpruner.errors import ProbeError
 from ldpruner.pipelines import (
     Interruption,
     accepted_arguments,
@@ -18,6 +21,8 @@ from ldpruner.pipelines import (
     schedulers,
 )
 from ldpruner.values import Value
+
+CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
 
 
 class Probe(Value):
@@ -59,27 +64,45 @@ class Probe(Value):
     def arguments(self, pipeline: DiffusionPipeline, samples: Sequence[int]) -> dict[str, Any]:
         """What to call a pipeline with to draw the samples of these indices in one batch."""
         generators = [torch.Generator().manual_seed(self.sample_seed(index)) for index in samples]
-        wanted: dict[str, Any] = {
-            "num_inference_steps": self.steps,
-            "steps": self.steps,
-            "generator": generators,
-        }
-        per_sample = {
-            "prompt": [self._prompt(index) for index in samples],
-            "class_labels": [index % 1000 for index in samples],
-        }
-        accepted = accepted_arguments(pipeline, per_sample)
-        wanted |= accepted if accepted else {"batch_size": len(samples)}
+        wanted: dict[str, Any] = {"num_inference_steps": self.steps, "steps": self.steps, "generator": generators}
+        per_sample = accepted_arguments(
+            pipeline,
+            {
+                "prompt": [self._prompt(index) for index in samples],
+                "class_labels": [index % CLASSES for index in samples],
+            },
+        )
+        wanted |= per_sample or {"batch_size": len(samples)}
         if self.guidance is not None:
             wanted["guidance_scale"] = self.guidance
-        return accepted_arguments(pipeline, {**wanted, **self.call})
-
-    def shortened(self) -> "Probe":
-        """The same probe with two steps: enough where what a step costs does not change."""
-        return self.model_copy(update={"steps": min(self.steps, 2)})
+        call = {name: _repeated(name, value, len(samples)) for name, value in self.call.items()}
+        return accepted_arguments(pipeline, {**wanted, **call})
 
     def _prompt(self, index: int) -> str:
         return self.prompts[index % len(self.prompts)] if self.prompts else ""
+
+    @field_serializer("call", when_used="json")
+    def _call_as_json(self, call: dict[str, Any]) -> dict[str, Any]:
+        return {name: _as_json(value) for name, value in call.items()}
+
+
+def _repeated(name: str, value: Any, count: int) -> Any:
+    """A text or a class label that stands for every sample, once for each."""
+    if "prompt" in name and isinstance(value, str):
+        return [value] * count
+    if name == "class_labels" and len(value) == 1:
+        return list(value) * count
+    return value
+
+
+def _as_json(value: Any) -> Any:
+    """The value itself where JSON has it; of an image or a tensor, what tells it from another."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=8).hexdigest()
+        return f"{type(value).__name__} {digest}"
+    return value
 
 
 def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> torch.Tensor:
@@ -89,6 +112,9 @@ def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[in
 
     Returns:
         [samples, ...]: what the scheduler's last step returned.
+
+    Raises:
+        ProbeError: the pipeline drew fewer samples than asked.
     """
     last: list[torch.Tensor] = []
 
@@ -109,4 +135,9 @@ def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[in
             if hasattr(part, "decode") and isinstance(part, torch.nn.Module):
                 stack.enter_context(overridden(part, "decode", leave))
         run_pipeline(pipeline, probe.arguments(pipeline, samples))
-    return last[0]
+    if not last or len(last[0]) < len(samples):
+        raise ProbeError(
+            f"{type(pipeline).__name__} drew {len(last[0]) if last else 0} samples where {len(samples)} were asked; "
+            f"look at the probe's call arguments {sorted(probe.call)}"
+        )
+    return last[0][: len(samples)]  # some pipelines step the guided and the unguided half together

@@ -1,13 +1,13 @@
-"""Modifying operators for a while. Surgery uses the same replacements for good: what was scored is what is removed."""
+"""Modifying operators for a while. Surgery uses the same stand-ins for good: what was scored is what is removed."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
-from ldpruner.errors import OperatorNotFound
+from ldpruner.errors import OperatorNotFound, PlanMismatch
 from ldpruner.operators import Removal
-from ldpruner.pruned import replace_, swap_
+from ldpruner.pruned import replacements, swap_
 
 
 @contextlib.contextmanager
@@ -18,21 +18,33 @@ def modified(denoiser: nn.Module, removals: Iterable[Removal]) -> Iterator[nn.Mo
 
     Raises:
         OperatorNotFound: an operator is not there; nothing was modified.
+        PlanMismatch: removals overlap; nothing was modified.
     """
     wanted = list(removals)
-    check_operators(denoiser, wanted)
-    swapped = replace_(denoiser, [removal.model_dump() for removal in wanted])
+    check_removals(denoiser, wanted)
+    pairs = [pair for removal in wanted for pair in replacements(denoiser, removal.model_dump())]
     try:
+        for module, stand_in in pairs:
+            swap_(denoiser, module, stand_in)
         yield denoiser
     finally:
-        for module, stand_in in reversed(swapped):
+        for module, stand_in in reversed(pairs):
             swap_(denoiser, stand_in, module)
 
 
-def check_operators(denoiser: nn.Module, removals: Iterable[Removal]) -> None:
-    """Raises OperatorNotFound for the first operator that the denoiser does not have."""
+def check_removals(denoiser: nn.Module, removals: Sequence[Removal]) -> None:
+    """Raises unless a denoiser has all operators, and no removal takes out what another one does."""
     known = {name for name, _ in denoiser.named_modules() if name}
+    taken: set[str] = set()
     for removal in removals:
         for name in (removal.operator, *removal.also):
             if name not in known:
                 raise OperatorNotFound(name, known)
+            overlapping = next(
+                (one for one in taken if f"{one}.".startswith(f"{name}.") or f"{name}.".startswith(f"{one}.")), None
+            )
+            if overlapping is not None:
+                raise PlanMismatch(f"operators {overlapping!r} and {name!r} overlap; remove only the outer one")
+            taken.add(name)
+        if removal.modification == "shortcut" and f"{removal.operator}.{removal.through}" not in known:
+            raise OperatorNotFound(f"{removal.operator}.{removal.through}", known)

@@ -15,12 +15,13 @@ from torch import nn
 
 from ldpruner.dataflow import Call, Dataflow, Selector, trace
 from ldpruner.pipelines import Arguments, Denoiser, find_denoiser
-from ldpruner.pruned import Identity, Shortcut
 from ldpruner.values import Value
 
 ModificationName: TypeAlias = Literal["identity", "zero", "shortcut"]
 Through: TypeAlias = int | str | tuple[int | str, ...]
 
+# By name: a folder that was opened with remote code brings classes of its own.
+STAND_INS = ("Identity", "Zero", "Shortcut")
 # The first row that matches a class name, in lower case, gives the kind.
 KINDS = (
     (
@@ -176,7 +177,7 @@ class _Search:
 
     def _is_candidate(self, name: str) -> bool:
         computes = any(self.flow.nodes[node].operation != "outside" for node in self.nodes[name])
-        return computes and not isinstance(self.modules[name], (Identity, Shortcut))
+        return computes and type(self.modules[name]).__name__ not in STAND_INS
 
     def _operator(self, name: str) -> Operator:
         calls = self.flow.calls[name]
@@ -234,7 +235,7 @@ class _Search:
 
     def _is_swept(self, leaf: str, inside: set[int]) -> bool:
         outside = not self.nodes[leaf] <= inside
-        return outside and not isinstance(self.modules[leaf], Identity) and self._through(leaf) == 0
+        return outside and type(self.modules[leaf]).__name__ not in STAND_INS and self._through(leaf) == 0
 
     def _dead(self, name: str, modification: ModificationName, through: Through) -> set[int]:
         """The nodes that nothing needs once an operator is modified."""
@@ -273,19 +274,19 @@ class _Search:
         return all(self._is_added_back(call) for call in self.flow.calls[name])
 
     def _is_added_back(self, call: Call) -> bool:
-        """Whether every output is only ever added to something that the inputs were computed from."""
+        """Whether every output that is read is only ever added to something that the inputs were computed from."""
+        is_read = False
         for value in call.outputs:
             additions = self.flow.additions_of(value, call.end)
-            if additions is None:
+            if additions is None or not all(self._adds_ancestor(one, value.node, call) for one in additions):
                 return False
-            if not all(self._adds_ancestor(addition, call) for addition in additions):
-                return False
-        return bool(call.outputs)
+            is_read = is_read or bool(additions)
+        return is_read
 
-    def _adds_ancestor(self, addition: int, call: Call) -> bool:
-        others = [node for node in self.flow.nodes[addition].inputs if node < call.start]
-        sources = [value.node for value in call.inputs.values()]
-        return any(self.flow.depends_on(source, other) for other in others for source in sources)
+    def _adds_ancestor(self, addition: int, value: int, call: Call) -> bool:
+        sources = [given.node for given in call.inputs.values()]
+        addends = self.flow.addends(addition, value)
+        return any(self.flow.depends_on(source, addend) for addend in addends for source in sources)
 
     def _shortcut(self, name: str) -> str | None:
         """The child that projects the operator's own input to its output's width and is only added there."""
@@ -298,7 +299,7 @@ class _Search:
             for inner in self.flow.calls.get(f"{name}.{child}", ()):
                 given = list(inner.inputs.values())
                 fits = [value.shape for value in inner.outputs] == [target.shape] and len(given) == 1
-                if not fits or self.flow.additions_of(inner.outputs[0], inner.end) is None:
+                if not fits or not self.flow.additions_of(inner.outputs[0], inner.end):
                     continue
                 if self.flow.stream_source(given[0], {0: source}, call.start) is not None:
                     return child

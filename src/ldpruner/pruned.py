@@ -74,32 +74,33 @@ def replacement(module: nn.Module, modification: str, through: Any) -> nn.Module
     raise ValueError(f"unknown modification {modification!r}")
 
 
+def replacements(denoiser: nn.Module, removal: Mapping[str, Any]) -> list[tuple[nn.Module, nn.Module]]:
+    """The modules that a removal takes out, each with its stand-in. Nothing is changed yet.
+
+    Args:
+        denoiser: the network.
+        removal: a mapping with the keys operator, modification, through and also (the operators that fed only this
+            one).
+    """
+    targets = [(removal["operator"], removal["modification"], removal["through"])]
+    targets += [(name, "identity", 0) for name in removal["also"]]
+    modules = [(denoiser.get_submodule(name), *rest) for name, *rest in targets]
+    return [(module, replacement(module, *rest)) for module, *rest in modules]
+
+
 def swap_(denoiser: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Puts `new` wherever `old` is registered: a shared module has several places."""
     for parent in list(denoiser.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if child is old:
                 setattr(parent, name, new)
 
 
-def replace_(denoiser: nn.Module, removals: Iterable[Mapping[str, Any]]) -> list[tuple[nn.Module, nn.Module]]:
-    """Replaces operators in place; returns the (replaced, replacement) pairs, in order.
-
-    Args:
-        denoiser: the network, changed in place.
-        removals: mappings with the keys operator, modification, through and also (the operators that fed
-            only this one).
-    """
-    swapped = []
+def remove_(denoiser: nn.Module, removals: Iterable[Mapping[str, Any]]) -> None:
+    """Removes operators in place, in order: a later removal may take out what an earlier one left."""
     for removal in removals:
-        targets = [(removal["operator"], removal["modification"], removal["through"])]
-        targets += [(name, "identity", 0) for name in removal["also"]]
-        for name, modification, through in targets:
-            module = denoiser.get_submodule(name)
-            stand_in = replacement(module, modification, through)
+        for module, stand_in in replacements(denoiser, removal):
             swap_(denoiser, module, stand_in)
-            swapped.append((module, stand_in))
-    return swapped
 
 
 @functools.cache
@@ -112,7 +113,7 @@ def pruned_class(base: Any) -> Any:
 
     def build(self: Any, *args: Any, removals: Iterable[Mapping[str, Any]] = (), **kwargs: Any) -> None:
         base.__init__.__wrapped__(self, *args, **kwargs)
-        replace_(self, removals)
+        remove_(self, removals)
 
     # diffusers reads off the signature which entries of a configuration belong to a class.
     signature: Any = inspect.signature(base.__init__)
@@ -159,6 +160,14 @@ def from_pretrained(
     folder = Path(pretrained_model_name_or_path, subfolder or "")
     model = cls.from_config(cls.load_config(folder))
     model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_NAME), strict=True)
-    if torch_dtype not in (None, model.dtype):
-        model = model.to(torch_dtype)
+    if torch_dtype is not None:
+        cast_(model, torch_dtype)
     return model.eval()
+
+
+def cast_(model: Any, dtype: torch.dtype) -> None:
+    """Changes the precision of a network's weights, but of those that its class keeps in float32."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_floating_point() and not kept & set(name.split(".")):
+            weight.data = weight.data.to(dtype)

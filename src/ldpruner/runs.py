@@ -108,8 +108,22 @@ class Ledger:
         query = f"SELECT {columns} FROM evaluations WHERE operator = ? AND modification = ? ORDER BY block"
         return {row[0]: _moments(*row[1:]) for row in self._execute(query, key)}
 
-    def record(self, key: Key, blocks: Mapping[int, Moments], denoiser_calls: int) -> None:
-        """Writes down finished blocks, all or none; `denoiser_calls` is what each of them took."""
+    def record(
+        self,
+        key: Key,
+        blocks: Mapping[int, Moments],
+        denoiser_calls: int,
+        latents: Mapping[int, Floats] | None = None,
+    ) -> None:
+        """Writes down finished blocks, all or none.
+
+        Args:
+            key: the operator and its modification.
+            blocks: the moments of each block.
+            denoiser_calls: what each sample took.
+            latents: the blocks' latents, which are kept of the untouched pipeline: modified ones are compared with
+                them sample by sample.
+        """
         rows = [
             (
                 *(*key, block, denoiser_calls, one.count, one.mean.tobytes(), one.m2.tobytes()),
@@ -117,13 +131,10 @@ class Ledger:
             )
             for block, one in blocks.items()
         ]
+        kept = [(block, json.dumps(one.shape), one.tobytes()) for block, one in (latents or {}).items()]
         with _told(self.path), self._transaction():
-            self._database.executemany(f"INSERT INTO evaluations VALUES ({', '.join('?' * 10)})", rows)
-
-    def keep_untouched(self, block: int, latents: Floats) -> None:
-        """Keeps a block's untouched latents, with which modified ones are compared sample by sample."""
-        row = (block, json.dumps(latents.shape), latents.tobytes())
-        self._execute("INSERT OR REPLACE INTO untouched VALUES (?, ?, ?)", row)
+            self._database.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+            self._database.executemany("INSERT OR REPLACE INTO untouched VALUES (?,?,?)", kept)
 
     def untouched(self) -> dict[int, Floats]:
         """The untouched latents by block."""
@@ -178,9 +189,7 @@ def _told(path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free the disk or choose another run folder"
-        ) from error
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another run folder") from error
     except sqlite3.OperationalError as error:
         raise StorageError(
             f"cannot use {path}: {error}; what was finished is kept, free the disk and run again"

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.resources
+import inspect
 import json
 import shutil
 import tempfile
@@ -33,7 +34,7 @@ def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
     Raises:
         StorageError: the folder cannot be written, or holds something else.
     """
-    target = Path(folder)
+    target = Path(folder).resolve()
     if target.exists() and not (target / INDEX).exists() and any(target.iterdir()):
         raise StorageError(f"{target} exists and holds no pipeline; choose another folder")
     partial = target.with_name(f".{target.name}.partial")
@@ -76,7 +77,9 @@ def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> Diffus
             for name, class_name in _pruned_components(folder).items()
         }
         with _opened_as_plain(folder, parts) as plain:
-            pipeline = DiffusionPipeline.from_pretrained(plain, torch_dtype=torch_dtype, use_safetensors=True, **parts)
+            pipeline = DiffusionPipeline.from_pretrained(
+                plain, torch_dtype=torch_dtype, use_safetensors=True, trust_remote_code=False, **parts
+            )
     assert isinstance(pipeline, DiffusionPipeline)
     return pipeline
 
@@ -129,12 +132,14 @@ def _zoo_folder(name: str) -> Path:
 
 def _pruned_components(folder: Path) -> dict[str, str]:
     """The components of a folder that are pruned, with the names of their classes."""
-    entries = _read_index(folder).items()
-    return {
-        name: entry[1]
-        for name, entry in entries
-        if isinstance(entry, list) and str(entry[0]).startswith("pruned") and str(entry[1]).startswith("Pruned")
-    }
+    index = _read_index(folder)
+    pipeline_class = getattr(diffusers, str(index["_class_name"]), None)
+    if pipeline_class is None:
+        raise PipelineNotFound(f"{folder / INDEX} names pipeline class {index['_class_name']!r}, unknown to diffusers")
+    # Only what the pipeline takes: a component of another name would become an option of from_pretrained.
+    known = inspect.signature(pipeline_class.__init__).parameters
+    entries = [(name, entry) for name, entry in index.items() if name in known and isinstance(entry, list)]
+    return {name: str(entry[1]) for name, entry in entries if str(entry[0]).startswith("pruned")}
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from ldpruner.importance import Floats, Metric, Moments, importance, merged, mom
 from ldpruner.latents import Probe, draw_latents
 from ldpruner.modifications import modified
 from ldpruner.operators import Candidate, Operator, denoiser_macs, find_operators
-from ldpruner.pipelines import Denoiser, find_denoiser
-from ldpruner.runs import UNTOUCHED, Ledger
+from ldpruner.pipelines import Denoiser, find_denoiser, networks, schedulers
+from ldpruner.runs import UNTOUCHED, Key, Ledger
 from ldpruner.scores import Savings, Score, Scores
 
 BLOCK = 8  # samples whose moments are kept together, whatever the batch
@@ -97,6 +97,7 @@ class Scoring:
 
     def __iter__(self) -> Iterator[str]:
         """Draws what is not finished yet; yields the operator's name after each draw."""
+        self._costs()
         with self._counted_calls():
             for group in self._groups():
                 self._draw_untouched(group)
@@ -111,7 +112,7 @@ class Scoring:
     def scores(self) -> Scores:
         """The scores of what has been drawn."""
         costs, shares = self._costs()
-        base = merged(list(self.ledger.finished(UNTOUCHED).values()))
+        base = merged(list(self._finished(UNTOUCHED).values()))
         failures = self.ledger.failures()
         return Scores(
             component=self.denoiser.component,
@@ -135,7 +136,7 @@ class Scoring:
         saves: Savings,
     ) -> Score:
         key = (candidate.operator, candidate.modification)
-        blocks = list(self.ledger.finished(key).values())
+        blocks = list(self._finished(key).values())
         failure = failures.get(key)
         value = importance(base, merged(blocks), self.metric) if blocks and failure is None else float("inf")
         return Score(
@@ -162,47 +163,57 @@ class Scoring:
         return range(block * BLOCK, min((block + 1) * BLOCK, self.probe.samples))
 
     def _draw_untouched(self, group: range) -> None:
-        if all(block in self.untouched for block in group):
+        missing = self._missing(UNTOUCHED, group)
+        if not missing:
             return
-        blocks, calls = self._draw(group)
+        blocks, calls = self._draw(missing)
         for block, latents in blocks.items():
             if not np.isfinite(latents).all():
                 raise NonFiniteLatents(
                     f"the untouched pipeline's latents are not finite (samples {list(self._samples(block))}); "
                     "try another precision"
                 )
-            self.ledger.keep_untouched(block, latents)
-            self.untouched[block] = latents
-        self.ledger.record(UNTOUCHED, {block: moments(one, one) for block, one in blocks.items()}, calls)
+        self.ledger.record(UNTOUCHED, {block: moments(one, one) for block, one in blocks.items()}, calls, blocks)
+        self.untouched |= blocks
 
     def _draw_modified(self, candidate: Candidate, group: range) -> None:
         key = (candidate.operator, candidate.modification)
-        finished = self.ledger.finished(key)
-        missing = range(group.start, group.stop)
-        if all(block in finished for block in missing) or any(not one.is_finite for one in finished.values()):
+        missing = self._missing(key, group)
+        if not missing or any(not one.is_finite for one in self._finished(key).values()):
             return
         try:
             with modified(self.denoiser.module, [candidate.removal]):
-                blocks, calls = self._draw(group)
-        except torch.OutOfMemoryError:
-            raise
+                blocks, calls = self._draw(missing)
         except MISFITS as error:
+            if is_out_of_memory(error):
+                raise
+            draw_latents(self.pipeline, self.probe, [0])  # raises if it is not the modification's fault
             self.ledger.record_failure(key, one_line(error))
             return
-        results = {block: moments(one, self.untouched[block]) for block, one in blocks.items()}
-        self.ledger.record(key, {block: one for block, one in results.items() if block not in finished}, calls)
+        self.ledger.record(key, {block: moments(one, self.untouched[block]) for block, one in blocks.items()}, calls)
 
-    def _draw(self, group: range) -> tuple[dict[int, Floats], int]:
+    def _finished(self, key: Key) -> dict[int, Moments]:
+        """The blocks of this probe that are done; the last one of a smaller probe held fewer samples."""
+        known = self.ledger.finished(key)
+        blocks = [block for group in self._groups() for block in group]
+        return {block: known[block] for block in blocks if block in known and self._is_whole(block, known[block])}
+
+    def _is_whole(self, block: int, found: Moments) -> bool:
+        return found.count == len(self._samples(block))
+
+    def _missing(self, key: Key, group: range) -> list[int]:
+        finished = self._finished(key)
+        return [block for block in group if block not in finished]
+
+    def _draw(self, blocks: Sequence[int]) -> tuple[dict[int, Floats], int]:
         """The latents of some blocks, and how many denoiser calls each sample took."""
-        samples = [index for block in group for index in self._samples(block)]
+        samples = [index for block in blocks for index in self._samples(block)]
         batches = [samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size)]
         before = self._calls
-        drawn = torch.cat([draw_latents(self.pipeline, self.probe, batch).cpu() for batch in batches])
-        latents = drawn.double().numpy()
-        first = samples[0]
-        parts = {block: self._samples(block) for block in group}
-        blocks = {block: latents[part.start - first : part.stop - first] for block, part in parts.items()}
-        return blocks, (self._calls - before) // len(batches)
+        latents = torch.cat([draw_latents(self.pipeline, self.probe, batch).cpu() for batch in batches])
+        parts = latents.double().split([len(self._samples(block)) for block in blocks])
+        drawn = {block: part.numpy() for block, part in zip(blocks, parts, strict=True)}
+        return drawn, (self._calls - before) // len(batches)
 
     @contextlib.contextmanager
     def _counted_calls(self) -> Iterator[None]:
@@ -237,12 +248,15 @@ class Scoring:
         )
 
     def _identity(self) -> dict[str, object]:
+        """What the results depend on. The number of samples is not part of it: a run can be extended."""
+        steppers = schedulers(self.pipeline)
         return {
             "pipeline": type(self.pipeline).__name__,
             "component": self.denoiser.component,
             "architecture": architecture(self.denoiser.module).model_dump(),
-            "weights": weights_digest(self.denoiser.module),
-            "probe": self.probe.model_dump(mode="json"),
+            "weights": {name: weights_digest(part) for name, part in networks(self.pipeline).items()},
+            "scheduler": [repr((type(one).__name__, sorted(one.config.items()))) for one in steppers],
+            "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
         }
 
     def _check_operators(self) -> None:
@@ -250,6 +264,11 @@ class Scoring:
         for operator in self.operators:
             if operator.name not in known:
                 raise OperatorNotFound(operator.name, known)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch has no type for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:
@@ -260,5 +279,5 @@ def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe)
         macs=denoiser_macs(denoiser),
         latency_ms=latency,
         denoiser_ms=latency * share,
-        memory=peak_memory(pipeline, probe.shortened().arguments(pipeline, [0])),
+        memory=peak_memory(pipeline, probe.arguments(pipeline, [0])),
     )

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import scipy.optimize
 import scipy.sparse
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from ldpruner.errors import BudgetError, PlanMismatch, StorageError, one_line
@@ -25,6 +26,7 @@ Quantity: TypeAlias = Literal["latency", "parameters", "macs", "memory"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 Rule: TypeAlias = Literal["knapsack", "lowest"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+TOLERANCE = 1e-9  # of a kept fraction
 TIME_LIMIT = 60.0  # seconds for the integer program; the best plan found by then is taken
 
 
@@ -190,38 +192,65 @@ class _Problem:
         """Whether removing these meets the budget."""
         left = predict(self.scores, chosen)
         counted = self.budget.operators is None or len(chosen) >= self.budget.operators
-        return counted and all(getattr(left, name) <= kept + 1e-9 for name, kept in self.budget.kept.items())
+        return counted and all(getattr(left, name) <= kept + TOLERANCE for name, kept in self.budget.kept.items())
 
     def check_reachable(self) -> None:
         """Raises BudgetError where even the largest removal leaves too much."""
         for name, savings, need in zip(self.budget.kept, self.savings, self.needs, strict=True):
-            best = self._program(-savings, []) if len(savings) else None
+            best = self._program(-savings, [])
             least = 1 - float(savings @ best) if best is not None else 1.0
-            if least > 1 - need + 1e-9:
+            if least > 1 - need + TOLERANCE:
                 reachable = math.ceil(least * 1000) / 1000
                 raise BudgetError(
                     f"budget {name}={1 - need:g} cannot be reached: removing all that can be removed leaves "
                     f"{least:.3f}; ask for {name}={reachable:g} or more"
                 )
+        most = self._program(-np.ones(len(self.removable)), [])
+        count = 0 if most is None else int(most.sum())
+        if self.budget.operators is not None and self.budget.operators > count:
+            raise BudgetError(f"budget {self.budget} cannot be reached: at most {count} can be removed together")
 
     def solve(self) -> list[Score]:
-        """The removals of least damage that meet the budget."""
+        """The removals of least damage that meet the budget.
+
+        Squared scores span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
+        than a plan already found does in all is forbidden, the rest is scaled to that plan, and solved again.
+        """
         damage = np.array([one.score**2 for one in self.removable])
-        constraints = [scipy.optimize.LinearConstraint(self.savings, self.needs, np.inf)] if len(self.needs) else []
+        allowed, bound = np.ones(len(damage), dtype=bool), math.inf
+        best: Floats | None = None
+        while True:
+            scale = min(bound, damage[allowed].max(initial=0)) or 1.0
+            chosen = self._program(np.where(allowed, damage, 0) / scale, self._demands(), allowed)
+            total = math.inf if chosen is None else float(damage @ chosen)
+            if chosen is None or total >= bound:
+                break
+            best, bound = chosen, total
+            allowed = damage <= bound
+        if best is None:
+            raise BudgetError(f"budget {self.budget} cannot be reached: its parts exclude each other; ask for less")
+        return [one for one, taken in zip(self.removable, best, strict=True) if taken]
+
+    def _demands(self) -> list[object]:
+        demands: list[object] = []
+        if len(self.needs):
+            demands.append(scipy.optimize.LinearConstraint(self.savings, self.needs, np.inf))
         if self.budget.operators is not None:
             count = self.budget.operators
-            constraints.append(scipy.optimize.LinearConstraint(np.ones((1, len(damage))), count, count))
-        chosen = self._program(damage / max(damage.max(initial=0), 1e-300), constraints)
-        if chosen is None:
-            raise BudgetError(f"budget {self.budget} cannot be reached: its parts exclude each other; ask for less")
-        return [one for one, taken in zip(self.removable, chosen, strict=True) if taken]
+            demands.append(scipy.optimize.LinearConstraint(np.ones((1, len(self.removable))), count, count))
+        return demands
 
-    def _program(self, cost: Floats, constraints: list[object]) -> Floats | None:
+    def _program(
+        self, cost: Floats, constraints: list[object], allowed: NDArray[np.bool_] | None = None
+    ) -> Floats | None:
         """Solves for the 0/1 choice of least cost; None if there is none."""
+        if not len(cost):
+            return None
+        upper = np.ones(len(cost)) if allowed is None else allowed.astype(np.float64)
         result = scipy.optimize.milp(
             cost,
             integrality=np.ones(len(cost)),
-            bounds=scipy.optimize.Bounds(0, 1),
+            bounds=scipy.optimize.Bounds(0, upper),
             constraints=[*constraints, *self._exclusions()],
             options={"time_limit": TIME_LIMIT, "mip_rel_gap": 1e-6},
         )

@@ -8,10 +8,10 @@ from torch import nn
 
 from ldpruner.errors import PlanMismatch
 from ldpruner.fingerprints import architecture
-from ldpruner.modifications import check_operators, modified
+from ldpruner.modifications import check_removals, modified
 from ldpruner.operators import Removal
 from ldpruner.pipelines import find_denoiser, schedulers
-from ldpruner.pruned import pruned_class, replace_
+from ldpruner.pruned import pruned_class, remove_
 from ldpruner.selection import Plan
 
 
@@ -44,7 +44,7 @@ def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     """
     component, denoiser = _target(pipeline, plan)
     removals = _removals(plan)
-    replace_(denoiser, [removal.model_dump() for removal in removals])
+    remove_(denoiser, [removal.model_dump() for removal in removals])
     _enlist_(denoiser, removals)
     pipeline.register_modules(**{component: denoiser})
     return pipeline
@@ -63,7 +63,7 @@ def _target(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module]:
             f"the plan is for a {there.name} of {there.parameters:,} parameters, this is a {here.name} of "
             f"{here.parameters:,}; score this pipeline and select again"
         )
-    check_operators(denoiser, plan.removed)
+    check_removals(denoiser, plan.removed)
     return component, denoiser
 
 
