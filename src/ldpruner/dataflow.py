@@ -130,10 +130,13 @@ class Dataflow:
             node = pending.pop()
             if node in dead or node in kept or node in self.results:
                 continue
-            if all(reader in dead for reader in self.readers[node]):
-                dead.add(node)
+            if all(reader in dead or self._is_unread(reader) for reader in self.readers[node]):
+                dead |= {node, *self.readers[node]}
                 pending.extend(self.nodes[node].inputs)
         return dead
+
+    def _is_unread(self, node: int) -> bool:
+        return not self.readers[node] and node not in self.results
 
     def additions_of(self, value: Value, end: int) -> list[int] | None:
         """The additions that read a value after node `end`, through scalings and views alone.

@@ -141,13 +141,13 @@ def overridden(thing: Any, name: str, function: Callable[..., Any]) -> Iterator[
 
     The stand-in keeps the signature: pipelines look at it.
     """
-    original = getattr(thing, name)
+    original, own = getattr(thing, name), name in vars(thing)
     function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     setattr(thing, name, function)
     try:
         yield
     finally:
-        delattr(thing, name)
+        setattr(thing, name, original) if own else delattr(thing, name)
 
 
 def _check_component(pipeline: DiffusionPipeline, component: str | None) -> None:

@@ -245,7 +245,7 @@ class _Problem:
     ) -> Floats | None:
         """Solves for the 0/1 choice of least cost; None if there is none."""
         if not len(cost):
-            return None
+            return np.zeros(0)
         upper = np.ones(len(cost)) if allowed is None else allowed.astype(np.float64)
         result = scipy.optimize.milp(
             cost,
