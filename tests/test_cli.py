@@ -30,9 +30,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 
 
 @pytest.fixture(scope="module")
-def model(tiny_pipeline: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tiny: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_pipeline.save_pretrained(folder)
+    tiny.save_pretrained(folder)
     return folder
 
 
@@ -143,14 +143,14 @@ def test_a_dry_run_prints_the_settings_and_does_nothing(
     ("command", "code", "words"),
     [
         (("operators", "nowhere"), 1, "nowhere"),
-        (("operators", "zoo:nothing"), 1, "zoo:satellite"),
+        (("operators", "zoo:nothing"), 1, "satellite"),
         (("operators", "EMPTY"), 1, "model_index.json"),
         (("operators", "MODEL", "--component", "transformer"), 1, "transformer"),
         (("operators", "MODEL", "--colour"), 2, "--colour"),
-        (("operators",), 2, "MODEL"),
+        (("operators",), 2, "model"),
         (("prune-it",), 2, "prune-it"),
         (("score", "MODEL", "--run", "r", "--samples", "0"), 2, "--samples"),
-        (("score", "MODEL", "--run", "r", "--samples", "many"), 2, "many"),
+        (("score", "MODEL", "--run", "r", "--samples", "many"), 2, "--samples"),
         (("score", "MODEL", "--run", "r", "--metric", "taste"), 2, "taste"),
         (("score", "MODEL", "--run", "r", "--prompts", "nowhere.txt"), 2, "nowhere.txt"),
         (("score", "MODEL", "--run", "r", "--call", "eta"), 2, "eta"),

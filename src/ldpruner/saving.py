@@ -14,6 +14,7 @@ import diffusers
 import huggingface_hub
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 from safetensors import SafetensorError
 
 from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile, one_line
@@ -21,6 +22,7 @@ from ldpruner.pruned import pruned_class
 from ldpruner.weightless import open_weightless
 
 INDEX = "model_index.json"
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # the old name warns
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIGURATIONS = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model"]
 
@@ -35,7 +37,7 @@ def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
         StorageError: the folder cannot be written, or holds something else.
     """
     target = Path(folder).resolve()
-    if target.exists() and not (target / INDEX).exists() and any(target.iterdir()):
+    if target.exists() and not (target / INDEX).exists() and not (target.is_dir() and not any(target.iterdir())):
         raise StorageError(f"{target} exists and holds no pipeline; choose another folder")
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -77,8 +79,9 @@ def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> Diffus
             for name, class_name in _pruned_components(folder).items()
         }
         with _opened_as_plain(folder, parts) as plain:
+            precision = {DTYPE: torch_dtype} if torch_dtype is not None else {}
             pipeline = DiffusionPipeline.from_pretrained(
-                plain, torch_dtype=torch_dtype, use_safetensors=True, trust_remote_code=False, **parts
+                plain, use_safetensors=True, trust_remote_code=False, **precision, **parts
             )
     assert isinstance(pipeline, DiffusionPipeline)
     return pipeline
