@@ -1,17 +1,18 @@
 """Pipelines beside each other: what each costs, timed in turn, and how far their latents are apart."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ldpruner.costs import peak_memory, pipeline_call_ms
+from ldpruner.costs import device_of, peak_memory, timed_ms
 from ldpruner.fingerprints import count_parameters
 from ldpruner.importance import Floats, Metric, importance, moments
 from ldpruner.latents import Probe, draw_latents
 from ldpruner.operators import denoiser_macs
-from ldpruner.pipelines import Denoiser, find_denoiser
+from ldpruner.pipelines import Denoiser, find_denoiser, run_pipeline
 from ldpruner.scoring import BATCH
 from ldpruner.values import Value
 
@@ -71,7 +72,7 @@ def compare(
     times: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in range(rounds + 1):
         for name, pipeline in pipelines.items():
-            times[name].append(pipeline_call_ms(pipeline, probe.arguments(pipeline, [0])))
+            times[name].append(timed_ms(_call(pipeline, probe), device_of(denoisers[name].module)))
     counted = {name: values[1:] for name, values in times.items()}
     measured = [_measured(name, pipelines[name], denoisers[name], probe, counted[name]) for name in pipelines]
     ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
@@ -86,8 +87,13 @@ def _measured(
         parameters=count_parameters(denoiser.module),
         macs=denoiser_macs(denoiser),
         latency_ms=Spread.of(times),
-        peak_memory_bytes=peak_memory(pipeline, probe.arguments(pipeline, [0])),
+        peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probe)),
     )
+
+
+def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:
+    """One whole call of a pipeline on the first sample of a probe, decoding included."""
+    return functools.partial(run_pipeline, pipeline, probe.arguments(pipeline, [0]))
 
 
 def latent_distance(

@@ -307,14 +307,8 @@ def _progress(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 def _probe(
     samples: int, steps: int, seed: int, prompts: Path | None, guidance: float | None, call: list[str] | None
 ) -> Probe:
-    try:
-        settings = {"samples": samples, "steps": steps, "seed": seed, "guidance": guidance}
-        return Probe.model_validate({**settings, "prompts": prompts, "call": _call_arguments(call)})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise typer.BadParameter(f"--{problem['loc'][0]} {problem['input']!r}: {problem['msg']}") from error
-    except OSError as error:
-        raise typer.BadParameter(f"--prompts {str(prompts)!r}: {error.strerror}") from error
+    settings = {"samples": samples, "steps": steps, "seed": seed, "guidance": guidance}
+    return Probe(**settings, prompts=prompts, call=_call_arguments(call))
 
 
 def _call_arguments(pairs: list[str] | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a pipeline costs, and which part of it each module is: parameters, MACs, latency, memory."""
 
 import contextlib
-import functools
 import statistics
 import time
 import weakref
@@ -15,21 +14,21 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ldpruner.pipelines import Arguments, Denoiser, networks, run_pipeline
+from ldpruner.pipelines import Denoiser, networks
 from ldpruner.values import Value
 
 REPEATS = 7  # of each timing; the median is kept
 
 
 class Costs(Value):
-    """What one call of a pipeline on one sample costs.
+    """What drawing one sample's latents costs. Decoding is not part of it: pruning does not change it.
 
     Attributes:
         parameters: weights of the denoiser.
         macs: multiply-accumulates of one denoiser call on one sample, attention products counted.
-        latency_ms: time of the whole pipeline call, from the arguments to the decoded sample.
+        latency_ms: time from the pipeline's arguments to the final latents.
         denoiser_ms: the part of it that is spent in the denoiser.
-        memory: bytes at the peak of the pipeline call, weights of all components included.
+        memory: bytes at the peak, weights of all components included.
     """
 
     parameters: int
@@ -39,24 +38,18 @@ class Costs(Value):
     memory: int
 
 
-def pipeline_latency(
-    pipeline: DiffusionPipeline,
-    denoiser: nn.Module,
-    arguments: Callable[[], Arguments],
-    repeats: int = REPEATS,
-) -> tuple[float, float]:
-    """Median latency of a pipeline call, in ms, and the share of it that is spent in the denoiser.
+def latency(run: Callable[[], Any], denoiser: nn.Module, repeats: int = REPEATS) -> tuple[float, float]:
+    """Median time of a run, in ms, and the share of it that is spent in the denoiser.
 
     Args:
-        pipeline: it runs `repeats` times, after one run that does not count.
-        denoiser: its network that is called in the loop.
-        arguments: makes the arguments of a call; called anew for each, as generators are used up.
+        run: what is timed, `repeats` times after one that does not count.
+        denoiser: the network whose calls are timed inside it.
         repeats: how many runs count.
     """
     totals, shares = [], []
     for repeat in range(repeats + 1):
         with _timed({"": denoiser}) as inside:
-            total = pipeline_call_ms(pipeline, arguments())
+            total = timed_ms(run, device_of(denoiser))
         if repeat:
             totals.append(total)
             shares.append(sum(span() for span in inside[""]) / total)
@@ -83,16 +76,10 @@ def _shares_at_once(denoiser: Denoiser, modules: dict[str, nn.Module], repeats: 
     observed: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         with _timed(modules) as inside:
-            total = timed_ms(denoiser, _device(denoiser.module))
+            total = timed_ms(denoiser, device_of(denoiser.module))
         for name, spans in inside.items():
             observed[name].append(sum(span() for span in spans) / total)
     return {name: statistics.median(values) for name, values in observed.items()}
-
-
-def pipeline_call_ms(pipeline: DiffusionPipeline, arguments: Arguments) -> float:
-    """How long one call of a pipeline takes, in ms, from the arguments to the decoded samples."""
-    device = next((_device(part) for part in networks(pipeline).values()), torch.device("cpu"))
-    return timed_ms(functools.partial(run_pipeline, pipeline, arguments), device)
 
 
 def timed_ms(function: Callable[[], Any], device: torch.device) -> float:
@@ -138,7 +125,7 @@ def _timed(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Callable[[]
     open_spans: list[Callable[[], Callable[[], float]]] = []
     handles = []
     for name, module in modules.items():
-        device = _device(module)
+        device = device_of(module)
 
         def enter(*_: Any, device: torch.device = device) -> None:
             open_spans.append(_span(device))
@@ -154,24 +141,25 @@ def _timed(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Callable[[]
             handle.remove()
 
 
-def _device(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's weights are."""
     return next((weight.device for weight in module.parameters()), torch.device("cpu"))
 
 
-def peak_memory(pipeline: DiffusionPipeline, arguments: Arguments) -> int:
-    """Bytes at the peak of a pipeline call: every component's weights, and the tensors alive at once.
+def peak_memory(pipeline: DiffusionPipeline, run: Callable[[], Any]) -> int:
+    """Bytes at the peak of a run: every component's weights, and the tensors alive at once.
 
     On CUDA, what its allocator reports; elsewhere, a count of tensor storages, the same in every run.
     """
     parts = networks(pipeline).values()
     weights = {id(weight): weight.nbytes for part in parts for weight in (*part.parameters(), *part.buffers())}
-    if any(_device(part).type == "cuda" for part in parts):
+    if any(device_of(part).type == "cuda" for part in parts):
         torch.cuda.reset_peak_memory_stats()
-        run_pipeline(pipeline, arguments)
+        run()
         return int(torch.cuda.max_memory_allocated())
     counter = _StorageCounter()
     with counter:
-        run_pipeline(pipeline, arguments)
+        run()
     return sum(weights.values()) + counter.peak
 
 

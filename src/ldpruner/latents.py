@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator
 
-from ldpruner.errors import ProbeError
+from ldpruner.errors import ProbeError, one_line
 from ldpruner.pipelines import (
     Interruption,
     accepted_arguments,
@@ -48,13 +48,26 @@ class Probe(Value):
     guidance: float | None = None
     call: dict[str, Any] = Field(default_factory=dict)
 
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ProbeError(f"probe {problem['loc'][0]}={problem['input']!r}: {problem['msg']}") from error
+
     @field_validator("prompts", mode="before")
     @classmethod
     def _read_prompts(cls, prompts: Any) -> Any:
-        if isinstance(prompts, (str, Path)):
+        if not isinstance(prompts, (str, Path)):
+            return prompts
+        try:
             lines = Path(prompts).read_text(encoding="utf-8").splitlines()
-            return tuple(line for line in lines if line.strip())
-        return prompts
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProbeError(f"probe prompts={str(prompts)!r}: {one_line(error)}; give a text file") from error
+        found = tuple(line for line in lines if line.strip())
+        if not found:
+            raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds no prompt; write one on each line")
+        return found
 
     def sample_seed(self, index: int) -> int:
         """The seed of one sample, the same on every machine."""

@@ -221,14 +221,15 @@ class _Search:
         inside = self.nodes[name]
         also = tuple(leaf for leaf in self._dead_leaves(dead) if self._is_swept(leaf, inside))
         gone = {node for node in dead if node in inside}.union(*(self.nodes[leaf] for leaf in also))
-        leaves = self._dead_leaves(gone)
+        # What is called from outside, too, so that nothing inside a removed operator is chosen besides.
+        below = [leaf for leaf in self.leaves if f"{leaf}.".startswith(f"{name}.") and leaf != f"{name}.{through}"]
         kept = _parameters(self.modules[name].get_submodule(through)) if modification == "shortcut" else 0
         return Candidate(
             operator=name,
             modification=modification,
             through=through,
             also=also,
-            leaves=tuple(leaves),
+            leaves=tuple(dict.fromkeys([*self._dead_leaves(gone), *sorted(below)])),
             parameters=_parameters(self.modules[name], *(self.modules[leaf] for leaf in also)) - kept,
             macs=self.flow.macs(gone) // self.denoiser.rows,
         )

@@ -50,9 +50,14 @@ class Ledger:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path or ":memory:", isolation_level=None)
-            self._prepare()
-        if identity is not None:
-            self._check_identity(json.loads(json.dumps(identity)))
+        try:
+            with _told(self.path):
+                self._prepare()
+            if identity is not None:
+                self._check_identity(json.loads(json.dumps(identity)))
+        except BaseException:
+            self._database.close()
+            raise
 
     def __enter__(self) -> "Ledger":
         return self
@@ -88,9 +93,9 @@ class Ledger:
             return
         for name, value in identity.items():
             if known.get(name) != value:
+                there, here = _differing(known.get(name), value)
                 raise LedgerError(
-                    f"{self.path} belongs to another {name}: {_short(known.get(name))} there, {_short(value)} here; "
-                    "choose another run folder"
+                    f"{self.path} belongs to another {name}: {there} there, {here} here; choose another run folder"
                 )
 
     def fact(self, name: str) -> Any:
@@ -178,9 +183,17 @@ def _moments(count: int, mean: bytes, m2: bytes, squared_error: float, cosine: f
     return Moments(count, np.frombuffer(mean), np.frombuffer(m2), nan(squared_error), nan(cosine), features)
 
 
+def _differing(there: Any, here: Any) -> tuple[str, str]:
+    """Both values, of mappings only what differs."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        there, here = ({name: one.get(name) for name in names} for one in (there, here))
+    return _short(there), _short(here)
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 @contextlib.contextmanager

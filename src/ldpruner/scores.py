@@ -9,12 +9,12 @@ from ldpruner.values import Value
 
 
 class Savings(Value):
-    """What a removal saves of one pipeline call on one sample.
+    """What a removal saves of drawing one sample's latents.
 
     Attributes:
         parameters: weights of the denoiser.
         macs: multiply-accumulates of one denoiser call.
-        latency_ms: time of the whole pipeline call.
+        latency_ms: time, over all steps.
         memory: bytes of weights.
     """
 

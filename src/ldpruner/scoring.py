@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from ldpruner.costs import Costs, module_shares, peak_memory, pipeline_latency
+from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.errors import NonFiniteLatents, OperatorNotFound, one_line
 from ldpruner.fingerprints import architecture, count_parameters, weights_digest
 from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
@@ -97,7 +97,6 @@ class Scoring:
 
     def __iter__(self) -> Iterator[str]:
         """Draws what is not finished yet; yields the operator's name after each draw."""
-        self._costs()
         with self._counted_calls():
             for group in self._groups():
                 self._draw_untouched(group)
@@ -272,12 +271,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:
-    """What one call of a pipeline on one sample of a probe costs."""
-    latency, share = pipeline_latency(pipeline, denoiser.module, lambda: probe.arguments(pipeline, [0]))
+    """What drawing the latents of one sample of a probe costs."""
+
+    def draw() -> None:
+        draw_latents(pipeline, probe, [0])
+
+    total, share = latency(draw, denoiser.module)
     return Costs(
         parameters=count_parameters(denoiser.module),
         macs=denoiser_macs(denoiser),
-        latency_ms=latency,
-        denoiser_ms=latency * share,
-        memory=peak_memory(pipeline, probe.arguments(pipeline, [0])),
+        latency_ms=total,
+        denoiser_ms=total * share,
+        memory=peak_memory(pipeline, draw),
     )

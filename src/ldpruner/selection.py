@@ -34,10 +34,10 @@ class Budget(Value):
     """What may be left: of each quantity the kept fraction, above 0 and at most 1.
 
     Attributes:
-        latency: of one pipeline call on one sample.
+        latency: of drawing one sample's latents.
         parameters: of the denoiser.
         macs: of one denoiser call.
-        memory: of the peak of one pipeline call.
+        memory: of the peak while drawing them.
         operators: how many operators to remove, the paper's own control.
     """
 

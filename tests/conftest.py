@@ -1,0 +1,156 @@
+"""Tiny pipelines with random weights: everything real, only small. Nothing here reaches the network."""
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+import pytest
+import tokenizers
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    LDMPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+import ldpruner
+
+WORDS = ("<pad>", "a", "cat", "dog", "sea", "on", "the", "moon")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are slower on more threads, and other work may hold the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    ).eval()
+
+
+def tiny_unet() -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        attention_head_dim=8,
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> DiffusionPipeline:
+    """An unconditional latent diffusion pipeline; whoever changes it takes `fresh`."""
+    torch.manual_seed(0)
+    return LDMPipeline(tiny_autoencoder(), tiny_unet(), DDIMScheduler(clip_sample=False))
+
+
+@pytest.fixture
+def fresh(tiny: DiffusionPipeline) -> DiffusionPipeline:
+    """A copy of the tiny pipeline, to be changed."""
+    return copy.deepcopy(tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> DiffusionPipeline:
+    """A text-to-image pipeline."""
+    torch.manual_seed(1)
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    text = CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=8,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+    )
+    return StableDiffusionPipeline(
+        vae=tiny_autoencoder(),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", model_max_length=8),
+        unet=unet.eval(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer() -> DiffusionPipeline:
+    """A class-conditional diffusion transformer; its weights are drawn anew, as its own start makes it zero."""
+    torch.manual_seed(2)
+    network = DiTTransformer2DModel(
+        sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=4
+    )
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    return DiTPipeline(network.eval(), tiny_autoencoder(), DDIMScheduler(clip_sample=False))
+
+
+@pytest.fixture(scope="session")
+def probe() -> ldpruner.Probe:
+    """Three samples in two steps."""
+    return ldpruner.Probe(samples=3, steps=2)
+
+
+@pytest.fixture(scope="session")
+def operators(tiny: DiffusionPipeline) -> tuple[ldpruner.Operator, ...]:
+    """Of the tiny pipeline."""
+    return ldpruner.find_operators(tiny)
+
+
+@pytest.fixture(scope="session")
+def scores(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
+) -> ldpruner.Scores:
+    """Of every modification of the tiny pipeline."""
+    return ldpruner.score_operators(tiny, operators, probe)
+
+
+@pytest.fixture(scope="session")
+def folder(tiny: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline on disk, as diffusers saves it; not to be changed."""
+    path = tmp_path_factory.mktemp("tiny") / "pipeline"
+    tiny.save_pretrained(path)
+    return path

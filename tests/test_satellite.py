@@ -1,0 +1,93 @@
+"""The bundled model: its scores, and that pruning it keeps what the method promises."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from ldpruner.bench import compare
+from ldpruner.latents import draw_latents
+from ldpruner.modifications import modified
+from ldpruner.scores import Scores
+from ldpruner.workflow import prune_to_budget
+
+PROBE = ldpruner.Probe(samples=3, steps=2)
+
+
+@pytest.fixture(scope="module")
+def satellite() -> DiffusionPipeline:
+    return ldpruner.load("zoo:satellite")
+
+
+@pytest.fixture(scope="module")
+def scores(satellite: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    folder = tmp_path_factory.mktemp("satellite")
+    return ldpruner.score_operators(satellite, None, PROBE, run=folder)
+
+
+def latents(pipeline: DiffusionPipeline) -> np.ndarray:
+    return draw_latents(pipeline, PROBE, range(PROBE.samples)).numpy().astype(np.float64)
+
+
+def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeline, scores: Scores) -> None:
+    untouched = latents(satellite)
+    for score in scores.scores:
+        with modified(satellite.unet, [score.candidate.removal]):
+            moved = latents(satellite)
+        means = np.sqrt(((untouched.mean(axis=0) - moved.mean(axis=0)) ** 2).sum())
+        deviations = np.sqrt(((untouched.std(axis=0) - moved.std(axis=0)) ** 2).sum())
+        assert score.score == pytest.approx(means + deviations, rel=1e-5, abs=1e-5), score.operator
+
+
+@pytest.mark.slow
+def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None:
+    operators = ldpruner.find_operators(satellite)[::16]
+    probe = ldpruner.Probe(samples=64, steps=3)
+    by_batch = [
+        [one.score for one in ldpruner.score_operators(satellite, operators, probe, batch_size=batch).scores]
+        for batch in (1, 7, 64)
+    ]
+    for scored in by_batch[1:]:
+        assert scored == pytest.approx(by_batch[0], rel=1e-4)
+
+
+def test_scores_do_not_depend_on_the_order(satellite: DiffusionPipeline, scores: Scores) -> None:
+    operators = ldpruner.find_operators(satellite)[::10]
+    backwards = ldpruner.score_operators(satellite, operators[::-1], PROBE)
+    known = {(one.operator, one.modification): one.score for one in scores.scores}
+    assert all(one.score == known[one.operator, one.modification] for one in backwards.scores)
+
+
+def test_a_third_of_the_measured_latency_can_be_cut(
+    satellite: DiffusionPipeline, scores: Scores, tmp_path: Path
+) -> None:
+    pruned, plan = prune_to_budget(satellite, scores, ldpruner.Budget(latency=0.65))
+    ratio = compare({"original": satellite, "pruned": pruned}, scores.probe).latency_ratio
+    assert ratio is not None
+    assert plan.predicted is not None
+    assert ratio.median <= 0.65 * 1.05
+    assert plan.predicted.latency == pytest.approx(ratio.median, rel=0.1)
+    ldpruner.save(pruned, tmp_path / "pruned")
+    opened = ldpruner.load(tmp_path / "pruned")
+    assert np.array_equal(latents(opened), latents(pruned))
+
+
+def test_the_removed_weights_are_gone_from_memory_and_disk(
+    satellite: DiffusionPipeline, scores: Scores, tmp_path: Path
+) -> None:
+    plan = ldpruner.select(scores, ldpruner.Budget(parameters=0.6))
+    assert plan.predicted is not None
+    pruned = ldpruner.prune(satellite, plan)
+    sizes = [sum(weight.numel() for weight in one.unet.parameters()) for one in (satellite, pruned)]
+    assert sizes[1] / sizes[0] == pytest.approx(plan.predicted.parameters)
+    for name, one in (("original", satellite), ("pruned", pruned)):
+        ldpruner.save(one, tmp_path / name)
+    (before,), (after,) = (list((tmp_path / name / "unet").glob("*.safetensors")) for name in ("original", "pruned"))
+    assert after.stat().st_size / before.stat().st_size == pytest.approx(plan.predicted.parameters, abs=0.01)
+
+
+def test_no_score_of_a_working_model_is_infinite(scores: Scores) -> None:
+    assert all(math.isfinite(one.score) for one in scores.scores)

@@ -1,0 +1,505 @@
+"""Scoring: right, the same in any batch and order, and neither lost nor leaving anything behind when stopped."""
+
+import contextlib
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline, ModelMixin, UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+import ldpruner
+from ldpruner.errors import LedgerError, NonFiniteLatents, OperatorNotFound, StorageError
+from ldpruner.importance import METRICS, Metric
+from ldpruner.latents import draw_latents
+from ldpruner.modifications import modified
+from ldpruner.runs import Ledger
+from ldpruner.scoring import Scoring
+
+FEW = 6  # operators where the claim does not depend on which
+Values = dict[tuple[str, str], float]
+
+
+def values(scores: ldpruner.Scores) -> Values:
+    return {(one.operator, one.modification): one.score for one in scores.scores}
+
+
+def drawn(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> Any:
+    return draw_latents(pipeline, probe, range(probe.samples)).double().numpy()
+
+
+def paper_score(z: Any, other: Any) -> float:
+    """|| mean(Z) - mean(Z') || + || std(Z) - std(Z') ||, sums written out."""
+    m = len(z)
+    mean, other_mean = z.sum(0) / m, other.sum(0) / m
+    std = (((z - mean) ** 2).sum(0) / m) ** 0.5
+    other_std = (((other - other_mean) ** 2).sum(0) / m) ** 0.5
+    return float(((mean - other_mean) ** 2).sum() ** 0.5 + ((std - other_std) ** 2).sum() ** 0.5)
+
+
+@pytest.mark.parametrize("fixture", ["tiny", "tiny_text"])
+def test_every_score_is_the_formula_on_latents_drawn_anew(fixture: str, request: pytest.FixtureRequest) -> None:
+    pipeline = request.getfixturevalue(fixture)
+    probe = ldpruner.Probe(samples=3, steps=2)
+    if fixture == "tiny":
+        operators, scores = request.getfixturevalue("operators"), request.getfixturevalue("scores")
+    else:
+        operators = ldpruner.find_operators(pipeline)[::9]
+        scores = ldpruner.score_operators(pipeline, operators, probe)
+    untouched = drawn(pipeline, probe)
+    candidates = [candidate for operator in operators for candidate in operator.candidates]
+    assert len(scores.scores) == len(candidates)
+    for candidate, score in zip(candidates, scores.scores, strict=True):
+        with modified(pipeline.unet, [candidate.removal]):
+            expected = paper_score(untouched, drawn(pipeline, probe))
+        assert (score.operator, score.modification) == (candidate.operator, candidate.modification)
+        assert score.score == pytest.approx(expected, rel=1e-5)
+        assert score.score > 0
+        assert (score.samples, score.failure) == (probe.samples, None)
+
+
+def test_a_score_says_what_the_removal_saves(scores: ldpruner.Scores) -> None:
+    for one in scores.scores:
+        assert one.saves.parameters == one.candidate.parameters
+        assert one.saves.macs == one.candidate.macs
+        assert one.saves.memory == 4 * one.saves.parameters  # float32
+        assert 0 <= one.saves.latency_ms < scores.costs.denoiser_ms < scores.costs.latency_ms
+
+
+def test_denoiser_calls_are_counted_for_each_sample(scores: ldpruner.Scores) -> None:
+    assert scores.denoiser_calls == (1 + len(scores.scores)) * scores.probe.samples * scores.probe.steps
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_another_metric_is_read_off_the_same_run(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path, metric: Metric
+) -> None:
+    probe = ldpruner.Probe(samples=3, steps=1)
+    first = ldpruner.score_operators(tiny, operators[:2], probe, run=tmp_path)
+    again = ldpruner.score_operators(tiny, operators[:2], probe, run=tmp_path, metric=metric)
+    assert again.denoiser_calls == first.denoiser_calls
+    assert again.metric == metric
+    assert all(math.isfinite(score) and score > 0 for score in values(again).values())
+    assert (values(again) == values(first)) == (metric == "mean_std")
+
+
+def test_scores_do_not_depend_on_the_batch_size(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
+) -> None:
+    probe = ldpruner.Probe(samples=20, steps=2)
+    chosen = operators[:: len(operators) // 3]
+    one, seven, sixtyfour = (
+        values(ldpruner.score_operators(tiny, chosen, probe, batch_size=batch)) for batch in (1, 7, 64)
+    )
+    assert one == pytest.approx(seven, rel=1e-4)
+    assert one == pytest.approx(sixtyfour, rel=1e-4)
+
+
+def test_scores_of_a_guided_transformer_do_not_depend_on_the_batch_size(tiny_transformer: DiffusionPipeline) -> None:
+    probe = ldpruner.Probe(samples=5, steps=2)
+    chosen = ldpruner.find_operators(tiny_transformer)[5:7]
+    one, two, many = (
+        values(ldpruner.score_operators(tiny_transformer, chosen, probe, batch_size=batch)) for batch in (1, 2, 8)
+    )
+    assert one == pytest.approx(two, rel=1e-4)
+    assert one == pytest.approx(many, rel=1e-4)
+
+
+def test_scores_do_not_depend_on_the_order_to_the_bit(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    probe: ldpruner.Probe,
+    scores: ldpruner.Scores,
+) -> None:
+    backwards = ldpruner.score_operators(tiny, operators[::-1], probe)
+    assert [one.operator for one in backwards.scores] == [one.operator for one in scores.scores][::-1]
+    assert values(backwards) == values(scores)
+
+
+def test_scoring_decodes_nothing(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
+) -> None:
+    decoded: list[int] = []
+    fresh.vqvae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
+    ldpruner.score_operators(fresh, operators[:FEW], probe)
+    assert decoded == []
+    fresh(num_inference_steps=1)
+    assert decoded  # the hook works
+
+
+def test_a_run_is_an_iterable_with_a_length(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    probe = ldpruner.Probe(samples=20, steps=1)
+    for batch, draws in ((8, 3), (16, 2)):
+        with Scoring(tiny, operators[:3], probe, run=tmp_path / str(batch), batch_size=batch) as scoring:
+            assert len(scoring) == draws * 4 == len(list(scoring))
+        with Scoring(tiny, operators[:3], probe, run=tmp_path / str(batch), batch_size=batch) as scoring:
+            assert len(scoring) == len(list(scoring))
+
+
+# Stopping and resuming
+
+
+@contextlib.contextmanager
+def at_call(denoiser: nn.Module, number: int, action: Callable[[], object]) -> Iterator[list[int]]:
+    """Does something in the middle of the denoiser's n-th call from here; gives the rows of each call."""
+    rows: list[int] = []
+
+    def count(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        rows.append(len(given[0]))
+        if len(rows) == number:
+            action()
+
+    handle = denoiser.register_forward_pre_hook(count)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail() -> None:
+    raise ZeroDivisionError("in the middle")
+
+
+class Snapshot:
+    """What must be the same after scoring."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self.modules = dict(pipeline.unet.named_modules())
+        self.weights = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
+        self.output = self._output()
+        self.image = self._image()
+
+    def _output(self) -> torch.Tensor:
+        with torch.no_grad():
+            sample = self.pipeline.unet(torch.ones(1, 4, 8, 8), 7).sample
+        assert isinstance(sample, torch.Tensor)
+        return sample
+
+    def _image(self) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        call: Any = self.pipeline
+        return call(batch_size=1, num_inference_steps=1, generator=generator, output_type="np").images
+
+    def check(self) -> None:
+        pipeline = self.pipeline
+        now = dict(pipeline.unet.named_modules())
+        assert list(now) == list(self.modules)
+        assert all(now[name] is self.modules[name] for name in now)
+        assert all(torch.equal(weight, self.weights[name]) for name, weight in pipeline.unet.state_dict().items())
+        for part in pipeline.components.values():
+            assert not {"step", "decode", "forward"} & set(vars(part))
+        every = [module for part in (pipeline.unet, pipeline.vqvae) for module in part.modules()]
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in every)
+        assert type(pipeline) is LDMPipeline
+        assert torch.equal(self._output(), self.output)
+        np.testing.assert_array_equal(self._image(), self.image)
+
+
+def test_scoring_leaves_the_pipeline_as_it_was(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
+) -> None:
+    before = Snapshot(fresh)
+    ldpruner.score_operators(fresh, operators[:FEW], probe)
+    before.check()
+
+
+@pytest.mark.parametrize(("stop", "error"), [(interrupt, KeyboardInterrupt), (fail, ZeroDivisionError)])
+@pytest.mark.parametrize("number", [2, 9])  # among the untouched draws; within a modification
+def test_a_stopped_run_leaves_the_pipeline_as_it_was_and_carries_on(
+    fresh: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    tmp_path: Path,
+    stop: Callable[[], None],
+    error: type[BaseException],
+    number: int,
+) -> None:
+    probe = ldpruner.Probe(samples=10, steps=2)  # blocks of 8 and 2: four calls for each modification
+    whole = ldpruner.score_operators(fresh, operators[:FEW], probe, batch_size=8)
+    before = Snapshot(fresh)
+    with Scoring(fresh, operators[:FEW], probe, run=tmp_path, batch_size=8) as scoring:
+        draws = iter(scoring)
+        next(draws)  # the costs, and the first block
+        with pytest.raises(error), at_call(fresh.unet, number, stop):
+            list(draws)
+    before.check()
+    with (
+        at_call(fresh.unet, -1, fail) as rows,
+        Scoring(fresh, operators[:FEW], probe, run=tmp_path, batch_size=8) as scoring,
+    ):
+        recorded = len(rows)  # watching the first call took some
+        list(scoring)
+        finished = 2 + 2 * ((number - 1) // 2)  # calls of the blocks that were complete
+        assert len(rows) - recorded == 4 * (1 + FEW) - finished
+        resumed = scoring.scores()
+    assert values(resumed) == values(whole)
+    assert resumed.denoiser_calls == whole.denoiser_calls
+    before.check()
+
+
+def test_a_finished_run_computes_nothing_again(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    first = ldpruner.score_operators(fresh, operators[:FEW], probe, run=tmp_path)
+    with Scoring(fresh, operators[:FEW], probe, run=tmp_path) as scoring, at_call(fresh.unet, 1, fail) as rows:
+        list(scoring)
+        again = scoring.scores()
+    assert rows == []
+    assert again == first
+
+
+def test_a_run_can_go_on_with_more_operators(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    first = ldpruner.score_operators(tiny, operators[:3], probe, run=tmp_path)
+    more = ldpruner.score_operators(tiny, operators[:FEW], probe, run=tmp_path)
+    assert more.denoiser_calls == first.denoiser_calls / 4 * (1 + FEW)
+    assert values(first).items() <= values(more).items()
+
+
+def test_a_run_can_go_on_with_more_samples(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    few, many = ldpruner.Probe(samples=8, steps=1), ldpruner.Probe(samples=16, steps=1)
+    whole = ldpruner.score_operators(tiny, operators[:2], many, batch_size=8)
+    first = ldpruner.score_operators(tiny, operators[:2], few, run=tmp_path, batch_size=8)
+    more = ldpruner.score_operators(tiny, operators[:2], many, run=tmp_path, batch_size=8)
+    assert values(more) == values(whole) != values(first)
+    assert [one.samples for one in more.scores] == [16, 16]
+    again = ldpruner.score_operators(tiny, operators[:2], few, run=tmp_path, batch_size=8)
+    assert values(again) == values(first)
+    odd = ldpruner.Probe(samples=11, steps=1)  # ends within a block that is there
+    within = ldpruner.score_operators(tiny, operators[:2], odd, run=tmp_path, batch_size=8)
+    assert values(within) == pytest.approx(values(ldpruner.score_operators(tiny, operators[:2], odd)), rel=1e-4)
+    assert [one.samples for one in within.scores] == [11, 11]
+
+
+@pytest.mark.parametrize(("first", "second"), [(8, 16), (16, 8)])
+def test_a_run_can_go_on_in_another_batch_size(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path, first: int, second: int
+) -> None:
+    probe = ldpruner.Probe(samples=20, steps=1)
+    whole = ldpruner.score_operators(fresh, operators[:2], probe, batch_size=8)
+    with pytest.raises(ZeroDivisionError), at_call(fresh.unet, 2, fail):
+        ldpruner.score_operators(fresh, operators[:2], probe, run=tmp_path, batch_size=first)
+    resumed = ldpruner.score_operators(fresh, operators[:2], probe, run=tmp_path, batch_size=second)
+    assert values(resumed) == pytest.approx(values(whole), rel=1e-4)
+    assert resumed.denoiser_calls == whole.denoiser_calls
+
+
+CHILD = """
+import sys, ldpruner
+from ldpruner.scoring import Scoring
+folder, run = sys.argv[1:]
+pipeline = ldpruner.load(folder)
+operators = ldpruner.find_operators(pipeline)[:6]
+with Scoring(pipeline, operators, ldpruner.Probe(samples=10, steps=2), run=run, batch_size=8) as scoring:
+    for name in scoring:
+        print(name, flush=True)
+"""
+
+
+def test_a_killed_run_carries_on_with_the_same_result(
+    folder: Path, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    pipeline = ldpruner.load(folder)
+    probe = ldpruner.Probe(samples=10, steps=2)
+    whole = ldpruner.score_operators(pipeline, operators[:FEW], probe, batch_size=8)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    with child:
+        assert child.stdout is not None
+        draws = [child.stdout.readline() for _ in range(5)]
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert draws[0] == b"untouched\n"
+    with Ledger(tmp_path) as ledger:
+        finished = ledger.denoiser_calls()
+    assert 0 < finished < whole.denoiser_calls
+    resumed = ldpruner.score_operators(pipeline, operators[:FEW], probe, run=tmp_path, batch_size=8)
+    assert values(resumed) == values(whole)
+    assert resumed.denoiser_calls == whole.denoiser_calls
+
+
+# What goes wrong
+
+
+class Fragile(ModelMixin, ConfigMixin):
+    """A denoiser one of whose parts is asked for an attribute, and one of whose parts keeps it from dividing by 0."""
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, sample_size: int = 8, in_channels: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, in_channels, 1)
+        self.asked = nn.Conv2d(in_channels, in_channels, 1)
+        self.needed = nn.Conv2d(in_channels, in_channels, 1)
+
+    def forward(self, sample: torch.Tensor, timestep: Any) -> UNet2DOutput:
+        scale = self.asked.weight.sum()
+        hidden = self.stem(self.asked(sample)) * scale
+        return UNet2DOutput(sample=hidden / (self.needed(hidden) - hidden))
+
+
+@pytest.fixture
+def fragile(tiny: DiffusionPipeline) -> DiffusionPipeline:
+    torch.manual_seed(3)
+    return LDMPipeline(tiny.vqvae, Fragile().eval(), DDIMScheduler(clip_sample=False))
+
+
+def test_a_modification_that_the_denoiser_does_not_survive_is_recorded_and_the_run_goes_on(
+    fragile: DiffusionPipeline, tmp_path: Path
+) -> None:
+    probe = ldpruner.Probe(samples=10, steps=2)
+    scores = ldpruner.score_operators(fragile, probe=probe, run=tmp_path, batch_size=8)
+    of = {one.operator: one for one in scores.scores}
+    assert list(of) == ["asked", "stem", "needed"]
+    assert of["asked"].score == math.inf
+    assert of["asked"].failure == "AttributeError: 'Identity' object has no attribute 'weight'"
+    assert math.isfinite(of["stem"].score)
+    assert of["stem"].samples == probe.samples
+    resumed = ldpruner.score_operators(fragile, probe=probe, run=tmp_path, batch_size=8)
+    assert resumed == scores
+
+
+def test_a_modification_with_latents_that_are_not_finite_scores_infinity_and_is_never_selected(
+    fragile: DiffusionPipeline, tmp_path: Path
+) -> None:
+    probe = ldpruner.Probe(samples=10, steps=2)
+    scores = ldpruner.score_operators(fragile, probe=probe, run=tmp_path, batch_size=8)
+    of = {one.operator: one for one in scores.scores}
+    assert of["needed"].score == math.inf
+    assert of["needed"].failure is None
+    plan = ldpruner.select(scores, ldpruner.Budget(operators=1))
+    assert [one.operator for one in plan.removed] == ["stem"]
+    with pytest.raises(ldpruner.LdPrunerError):
+        ldpruner.select(scores, ldpruner.Budget(operators=2))
+    assert ldpruner.Scores.model_validate_json(scores.model_dump_json()) == scores
+
+
+def test_a_real_transformer_goes_on_after_a_block_that_cannot_go(tiny_transformer: DiffusionPipeline) -> None:
+    chosen = [one for one in ldpruner.find_operators(tiny_transformer) if one.kind == "transformer_block"]
+    scores = ldpruner.score_operators(tiny_transformer, chosen, ldpruner.Probe(samples=2, steps=1))
+    first, second = scores.scores
+    assert first.score == math.inf
+    assert first.failure is not None
+    assert "norm1" in first.failure
+    assert math.isfinite(second.score)
+
+
+def one_line(error: BaseException, *parts: str) -> bool:
+    return "\n" not in str(error) and all(part in str(error) for part in parts)
+
+
+def test_an_untouched_pipeline_with_latents_that_are_not_finite_is_refused(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
+) -> None:
+    with torch.no_grad():
+        fresh.unet.conv_in.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(NonFiniteLatents) as caught:
+        ldpruner.score_operators(fresh, operators[:1], probe)
+    assert one_line(caught.value, "samples [0, 1, 2]")
+
+
+def test_an_operator_of_another_pipeline_is_refused(
+    tiny: DiffusionPipeline, tiny_text: DiffusionPipeline, probe: ldpruner.Probe
+) -> None:
+    foreign = next(one for one in ldpruner.find_operators(tiny_text) if one.kind == "transformer_block")
+    with pytest.raises(OperatorNotFound) as caught:
+        ldpruner.score_operators(tiny, [foreign], probe)
+    assert one_line(caught.value, repr(foreign.name))
+
+
+def scored(pipeline: DiffusionPipeline, probe: ldpruner.Probe, run: Path) -> ldpruner.Scores:
+    return ldpruner.score_operators(pipeline, ldpruner.find_operators(pipeline)[:1], probe, run=run)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [({"seed": 5}, '"seed": 5'), ({"steps": 1}, '"steps": 1')],
+)
+def test_the_ledger_of_another_probe_is_refused_and_the_message_says_what_differs(
+    tiny: DiffusionPipeline, probe: ldpruner.Probe, tmp_path: Path, change: dict[str, int], seen: str
+) -> None:
+    scored(tiny, probe, tmp_path)
+    with pytest.raises(LedgerError) as caught:
+        scored(tiny, probe.model_copy(update=change), tmp_path)
+    assert one_line(caught.value, "run.sqlite", "probe", seen)
+
+
+def test_the_ledger_of_another_checkpoint_is_refused(
+    tiny: DiffusionPipeline, fresh: DiffusionPipeline, probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    scored(tiny, probe, tmp_path)
+    with torch.no_grad():
+        fresh.unet.conv_out.bias[0] += 1e-3
+    with pytest.raises(LedgerError) as caught:
+        scored(fresh, probe, tmp_path)
+    assert one_line(caught.value, "weights")
+
+
+def test_the_ledger_of_another_architecture_is_refused(
+    tiny: DiffusionPipeline, fresh: DiffusionPipeline, probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    scored(tiny, probe, tmp_path)
+    config = {**tiny.unet.config, "layers_per_block": 2}
+    fresh.register_modules(unet=UNet2DModel.from_config(config).eval())
+    with pytest.raises(LedgerError) as caught:
+        scored(fresh, probe, tmp_path)
+    assert one_line(caught.value, "architecture", "parameters")
+
+
+def test_the_ledger_of_another_scheduler_is_refused(
+    tiny: DiffusionPipeline, fresh: DiffusionPipeline, probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    scored(tiny, probe, tmp_path)
+    fresh.register_modules(scheduler=DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear"))
+    with pytest.raises(LedgerError) as caught:
+        scored(fresh, probe, tmp_path)
+    assert one_line(caught.value, "scheduler")
+
+
+def test_a_full_disk_is_told_and_what_was_finished_is_kept(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    probe = ldpruner.Probe(samples=10, steps=2)
+    operators = operators[:16]
+    whole = ldpruner.score_operators(fresh, operators, probe)
+    before = Snapshot(fresh)
+    with Scoring(fresh, operators, probe, run=tmp_path) as scoring:
+        (pages,) = scoring.ledger._database.execute("PRAGMA page_count").fetchone()
+        scoring.ledger._database.execute(f"PRAGMA max_page_count = {pages + 20}").fetchone()
+        with pytest.raises(StorageError) as caught:
+            list(scoring)
+        finished = scoring.ledger.denoiser_calls()
+    assert one_line(caught.value, "run.sqlite", "full")
+    assert 0 < finished < whole.denoiser_calls
+    before.check()
+    assert values(ldpruner.score_operators(fresh, operators, probe, run=tmp_path)) == values(whole)
+
+
+def test_sqlite_files_of_a_run_need_no_pickle(tiny: DiffusionPipeline, probe: ldpruner.Probe, tmp_path: Path) -> None:
+    scored(tiny, probe, tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as database:
+        (mean,) = database.execute("SELECT mean FROM evaluations WHERE operator != ''").fetchone()
+    assert np.frombuffer(mean).shape == (4 * 8 * 8,)
