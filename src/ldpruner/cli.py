@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ldpruner import tables
+from ldpruner import parsing, tables
 from ldpruner.bench import compare
 from ldpruner.errors import LdPrunerError, LedgerError, one_line
 from ldpruner.fingerprints import count_parameters
@@ -28,7 +28,7 @@ from ldpruner.runs import Ledger
 from ldpruner.saving import load, load_weightless, save
 from ldpruner.scores import Scores
 from ldpruner.scoring import BATCH, Scoring
-from ldpruner.selection import RULES, Budget, Plan, select
+from ldpruner.selection import RULES, Plan, select
 from ldpruner.surgery import prune
 from ldpruner.workflow import Outcome, finish, prune_to_budget
 
@@ -92,7 +92,7 @@ def operators(
 
     Example: ldpruner operators zoo:satellite
     """
-    arguments = _call_arguments(call)
+    arguments = parsing.call_arguments(call)
     if dry_run:
         _print_json({"model": model, "component": component, "call": arguments})
         return
@@ -137,7 +137,7 @@ def score(
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
     """
-    probe = _probe(samples, steps, seed, prompts, guidance, call)
+    probe = parsing.probe_of(samples, steps, seed, prompts, guidance, call)
     settings = {
         "model": model,
         "run": str(run),
@@ -149,7 +149,7 @@ def score(
         _print_json(settings)
         return
     scores = _score(
-        _open(model, device, dtype), model, run, probe, _one_of(metric, METRICS, "--metric"), batch, component
+        _open(model, device, dtype), model, run, probe, parsing.one_of(metric, METRICS, "--metric"), batch, component
     )
     if as_json:
         _print_json(_scores_json(scores))
@@ -165,7 +165,7 @@ def select_command(
 
     Example: ldpruner select --run runs/a --budget latency=0.65
     """
-    wanted, chosen_rule = _budget(budget), _one_of(rule, RULES, "--rule")
+    wanted, chosen_rule = parsing.budget_of(budget), parsing.one_of(rule, RULES, "--rule")
     if dry_run:
         _print_json({"run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule})
         return
@@ -214,8 +214,8 @@ def run_command(
 
     Example: ldpruner run zoo:satellite --run runs/demo --budget latency=0.65
     """
-    probe, wanted = _probe(samples, steps, seed, prompts, guidance, call), _budget(budget)
-    chosen_metric, chosen_rule = _one_of(metric, METRICS, "--metric"), _one_of(rule, RULES, "--rule")
+    probe, wanted = parsing.probe_of(samples, steps, seed, prompts, guidance, call), parsing.budget_of(budget)
+    chosen_metric, chosen_rule = parsing.one_of(metric, METRICS, "--metric"), parsing.one_of(rule, RULES, "--rule")
     if dry_run:
         settings = {"model": model, "run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule}
         _print_json({**settings, "probe": probe.model_dump(mode="json"), "metric": metric, "batch": batch})
@@ -254,7 +254,7 @@ def bench_command(
 
     Example: ldpruner bench zoo:satellite runs/demo/pruned
     """
-    probe = _probe(1, steps, 0, prompts, guidance, call)
+    probe = parsing.probe_of(1, steps, 0, prompts, guidance, call)
     if dry_run:
         _print_json({"pipelines": [model, other], "probe": probe.model_dump(mode="json"), "rounds": rounds})
         return
@@ -269,10 +269,7 @@ def bench_command(
 
 
 def _open(model: str, device: str | None, dtype: str | None) -> DiffusionPipeline:
-    precision = getattr(torch, dtype, None) if dtype else None
-    if dtype and not isinstance(precision, torch.dtype):
-        raise typer.BadParameter(f"--dtype {dtype!r}: choose float32, float16 or bfloat16")
-    pipeline = load(model, torch_dtype=precision)
+    pipeline = load(model, torch_dtype=parsing.precision(dtype))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return pipeline if place == "cpu" else pipeline.to(place)
@@ -302,42 +299,6 @@ def _progress(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
         yield from progress.track(work, total=total)
-
-
-def _probe(
-    samples: int, steps: int, seed: int, prompts: Path | None, guidance: float | None, call: list[str] | None
-) -> Probe:
-    settings = {"samples": samples, "steps": steps, "seed": seed, "guidance": guidance}
-    return Probe(**settings, prompts=prompts, call=_call_arguments(call))
-
-
-def _call_arguments(pairs: list[str] | None) -> dict[str, Any]:
-    return {name: _literal(value) for name, value in (_pair(pair, "--call") for pair in pairs or [])}
-
-
-def _literal(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise typer.BadParameter(f"{option} {text!r}: write it as name=value")
-    return name, value
-
-
-def _budget(parts: list[str]) -> Budget:
-    pairs = dict(_pair(part, "--budget") for text in parts for part in text.split(","))
-    return Budget(**{name: _literal(value) for name, value in pairs.items()})
-
-
-def _one_of(value: str, known: tuple[Any, ...], option: str) -> Any:
-    if value not in known:
-        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(known)}")
-    return value
 
 
 def _fact(run: Path, name: str) -> Any:

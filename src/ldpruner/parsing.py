@@ -1,0 +1,59 @@
+"""What the words of a command line mean: probes, budgets, and arguments of a pipeline's call."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ldpruner.latents import Probe
+from ldpruner.selection import Budget
+
+
+def probe_of(
+    samples: int, steps: int, seed: int, prompts: Path | None, guidance: float | None, call: list[str] | None
+) -> Probe:
+    """The probe of the options that every drawing command has."""
+    settings = {"samples": samples, "steps": steps, "seed": seed, "guidance": guidance}
+    return Probe(**settings, prompts=prompts, call=call_arguments(call))
+
+
+def call_arguments(texts: list[str] | None) -> dict[str, Any]:
+    """The arguments of `--call name=value`; a value that is JSON is read as such."""
+    return {name: _literal(value) for name, value in (_pair(text, "--call") for text in texts or [])}
+
+
+def budget_of(texts: list[str]) -> Budget:
+    """The budget of `--budget name=value`, repeated or with commas."""
+    pairs = dict(_pair(part, "--budget") for text in texts for part in text.split(","))
+    return Budget(**{name: _literal(value) for name, value in pairs.items()})
+
+
+def one_of(value: str, known: tuple[Any, ...], option: str) -> Any:
+    """The value, if it is one that the option knows."""
+    if value not in known:
+        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(known)}")
+    return value
+
+
+def precision(name: str | None) -> torch.dtype | None:
+    """The precision of a name such as float16."""
+    found = getattr(torch, name, None) if name else None
+    if name and not isinstance(found, torch.dtype):
+        raise typer.BadParameter(f"--dtype {name!r}: choose float32, float16 or bfloat16")
+    return found
+
+
+def _literal(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{option} {text!r}: write it as name=value")
+    return name, value
