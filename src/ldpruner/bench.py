@@ -56,6 +56,11 @@ class Comparison(Value):
     pipelines: tuple[Measured, ...]
     latency_ratio: Spread | None = None
 
+    @property
+    def ratio(self) -> float:
+        """The median of the latency ratio; 1 for a single pipeline."""
+        return self.latency_ratio.median if self.latency_ratio is not None else 1.0
+
 
 def compare(
     pipelines: Mapping[str, DiffusionPipeline], probe: Probe, *, component: str | None = None, rounds: int = ROUNDS
@@ -122,7 +127,7 @@ def same_latents(first: DiffusionPipeline, second: DiffusionPipeline, probe: Pro
 
 def sample_images(pipeline: DiffusionPipeline, probe: Probe, count: int) -> list[Image.Image]:
     """Decoded samples of a probe; none if the pipeline makes no images."""
-    result = pipeline(**probe.arguments(pipeline, range(count)))
+    result = run_pipeline(pipeline, probe.arguments(pipeline, range(count)))
     images = getattr(result, "images", None)
     return [image for image in images or [] if isinstance(image, Image.Image)]
 

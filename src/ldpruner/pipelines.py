@@ -113,14 +113,15 @@ def accepted_arguments(pipeline: DiffusionPipeline, wanted: Arguments) -> dict[s
     return {name: value for name, value in wanted.items() if name in known}
 
 
-def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> None:
-    """Calls a pipeline quietly, without gradients; an interruption from inside ends the call."""
+def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> Any:
+    """Calls a pipeline quietly, without gradients; an interruption from inside ends the call with None."""
     bar = dict(getattr(pipeline, "_progress_bar_config", {}))
     pipeline.set_progress_bar_config(disable=True)
     surroundings = running_weightless if is_weightless(pipeline) else contextlib.nullcontext
     try:
         with torch.no_grad(), surroundings(pipeline), contextlib.suppress(Interruption):
-            cast(Callable[..., Any], pipeline)(**arguments)
+            return cast(Callable[..., Any], pipeline)(**arguments)
+        return None
     finally:
         pipeline.set_progress_bar_config(**bar)
 

@@ -1,12 +1,13 @@
 """All of it: from a pipeline and a budget to a pruned folder and the numbers beside it."""
 
 import logging
+import math
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
 from ldpruner.bench import Comparison, compare, image_rows, latent_distance, same_latents, sample_images
-from ldpruner.errors import StorageError
+from ldpruner.errors import BudgetError, StorageError
 from ldpruner.latents import Probe
 from ldpruner.saving import load, save
 from ldpruner.scores import Scores
@@ -48,20 +49,30 @@ def prune_to_budget(
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    wanted, asked = budget.latency, budget
-    for _ in range(ATTEMPTS):
-        plan = select(scores, asked, rule=rule).model_copy(update={"budget": budget})
+    plan = select(scores, budget, rule=rule)
+    pruned = prune(pipeline, plan)
+    wanted = asked = budget.latency or 1.0
+    for _ in range(ATTEMPTS if budget.latency else 0):
+        pair = {"original": pipeline, "pruned": pruned}
+        measured = compare(pair, scores.probe, component=scores.component).ratio
+        if measured <= wanted:
+            break
+        logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", measured, wanted)
+        asked *= wanted / measured
+        plan = _tightened(scores, budget, asked, measured, rule)
         pruned = prune(pipeline, plan)
-        if wanted is None or asked.latency is None:
-            break
-        ratio = compare(
-            {"original": pipeline, "pruned": pruned}, scores.probe, component=scores.component
-        ).latency_ratio
-        if ratio is None or ratio.median <= wanted:
-            break
-        logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", ratio.median, wanted)
-        asked = asked.model_copy(update={"latency": 0.99 * asked.latency * wanted / ratio.median})
-    return pruned, plan
+    return pruned, plan.model_copy(update={"budget": budget})
+
+
+def _tightened(scores: Scores, budget: Budget, asked: float, measured: float, rule: Rule) -> Plan:
+    """A plan for less than was asked at first."""
+    try:
+        return select(scores, budget.model_copy(update={"latency": asked}), rule=rule)
+    except BudgetError as error:
+        raise BudgetError(
+            f"budget {budget} cannot be reached: the plan for it measured latency={measured:.3f}, and no more can be "
+            f"removed; ask for latency={math.ceil(measured * 1000) / 1000:g} or more"
+        ) from error
 
 
 def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, probe: Probe, folder: Path) -> Outcome:
