@@ -15,6 +15,7 @@ from ldpruner.scores import Scores
 from ldpruner.workflow import prune_to_budget
 
 PROBE = ldpruner.Probe(samples=3, steps=2)
+RESOLUTION = 3e-6  # of a score in float32: kernels for other batches round otherwise, and latents have a norm of 16
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,14 @@ def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeli
 
 @pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None:
-    operators = ldpruner.find_operators(satellite)[::16]
-    probe = ldpruner.Probe(samples=64, steps=3)
+    operators = ldpruner.find_operators(satellite)[::20]
+    probe = ldpruner.Probe(samples=64, steps=2)
     by_batch = [
         [one.score for one in ldpruner.score_operators(satellite, operators, probe, batch_size=batch).scores]
         for batch in (1, 7, 64)
     ]
     for scored in by_batch[1:]:
-        assert scored == pytest.approx(by_batch[0], rel=1e-4)
+        assert scored == pytest.approx(by_batch[0], rel=1e-4, abs=RESOLUTION)
 
 
 def test_scores_do_not_depend_on_the_order(satellite: DiffusionPipeline, scores: Scores) -> None:
