@@ -8,11 +8,7 @@ def main(report: str) -> str | None:
     """Return what is wrong with the report, or None."""
     suites = list(ElementTree.parse(report).iter("testsuite"))
     tests = sum(int(suite.get("tests", 0)) for suite in suites)
-    skipped = [
-        case
-        for case in ElementTree.parse(report).iter("testcase")
-        if case.find("skipped") is not None
-    ]
+    skipped = [case for case in ElementTree.parse(report).iter("testcase") if case.find("skipped") is not None]
     if not tests:
         return "no test ran"
     if skipped:
