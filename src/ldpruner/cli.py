@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ldpruner import parsing, tables
 from ldpruner.bench import compare
+from ldpruner.dataflow import trace
 from ldpruner.errors import LdPrunerError, LedgerError, one_line
 from ldpruner.fingerprints import count_parameters
 from ldpruner.importance import METRICS, Metric
@@ -98,8 +99,9 @@ def operators(
         return
     pipeline = load_weightless(model)
     denoiser = find_denoiser(pipeline, component, arguments)
-    found = operators_of(denoiser)
-    totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser)}
+    flow = trace(denoiser)
+    found = operators_of(denoiser, flow)
+    totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
     if as_json:
         rows = [
             {

@@ -143,14 +143,14 @@ def find_operators(
     return operators_of(find_denoiser(pipeline, component, call))
 
 
-def operators_of(denoiser: Denoiser) -> tuple[Operator, ...]:
-    """The operators of a denoiser whose call was recorded."""
-    return _Search(denoiser, trace(denoiser)).operators()
+def operators_of(denoiser: Denoiser, flow: Dataflow | None = None) -> tuple[Operator, ...]:
+    """The operators of a denoiser whose call was recorded; `flow` is its trace, if it was traced already."""
+    return _Search(denoiser, flow or trace(denoiser)).operators()
 
 
-def denoiser_macs(denoiser: Denoiser) -> int:
+def denoiser_macs(denoiser: Denoiser, flow: Dataflow | None = None) -> int:
     """Multiply-accumulates of one denoiser call on one sample (one row of its batch), attention products counted."""
-    flow = trace(denoiser)
+    flow = flow or trace(denoiser)
     return flow.macs(range(len(flow.nodes))) // denoiser.rows
 
 
