@@ -74,7 +74,7 @@ def _measured(pipeline: Any, scores: Scores, rule: str, budget: float, draw: int
 
 
 def _cell(pipeline: Any, scores: Scores, rule: str, budget: float, draw: int) -> dict[str, Any]:
-    """The plan that meets the budget when measured, as `ldpruner run` makes it."""
+    """The plan that meets the budget when it is measured, without the margin that `ldpruner run` adds."""
     asked = budget
     for _ in range(ATTEMPTS):
         plan = _plan(scores, rule, asked, draw)
