@@ -1,7 +1,6 @@
 """Drawing latents: each sample is its own, and nothing is decoded."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from ldpruner.errors import ProbeError
-from ldpruner.latents import Probe, draw_latents
+from ldpruner.latents import draw_latents, largest_batch
+from ldpruner.probe import Probe
+from tests.families import FAMILIES
+from tests.families.parts import PROMPTS
 
 
 def stepped_latents(pipeline: DiffusionPipeline, probe: Probe, index: int) -> torch.Tensor:
@@ -100,20 +101,6 @@ def test_a_decode_of_the_users_own_stays(fresh: DiffusionPipeline, probe: Probe)
     assert fresh.vqvae.decode is compiled
 
 
-def test_prompts_come_from_a_file_or_a_sequence(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a cat\n\n  \nthe moon, größer\n", encoding="utf-8")
-    expected = ("a cat", "the moon, größer")
-    given: tuple[Any, ...] = (file, str(file), ["a cat", "the moon, größer"])
-    for prompts in given:
-        assert Probe(prompts=prompts).prompts == expected
-
-
-def test_prompts_start_again_when_they_run_out(tiny_text: DiffusionPipeline) -> None:
-    probe = Probe(prompts=("a cat", "the sea"))
-    assert probe.arguments(tiny_text, [0, 1, 2, 5])["prompt"] == ["a cat", "the sea", "a cat", "the sea"]
-
-
 def test_the_prompt_of_a_sample_reaches_its_latents(tiny_text: DiffusionPipeline) -> None:
     cat, sea = (Probe(steps=2, prompts=(prompt,)) for prompt in ("a cat", "the sea"))
     assert not torch.allclose(draw_latents(tiny_text, cat, [0]), draw_latents(tiny_text, sea, [0]))
@@ -136,26 +123,35 @@ def test_classes_differ_between_samples(tiny_transformer: DiffusionPipeline) -> 
     assert draw_latents(tiny_transformer, Probe(steps=2), [0, 1]).shape == (2, 4, 8, 8)
 
 
-@pytest.mark.parametrize(
-    "values", [{"samples": 0}, {"steps": 0}, {"seed": -1}, {"samples": 1.5}, {"sample": 3}, {"prompts": 3}]
-)
-def test_a_bad_value_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ProbeError, match=next(iter(values))):
-        Probe(**values)
+def test_a_batch_is_drawn_at_once_where_nothing_speaks_against_it(tiny_text: DiffusionPipeline) -> None:
+    assert largest_batch(tiny_text, Probe(samples=3, steps=2), 16) == 16
+    assert largest_batch(tiny_text, Probe(samples=1, steps=2), 16) == 1
 
 
-def test_a_probe_is_frozen() -> None:
-    probe = Probe()
-    with pytest.raises(ValueError, match="frozen"):
-        probe.samples = 3
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_samples_that_change_each_other_are_drawn_alone() -> None:
+    """The pipeline of a ControlNet for Stable Diffusion 3 encodes its image with the global random state."""
+    family = FAMILIES["stable-diffusion-3-controlnet"]
+    pipeline, probe = family.pipeline(), Probe(samples=2, steps=2, prompts=PROMPTS, call=dict(family.call))
+    assert largest_batch(pipeline, probe, 16) == 1
+    assert torch.equal(draw_latents(pipeline, probe, [1]), draw_latents(pipeline, probe, [1]))
 
 
-def test_a_probe_goes_through_json() -> None:
-    probe = Probe(samples=3, steps=4, seed=5, prompts=("a",), guidance=2.5, call={"width": 32})
-    assert Probe.model_validate_json(probe.model_dump_json()) == probe
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_the_frames_of_a_video_belong_to_their_sample() -> None:
+    """The pipeline steps the frames of all samples as rows."""
+    family = FAMILIES["text-to-video"]
+    pipeline, probe = family.pipeline(), Probe(samples=2, steps=2, prompts=PROMPTS, call=dict(family.call))
+    together = draw_latents(pipeline, probe, [0, 1])
+    torch.testing.assert_close(together[1], draw_latents(pipeline, probe, [1])[0], rtol=1e-3, atol=1e-4)
 
 
-def test_an_empty_file_of_prompts_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\n\n")
-    with pytest.raises(ProbeError, match=r"prompts\.txt"):
-        Probe(prompts=tmp_path / "prompts.txt")
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_copy_of_the_scheduler_steps_something_else() -> None:
+    """The pipeline copies its scheduler for the sound that goes with the video."""
+    family = FAMILIES["ltx2"]
+    pipeline, probe = family.pipeline(), Probe(samples=1, steps=2, prompts=PROMPTS, call=dict(family.call))
+    scheduler_class = type(pipeline.scheduler)
+    drawn = draw_latents(pipeline, probe, [0])
+    assert type(pipeline.scheduler) is scheduler_class
+    assert drawn.isfinite().all()

@@ -13,8 +13,8 @@ import pytest
 from ldpruner.costs import Costs
 from ldpruner.errors import BudgetError, PlanMismatch, StorageError
 from ldpruner.fingerprints import Architecture
-from ldpruner.latents import Probe
 from ldpruner.operators import Candidate
+from ldpruner.probe import Probe
 from ldpruner.scores import Savings, Score, Scores
 from ldpruner.selection import QUANTITIES, RULES, Budget, Plan, Rule, predict, select
 

@@ -1,8 +1,8 @@
 """Prune latent diffusion models: any diffusers pipeline, a budget, and proof."""
 
 from ldpruner.errors import LdPrunerError
-from ldpruner.latents import Probe
 from ldpruner.operators import Operator, find_operators
+from ldpruner.probe import Probe
 from ldpruner.saving import load, save
 from ldpruner.scores import Score, Scores
 from ldpruner.scoring import score_operators

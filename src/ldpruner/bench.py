@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 from ldpruner.costs import device_of, peak_memory, timed_ms
 from ldpruner.fingerprints import count_parameters
 from ldpruner.importance import Floats, Metric, importance, moments
-from ldpruner.latents import Probe, draw_latents
+from ldpruner.latents import draw_latents, largest_batch
 from ldpruner.operators import denoiser_macs
 from ldpruner.pipelines import Denoiser, find_denoiser, run_pipeline
+from ldpruner.probe import Probe
 from ldpruner.scoring import BATCH
 from ldpruner.values import Value
 
@@ -113,8 +113,8 @@ def latent_distance(
 
 
 def _drawn(pipeline: DiffusionPipeline, probe: Probe) -> Floats:
-    indices = range(probe.samples)
-    batches = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
+    indices, size = range(probe.samples), largest_batch(pipeline, probe, BATCH)
+    batches = [indices[first : first + size] for first in range(0, len(indices), size)]
     latents = [draw_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches]
     return np.concatenate(latents)
 
@@ -123,23 +123,3 @@ def same_latents(first: DiffusionPipeline, second: DiffusionPipeline, probe: Pro
     """Whether two pipelines give the same latents, to the bit, for the first samples of a probe."""
     samples = range(min(2, probe.samples))
     return bool((draw_latents(first, probe, samples) == draw_latents(second, probe, samples)).all())
-
-
-def sample_images(pipeline: DiffusionPipeline, probe: Probe, count: int) -> list[Image.Image]:
-    """Decoded samples of a probe; none if the pipeline makes no images."""
-    result = run_pipeline(pipeline, probe.arguments(pipeline, range(count)))
-    images = getattr(result, "images", None)
-    return [image for image in images or [] if isinstance(image, Image.Image)]
-
-
-def image_rows(rows: list[list[Image.Image]], scale: int = 2, gap: int = 4) -> Image.Image:
-    """One picture of several rows of images of one size."""
-    width, height = (scale * side for side in rows[0][0].size)
-    columns = max(len(row) for row in rows)
-    size = (columns * (width + gap) - gap, len(rows) * (height + gap) - gap)
-    sheet = Image.new("RGB", size, "white")
-    for top, row in enumerate(rows):
-        for left, image in enumerate(row):
-            place = (left * (width + gap), top * (height + gap))
-            sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
-    return sheet

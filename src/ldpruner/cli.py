@@ -22,9 +22,9 @@ from ldpruner.dataflow import trace
 from ldpruner.errors import LdPrunerError, LedgerError, one_line
 from ldpruner.fingerprints import count_parameters
 from ldpruner.importance import METRICS, Metric
-from ldpruner.latents import Probe
 from ldpruner.operators import denoiser_macs, operators_of
 from ldpruner.pipelines import find_denoiser
+from ldpruner.probe import Probe
 from ldpruner.runs import Ledger
 from ldpruner.saving import load, load_weightless, save
 from ldpruner.scores import Scores
@@ -93,12 +93,12 @@ def operators(
 
     Example: ldpruner operators zoo:satellite
     """
-    arguments = parsing.call_arguments(call)
+    probe = Probe(samples=1, call=parsing.call_arguments(call))
     if dry_run:
-        _print_json({"model": model, "component": component, "call": arguments})
+        _print_json({"model": model, "component": component, "call": probe.model_dump(mode="json")["call"]})
         return
     pipeline = load_weightless(model)
-    denoiser = find_denoiser(pipeline, component, arguments)
+    denoiser = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
     flow = trace(denoiser)
     found = operators_of(denoiser, flow)
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
@@ -351,8 +351,8 @@ def _show_outcome(outcome: Outcome, run: Path, as_json: bool) -> None:
     console.print(tables.outcome(outcome))
     exact = "equal to the bit" if outcome.reload_is_exact else "NOT equal"
     console.print(f"pruned pipeline: {run / 'pruned'} (opened again: latents {exact})", highlight=False)
-    if outcome.picture is not None:
-        console.print(f"same seeds before (above) and after (below): {outcome.picture}", highlight=False)
+    if outcome.samples:
+        console.print(f"same seeds before and after: {', '.join(map(str, outcome.samples[:1]))}", highlight=False)
 
 
 def _print_json(value: Any) -> None:

@@ -4,22 +4,24 @@ The network runs once on the meta device: shapes only, no memory, no arithmetic.
 a node; every call of a submodule is the interval of nodes that ran inside it.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+import copy
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ldpruner.errors import DenoiserNotFound, one_line
 from ldpruner.pipelines import Denoiser
-from ldpruner.weightless import to_meta
+from ldpruner.weightless import ShapesOnly, to_meta
 
 Selector = int | str
 ADDITIONS = {"add", "add_", "addcmul", "addcmul_"}
+LINEAR = {"mm", "addmm"}
 # What neither mixes elements nor adds anything: scaling, views, copies.
 PASSING = {
     *("mul", "mul_", "div", "div_", "neg", "clone", "_to_copy", "contiguous", "alias", "detach"),
@@ -68,14 +70,22 @@ class Value:
 
 @dataclass
 class Call:
-    """One call of a submodule: the nodes from `start` to before `end` ran inside it."""
+    """One call of a submodule: the nodes from `start` to before `end` ran inside it.
+
+    `outputs` is empty where something else than tensors and None was returned.
+    """
 
     module: str
     start: int
     inputs: dict[Selector, Value]
     end: int = 0
-    outputs: tuple[Value, ...] = ()
+    outputs: tuple[Value | None, ...] = ()
     returns_tuple: bool = False
+
+    @property
+    def results(self) -> list[Value]:
+        """The tensors among the outputs."""
+        return [value for value in self.outputs if value is not None]
 
     @property
     def nodes(self) -> range:
@@ -141,18 +151,22 @@ class Dataflow:
     def additions_of(self, value: Value, end: int) -> list[int] | None:
         """The additions that read a value after node `end`, through scalings and views alone.
 
+        Or through a concatenation and the linear map that follows it: parallel branches share their last projection.
         None when anything else reads it; empty when nothing does.
         """
         additions: list[int] = []
-        pending = [reader for reader in self.readers[value.node] if reader >= end]
+        pending = [(reader, False) for reader in self.readers[value.node] if reader >= end]
         if value.node in self.results:
             return None
         while pending:
-            node = pending.pop()
-            if self.nodes[node].operation in ADDITIONS:
+            node, is_joined = pending.pop()
+            operation, readers = self.nodes[node].operation, self.readers[node]
+            if operation in ADDITIONS and not is_joined:
                 additions.append(node)
-            elif self.nodes[node].operation in PASSING and self.readers[node]:
-                pending.extend(self.readers[node])
+            elif readers and operation in PASSING:
+                pending.extend((reader, is_joined) for reader in readers)
+            elif readers and (operation == "cat" or (is_joined and operation in LINEAR)):
+                pending.extend((reader, operation == "cat") for reader in readers)
             else:
                 return None
         return additions
@@ -196,36 +210,43 @@ class Dataflow:
 
 
 def trace(denoiser: Denoiser) -> Dataflow:
-    """Repeats the recorded call of a denoiser on the meta device and records what it computes."""
-    weights = {name: _meta(value) for name, value in _state(denoiser.module)}
+    """Repeats the recorded call of a denoiser on the meta device and records what it computes.
+
+    Raises:
+        DenoiserNotFound: the network computes something that needs its weights.
+    """
+    network = _weightless_copy(denoiser.module)
     recorder = _Recorder()
-    handles = list(_watch(denoiser.module, recorder))
+    _watch(network, recorder)
     attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    arguments, options = to_meta((denoiser.arguments, denoiser.options))
     try:
-        with torch.no_grad(), attention, recorder:
-            arguments, options = to_meta((denoiser.arguments, denoiser.options))
-            result = functional_call(denoiser.module, weights, arguments, options)
-    finally:
-        for handle in handles:
-            handle.remove()
+        with torch.no_grad(), attention, ShapesOnly(), recorder:
+            result = network(*arguments, **options)
+    except Exception as error:
+        raise DenoiserNotFound(
+            f"{denoiser.component} cannot be watched without its weights: {type(error).__name__}: {one_line(error)}"
+        ) from error
     recorder.flow.results = {recorder.value(tensor).node for tensor in _tensors(result)}
     return recorder.flow
 
 
-def _state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def _weightless_copy(network: nn.Module) -> nn.Module:
+    """The network with its weights on the meta device. What it caches while it runs stays in the copy."""
+    weights = {id(weight): nn.Parameter(_meta(weight), requires_grad=False) for weight in network.parameters()}
+    buffers = {id(buffer): _meta(buffer) for buffer in network.buffers()}
+    return copy.deepcopy(network, {**weights, **buffers})
 
 
 def _meta(value: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(value, device="meta")
 
 
-def _watch(network: nn.Module, recorder: "_Recorder") -> Iterator[Any]:
+def _watch(network: nn.Module, recorder: "_Recorder") -> None:
     for name, module in network.named_modules():
         if name:
-            yield module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
-            yield module.register_forward_hook(recorder.left, with_kwargs=True)
+            module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
+            module.register_forward_hook(recorder.left, with_kwargs=True)
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
@@ -295,14 +316,10 @@ class _Recorder(TorchDispatchMode):
         call = self._open.pop()
         call.end = len(self.flow.nodes)
         call.returns_tuple = isinstance(result, tuple)
-        plain = isinstance(result, torch.Tensor) or call.returns_tuple
-        leaves = _tensors(result) if plain and _is_flat(result) else []
-        call.outputs = tuple(self.value(tensor) for tensor in leaves)
+        parts = result if call.returns_tuple else (result,)
+        if all(part is None or isinstance(part, torch.Tensor) for part in parts):
+            call.outputs = tuple(None if part is None else self.value(part) for part in parts)
 
 
 def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _is_flat(result: Any) -> bool:
-    return isinstance(result, torch.Tensor) or all(isinstance(one, torch.Tensor) for one in result)

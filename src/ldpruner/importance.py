@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 Metric: TypeAlias = Literal["mean_std", "mean_variance", "mean", "std", "mse", "cosine", "frechet"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+QUADRATIC: tuple[Metric, ...] = ("mse", "cosine", "frechet")  # in how far the latents moved; the others are linear
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ def importance(untouched: Moments, modified: Moments, metric: Metric = "mean_std
     if not modified.is_finite:
         return float("inf")
     return float(_SCORES[metric](untouched, modified))
+
+
+def damage(score: float, metric: Metric) -> float:
+    """What adds up over removals: perturbations of different operators are nearly orthogonal, so their squares do."""
+    return score if metric in QUADRATIC else score**2
 
 
 def _mean(untouched: Moments, modified: Moments) -> float:

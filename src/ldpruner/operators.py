@@ -6,7 +6,8 @@ to what it was computed from is a residual branch and becomes zero; a block that
 the projection on its own shortcut.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 from diffusers import DiffusionPipeline
@@ -18,7 +19,7 @@ from ldpruner.pipelines import Arguments, Denoiser, find_denoiser
 from ldpruner.values import Value
 
 ModificationName: TypeAlias = Literal["identity", "zero", "shortcut"]
-Through: TypeAlias = int | str | tuple[int | str, ...]
+Through: TypeAlias = int | str | tuple[int | str | None, ...]
 
 # By name: a folder that was opened with remote code brings classes of its own.
 STAND_INS = ("Identity", "Zero", "Shortcut")
@@ -29,6 +30,7 @@ KINDS = (
         ("conv1d", "conv2d", "conv3d", "convtranspose", "compatibleconv", "causalconv"),
     ),
     ("linear", ("linear",)),
+    ("resnet", ("resnet", "resblock", "residualblock")),
     ("normalisation", ("norm",)),
     (
         "activation",
@@ -45,8 +47,7 @@ KINDS = (
             "gelu",
         ),
     ),
-    ("resnet", ("resnet", "resblock", "residualblock")),
-    ("feed_forward", ("feedforward", "mlp")),
+    ("feed_forward", ("feedforward", "mlp", "glumbconv")),
     (
         "transformer_block",
         ("transformerblock", "ditblock", "transformer1dblock", "transformer2dblock"),
@@ -67,7 +68,7 @@ class Removal(Value):
         operator: the dotted name of the submodule.
         modification: what stands in for it.
         through: for each output the input (position or name) that it repeats or takes its shape from, a tuple
-            where the operator returned one; for `shortcut` the name of the projection that stays.
+            where the operator returned one, None for None; for `shortcut` the name of the projection that stays.
         also: the operators that fed only this one and go with it, such as the norm in front of an attention.
     """
 
@@ -168,6 +169,9 @@ class _Search:
         self.modules = dict(denoiser.module.named_modules())
         self.leaves = {name for name, module in self.modules.items() if not any(module.children())}
         self.nodes = {name: flow.nodes_of(name) for name in flow.calls}
+        self.rows = denoiser.rows
+        self.parts = _filed(flow.calls)
+        self.leaves_of = _filed(self.leaves)
         self.seen: set[frozenset[str]] = set()
 
     def operators(self) -> tuple[Operator, ...]:
@@ -177,11 +181,15 @@ class _Search:
 
     def _is_candidate(self, name: str) -> bool:
         computes = any(self.flow.nodes[node].operation != "outside" for node in self.nodes[name])
-        return computes and type(self.modules[name]).__name__ not in STAND_INS
+        return computes and type(self.modules[name]).__name__ not in STAND_INS and not self._is_entered_elsewhere(name)
+
+    def _is_entered_elsewhere(self, name: str) -> bool:
+        """Whether something reaches past the module and calls a part of it alone, which a stand-in would not have."""
+        return any(not self.nodes[part] <= self.nodes[name] for part in self.parts[name])
 
     def _operator(self, name: str) -> Operator:
         calls = self.flow.calls[name]
-        outputs = calls[0].outputs
+        outputs = calls[0].results
         return Operator(
             component=self.denoiser.component,
             name=name,
@@ -190,7 +198,7 @@ class _Search:
             input_shape=next((value.shape for value in calls[0].inputs.values()), ()),
             output_shape=outputs[0].shape if outputs else (),
             parameters=_parameters(self.modules[name]),
-            macs=self.flow.macs(self.nodes[name]) // self.denoiser.rows,
+            macs=self.flow.macs(self.nodes[name]) // self.rows,
             candidates=tuple(self._candidates(name)),
         )
 
@@ -219,10 +227,10 @@ class _Search:
     def _candidate(self, name: str, modification: ModificationName, through: Through) -> Candidate:
         dead = self._dead(name, modification, through)
         inside = self.nodes[name]
-        also = tuple(leaf for leaf in self._dead_leaves(dead) if self._is_swept(leaf, inside))
-        gone = {node for node in dead if node in inside}.union(*(self.nodes[leaf] for leaf in also))
+        also = self._swept(name, dead)
+        gone = {node for node in dead if node in inside}.union(*(self.nodes[other] for other in also))
         # What is called from outside, too, so that nothing inside a removed operator is chosen besides.
-        below = [leaf for leaf in self.leaves if f"{leaf}.".startswith(f"{name}.") and leaf != f"{name}.{through}"]
+        below = [leaf for one in (name, *also) for leaf in self.leaves_of[one] if leaf != f"{name}.{through}"]
         kept = _parameters(self.modules[name].get_submodule(through)) if modification == "shortcut" else 0
         return Candidate(
             operator=name,
@@ -230,13 +238,27 @@ class _Search:
             through=through,
             also=also,
             leaves=tuple(dict.fromkeys([*self._dead_leaves(gone), *sorted(below)])),
-            parameters=_parameters(self.modules[name], *(self.modules[leaf] for leaf in also)) - kept,
-            macs=self.flow.macs(gone) // self.denoiser.rows,
+            parameters=_parameters(self.modules[name], *(self.modules[other] for other in also)) - kept,
+            macs=self.flow.macs(gone) // self.rows,
         )
 
-    def _is_swept(self, leaf: str, inside: set[int]) -> bool:
-        outside = not self.nodes[leaf] <= inside
-        return outside and type(self.modules[leaf]).__name__ not in STAND_INS and self._through(leaf) == 0
+    def _swept(self, name: str, dead: set[int]) -> tuple[str, ...]:
+        """The outermost other modules that a removal leaves without a reader, and that can be the identity."""
+        owners = {self.flow.owners[node] for node in dead - self.nodes[name]}
+        around = {part for owner in owners for part in _ancestors(owner) if self._is_removable(part, dead)}
+        swept: list[str] = []
+        for other in sorted(around, key=lambda part: part.count(".")):
+            if not any(_nested(other, one) for one in (name, *swept)):
+                swept.append(other)
+        return tuple(sorted(swept, key=lambda part: self.flow.calls[part][0].start))
+
+    def _is_removable(self, name: str, dead: set[int]) -> bool:
+        """Whether a module is dead and the identity of it is its first tensor."""
+        nodes = self.nodes.get(name)
+        if not nodes or not nodes <= dead or not self._is_candidate(name):
+            return False
+        through = self._through(name)
+        return through is not None and all(through == next(iter(call.inputs)) for call in self.flow.calls[name])
 
     def _dead(self, name: str, modification: ModificationName, through: Through) -> set[int]:
         """The nodes that nothing needs once an operator is modified."""
@@ -247,7 +269,7 @@ class _Search:
         if modification == "shortcut":
             projection = f"{name}.{through}"
             removed -= self.nodes[projection]
-            kept |= {value.node for call in self.flow.calls[projection] for value in call.outputs}
+            kept |= {value.node for call in self.flow.calls[projection] for value in call.results}
         return self.flow.unread_without(removed, kept)
 
     def _dead_leaves(self, dead: set[int]) -> list[str]:
@@ -260,14 +282,17 @@ class _Search:
         return found.pop() if len(found) == 1 else None
 
     def _through_call(self, call: Call) -> Through | None:
-        selectors: list[Selector] = []
+        selectors: list[Selector | None] = []
         for value in call.outputs:
+            if value is None:
+                selectors.append(None)
+                continue
             same = {key: given for key, given in call.inputs.items() if given.shape == value.shape}
             if not same:
                 return None
             source = self.flow.stream_source(value, same, call.start)
             selectors.append(source if source is not None else next(iter(same)))
-        if not selectors:
+        if not call.results:
             return None
         return tuple(selectors) if call.returns_tuple else selectors[0]
 
@@ -275,9 +300,14 @@ class _Search:
         return all(self._is_added_back(call) for call in self.flow.calls[name])
 
     def _is_added_back(self, call: Call) -> bool:
-        """Whether every output that is read is only ever added to something that the inputs were computed from."""
+        """Whether every output that is read is only ever added to something that the inputs were computed from.
+
+        A block that carries its input on is no branch, though the same may be added after it and after its neighbour.
+        """
         is_read = False
-        for value in call.outputs:
+        for value in call.results:
+            if self.flow.stream_source(value, call.inputs, call.start) is not None:
+                return False
             additions = self.flow.additions_of(value, call.end)
             if additions is None or not all(self._adds_ancestor(one, value.node, call) for one in additions):
                 return False
@@ -292,23 +322,44 @@ class _Search:
     def _shortcut(self, name: str) -> str | None:
         """The child that projects the operator's own input to its output's width and is only added there."""
         (call, *more) = self.flow.calls[name]
-        if more or len(call.outputs) != 1 or not call.inputs or call.returns_tuple:
+        if more or len(call.results) != 1 or not call.inputs or call.returns_tuple:
             return None
-        source, target = next(iter(call.inputs.values())), call.outputs[0]
+        source, target = next(iter(call.inputs.values())), call.results[0]
         children: list[str] = [child for child, _ in self.modules[name].named_children()]
         for child in children:
             for inner in self.flow.calls.get(f"{name}.{child}", ()):
                 given = list(inner.inputs.values())
-                fits = [value.shape for value in inner.outputs] == [target.shape] and len(given) == 1
-                if not fits or not self.flow.additions_of(inner.outputs[0], inner.end):
+                fits = [value.shape for value in inner.results] == [target.shape] and len(given) == 1
+                if not fits or not self.flow.additions_of(inner.results[0], inner.end):
                     continue
                 if self.flow.stream_source(given[0], {0: source}, call.start) is not None:
                     return child
         return None
 
 
-def _selectors(through: Through) -> tuple[Selector, ...]:
-    return through if isinstance(through, tuple) else (through,)
+def _filed(names: Iterable[str]) -> dict[str, list[str]]:
+    """The names under each of their ancestors and themselves."""
+    filed: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        for ancestor in _ancestors(name):
+            filed[ancestor].append(name)
+    return filed
+
+
+def _ancestors(name: str) -> list[str]:
+    """A module and the modules that hold it."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _nested(first: str, second: str) -> bool:
+    """Whether one of two modules holds the other."""
+    return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
+
+
+def _selectors(through: Through) -> list[Selector]:
+    selectors = through if isinstance(through, tuple) else (through,)
+    return [selector for selector in selectors if selector is not None]
 
 
 def _parameters(*modules: nn.Module) -> int:

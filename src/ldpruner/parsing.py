@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import typer
+from PIL import Image
 
-from ldpruner.latents import Probe
+from ldpruner.errors import one_line
+from ldpruner.probe import Probe
 from ldpruner.selection import Budget
 
 
@@ -20,8 +22,9 @@ def probe_of(
 
 
 def call_arguments(texts: list[str] | None) -> dict[str, Any]:
-    """The arguments of `--call name=value`; a value that is JSON is read as such."""
-    return {name: _literal(value) for name, value in (_pair(text, "--call") for text in texts or [])}
+    """The arguments of `--call name=value`; a value that is JSON is read as such, an image is a file's path."""
+    given = {name: _literal(value) for name, value in (_pair(text, "--call") for text in texts or [])}
+    return {name: _opened(name, value) if "image" in name else value for name, value in given.items()}
 
 
 def budget_of(texts: list[str]) -> Budget:
@@ -50,6 +53,19 @@ def _literal(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
+
+
+def _opened(name: str, value: Any) -> Any:
+    """The images of one path or of several; what is no text stays as it is."""
+    if isinstance(value, list):
+        return [_opened(name, one) for one in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        with Image.open(value) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise typer.BadParameter(f"--call {name}={value!r}: {one_line(error)}; give the path of an image") from error
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

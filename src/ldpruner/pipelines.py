@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ldpruner.errors import DenoiserNotFound, one_line
 from ldpruner.weightless import is_weightless, running_weightless
@@ -18,7 +17,8 @@ from ldpruner.weightless import is_weightless, running_weightless
 Arguments = Mapping[str, Any]
 
 # What a pipeline is called with to see how it calls its denoiser. Only what it accepts is passed.
-FIRST_CALL: Arguments = {"prompt": "", "class_labels": [0], "num_inference_steps": 2, "steps": 2}
+# Few steps would be none for an image-to-image pipeline, or too few for a multistep scheduler; only one is run.
+FIRST_CALL: Arguments = {"prompt": "", "class_labels": [0], "num_inference_steps": 10, "steps": 10}
 
 
 class Interruption(BaseException):
@@ -44,8 +44,8 @@ class Denoiser:
     @property
     def rows(self) -> int:
         """Rows of the batch in the recorded call: 2 for one sample under classifier-free guidance."""
-        leaves = tree_leaves((self.arguments, self.options))
-        return next((len(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 2), 1)
+        given = [*self.arguments, *self.options.values()]
+        return next((len(value) for value in given if _holds_samples(value)), 1)
 
     def __call__(self) -> Any:
         """Repeats the recorded call."""
@@ -53,12 +53,26 @@ class Denoiser:
             return self.module(*self.arguments, **self.options)
 
 
+def _completed(call: Arguments) -> Arguments:
+    """A call with what else a pipeline needs to make a first step; an empty prompt unless there is one in any form."""
+    has_prompt = any(name.startswith("prompt") for name in call)
+    return {**{name: value for name, value in FIRST_CALL.items() if name != "prompt" or not has_prompt}, **call}
+
+
+def _holds_samples(value: Any) -> bool:
+    """Whether a value has a row for each sample: a tensor of more than two dimensions, or a list of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim > 2
+    return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], torch.Tensor)
+
+
 def find_denoiser(
     pipeline: DiffusionPipeline, component: str | None = None, call: Arguments | None = None
 ) -> Denoiser:
     """Finds the denoiser by running the pipeline up to the first step of its scheduler.
 
-    Whatever network ran last before that step made the prediction that the step takes.
+    Whatever network ran last before that step made the prediction that the step takes; its first call is kept. A named
+    component is looked for until it is called: where two denoisers share the steps, the second one's come later.
 
     Args:
         pipeline: any diffusers pipeline; its weights may be on the meta device.
@@ -84,16 +98,17 @@ def find_denoiser(
             hook = functools.partial(record, name)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
-        for scheduler in schedulers(pipeline):
-            stack.enter_context(overridden(scheduler, "step", interrupt))
-        _try_pipeline(pipeline, accepted_arguments(pipeline, {**FIRST_CALL, **(call or {})}))
+        for scheduler in schedulers(pipeline) if component is None else ():
+            stack.enter_context(stepping(scheduler, interrupt))
+        _try_pipeline(pipeline, accepted_arguments(pipeline, _completed(call or {})))
     found = [one for one in calls if component in (None, one.component)]
     if not found:
+        what = f"never calls {component!r}" if component else "calls no network before its scheduler's first step"
         raise DenoiserNotFound(
-            f"{type(pipeline).__name__} calls no network before its scheduler's first step; components: "
-            f"{', '.join(sorted(pipeline.components)) or 'none'}"
+            f"{type(pipeline).__name__} {what}; components: {', '.join(sorted(pipeline.components)) or 'none'}"
         )
-    return found[-1]
+    # Guidance may call it again with less; the first call is the full one.
+    return next(one for one in found if one.component == found[-1].component)
 
 
 def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
@@ -134,6 +149,18 @@ def _try_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> None:
             f"{type(pipeline).__name__} could not be run with {sorted(arguments)}: {one_line(error)}; "
             "give what its call needs as Probe(call={...})"
         ) from error
+
+
+@contextlib.contextmanager
+def stepping(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
+    """Puts a function in the place of a scheduler's `step` for a while, in its class: a pipeline may copy it."""
+    original = type(scheduler)
+    step.__signature__ = inspect.signature(original.step)  # type: ignore[attr-defined]
+    scheduler.__class__ = type(original.__name__, (original,), {"step": step})
+    try:
+        yield
+    finally:
+        scheduler.__class__ = original
 
 
 @contextlib.contextmanager

@@ -17,11 +17,19 @@ from torch import nn
 
 WEIGHTS_NAME = "pruned_model.safetensors"  # not the name that the unpruned class looks for
 SOURCE = Path(__file__)
+SETTINGS = (bool, int, float, str, type(None))
 MARKER = "# The class of this folder"
 
 
-def select_input(selector: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The argument at a position (int) or of a name (str)."""
+def select_input(selector: int | str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The argument at a position (int) or of a name (str); None for None.
+
+    The first position is the first tensor, where all are named.
+    """
+    if selector is None:
+        return None
+    if selector == 0 and not args:
+        return next(value for value in kwargs.values() if isinstance(value, torch.Tensor))
     return args[selector] if isinstance(selector, int) else kwargs[selector]
 
 
@@ -47,7 +55,7 @@ class Zero(Identity):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = super().forward(*args, **kwargs)
         if isinstance(inputs, tuple):
-            return tuple(torch.zeros_like(tensor) for tensor in inputs)
+            return tuple(None if tensor is None else torch.zeros_like(tensor) for tensor in inputs)
         return torch.zeros_like(inputs)
 
 
@@ -58,13 +66,21 @@ class Shortcut(nn.Module):
         super().__init__()
         self.add_module(name, projection)
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         (projection,) = self.children()
-        return projection(hidden_states)
+        return projection(select_input(0, args, kwargs))
 
 
 def replacement(module: nn.Module, modification: str, through: Any) -> nn.Module:
-    """The module that stands in for `module`."""
+    """The module that stands in for `module`, with its settings: other parts of a network may read them."""
+    stand_in = _stand_in(module, modification, through)
+    for name, value in vars(module).items():
+        if isinstance(value, SETTINGS) and not name.startswith("_") and name not in vars(stand_in):
+            setattr(stand_in, name, value)
+    return stand_in
+
+
+def _stand_in(module: nn.Module, modification: str, through: Any) -> nn.Module:
     if modification == "identity":
         return Identity(through)
     if modification == "zero":

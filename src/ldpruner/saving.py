@@ -157,13 +157,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened_as_plain(folder: Path, parts: dict[str, Any]) -> Iterator[Path]:
-    """A folder with the same components whose index names the unpruned classes: diffusers then runs no code of it."""
+    """A folder without the pruned components, which are given to diffusers as they are: it then runs no code of it."""
     if not parts:
         yield folder
         return
     index = _read_index(folder)
-    for name, part in parts.items():
-        index[name] = ["diffusers", type(part).__bases__[0].__name__]
+    for name in parts:
+        del index[name]
     with tempfile.TemporaryDirectory() as temporary:
         plain = Path(temporary)
         (plain / INDEX).write_text(json.dumps(index), encoding="utf-8")

@@ -3,8 +3,8 @@
 from ldpruner.costs import Costs
 from ldpruner.fingerprints import Architecture
 from ldpruner.importance import Metric
-from ldpruner.latents import Probe
 from ldpruner.operators import Candidate
+from ldpruner.probe import Probe
 from ldpruner.values import Value
 
 

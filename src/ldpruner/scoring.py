@@ -1,7 +1,8 @@
 """Scoring operators: every modification on every sample of the probe, as in the paper."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.errors import NonFiniteLatents, OperatorNotFound, one_line
 from ldpruner.fingerprints import architecture, count_parameters, weights_digest
 from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
-from ldpruner.latents import Probe, draw_latents
+from ldpruner.latents import draw_latents, largest_batch
 from ldpruner.modifications import modified
-from ldpruner.operators import Candidate, Operator, denoiser_macs, find_operators
+from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.pipelines import Denoiser, find_denoiser, networks, schedulers
+from ldpruner.probe import Probe
 from ldpruner.runs import UNTOUCHED, Key, Ledger
 from ldpruner.scores import Savings, Score, Scores
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 8  # samples whose moments are kept together, whatever the batch
 BATCH = 16  # samples drawn at once
@@ -30,6 +34,7 @@ def score_operators(
     operators: Sequence[Operator] | None = None,
     probe: Probe | None = None,
     *,
+    component: str | None = None,
     run: Path | str | None = None,
     metric: Metric = "mean_std",
     batch_size: int = BATCH,
@@ -42,6 +47,7 @@ def score_operators(
         pipeline: the untouched pipeline.
         operators: which; all of `find_operators` if None.
         probe: which latents to compare.
+        component: which network, for pipelines with more than one denoiser.
         run: the run folder; what it already holds is not computed again.
         metric: the score (see `importance`).
         batch_size: how many samples to draw at once; changes no score beyond rounding.
@@ -50,7 +56,9 @@ def score_operators(
         NonFiniteLatents: the untouched pipeline's own latents are not finite.
         LedgerError: the run folder is another model's or probe's.
     """
-    with Scoring(pipeline, operators, probe, run=run, metric=metric, batch_size=batch_size) as scoring:
+    with Scoring(
+        pipeline, operators, probe, component=component, run=run, metric=metric, batch_size=batch_size
+    ) as scoring:
         for _ in scoring:
             pass
         return scoring.scores()
@@ -73,17 +81,36 @@ class Scoring:
         metric: Metric = "mean_std",
         batch_size: int = BATCH,
     ) -> None:
-        self.pipeline, self.probe, self.metric = pipeline, probe or Probe(), metric
-        self.batch_size = batch_size
-        if operators is None:
-            operators = find_operators(pipeline, component, self.probe.call)
-        self.operators = tuple(operators)
-        component = self.operators[0].component if self.operators else component
+        self.pipeline, self.metric = pipeline, metric
+        self.probe = self._completed(probe or Probe())
+        component = operators[0].component if operators else component
         self.denoiser = find_denoiser(pipeline, component, self.probe.arguments(pipeline, [0]))
+        self.operators = operators_of(self.denoiser) if operators is None else tuple(operators)
         self._check_operators()
         self.ledger = Ledger(run, self._identity())
+        self.batch_size = batch_size if self._batches_are_safe() else 1
         self.untouched = self.ledger.untouched()
         self._calls = 0
+
+    def _completed(self, probe: Probe) -> Probe:
+        completed = probe.completed(self.pipeline)
+        if completed is not probe:
+            logger.info("no prompts given: drawing from general ones; some of your own would fit your use better")
+        return completed
+
+    def _batches_are_safe(self) -> bool:
+        """Whether samples may be drawn together; found out once, and kept in the ledger."""
+        known = self.ledger.fact("batches_are_safe")
+        if known is None:
+            known = largest_batch(self.pipeline, self.probe, BATCH) > 1
+            self.ledger.set_fact("batches_are_safe", known)
+            if not known and self.probe.samples > 1:
+                logger.info("%s is drawn one sample at a time: in a batch, one changes another", self._name)
+        return bool(known)
+
+    @property
+    def _name(self) -> str:
+        return type(self.pipeline).__name__
 
     def __enter__(self) -> "Scoring":
         return self
@@ -108,20 +135,25 @@ class Scoring:
                         self._draw_modified(candidate, group)
                     yield candidate.operator
 
-    def scores(self) -> Scores:
-        """The scores of what has been drawn."""
+    def scores(self, metric: Metric | None = None) -> Scores:
+        """The scores of what has been drawn; any metric can be read off the same latents."""
+        metric = metric or self.metric
         costs, shares = self._costs()
         base = merged(list(self._finished(UNTOUCHED).values()))
         failures = self.ledger.failures()
+
+        def moved(drawn: Moments) -> float:
+            return importance(base, drawn, metric)
+
         return Scores(
             component=self.denoiser.component,
             architecture=architecture(self.denoiser.module),
             probe=self.probe,
-            metric=self.metric,
+            metric=metric,
             costs=costs,
             denoiser_calls=self.ledger.denoiser_calls(),
             scores=tuple(
-                self._score(operator, candidate, base, failures, self._savings(candidate, costs, shares))
+                self._score(operator, candidate, moved, failures, self._savings(candidate, costs, shares))
                 for operator, candidate in self._candidates()
             ),
         )
@@ -130,14 +162,14 @@ class Scoring:
         self,
         operator: Operator,
         candidate: Candidate,
-        base: Moments,
+        moved: Callable[[Moments], float],
         failures: dict[tuple[str, str], str],
         saves: Savings,
     ) -> Score:
         key = (candidate.operator, candidate.modification)
         blocks = list(self._finished(key).values())
         failure = failures.get(key)
-        value = importance(base, merged(blocks), self.metric) if blocks and failure is None else float("inf")
+        value = moved(merged(blocks)) if blocks and failure is None else float("inf")
         return Score(
             operator=candidate.operator,
             kind=operator.kind,
@@ -250,7 +282,7 @@ class Scoring:
         """What the results depend on. The number of samples is not part of it: a run can be extended."""
         steppers = schedulers(self.pipeline)
         return {
-            "pipeline": type(self.pipeline).__name__,
+            "pipeline": self._name,
             "component": self.denoiser.component,
             "architecture": architecture(self.denoiser.module).model_dump(),
             "weights": {name: weights_digest(part) for name, part in networks(self.pipeline).items()},

@@ -1,7 +1,7 @@
 """Choosing what to remove: scores, savings and a budget make a plan.
 
-The default is a knapsack (0/1 integer program): perturbations of different operators are nearly orthogonal, so the
-squares of the scores add up. The paper's own rule, lowest score first, is `rule="lowest"`.
+The default is a knapsack (0/1 integer program) of least damage. The paper's own rule, lowest score first, is
+`rule="lowest"`.
 """
 
 import math
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ldpruner.errors import BudgetError, PlanMismatch, StorageError, one_line
 from ldpruner.fingerprints import Architecture
-from ldpruner.importance import Floats
+from ldpruner.importance import Floats, damage
 from ldpruner.operators import Removal
 from ldpruner.scores import Score, Scores
 from ldpruner.values import Value
@@ -137,7 +137,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
     Args:
         scores: of `score_operators`.
         budget: what may be left.
-        rule: `knapsack` for the least sum of squared scores, `lowest` for lowest score first, as in the paper.
+        rule: `knapsack` for the least damage in all, `lowest` for lowest score first, as in the paper.
 
     Raises:
         BudgetError: the budget cannot be reached; the message says what can.
@@ -179,7 +179,7 @@ def _saving(scores: Scores, score: Score, quantity: Quantity) -> float:
 
 
 class _Problem:
-    """Minimise the sum of squared scores; meet the budget; no two removals share a leaf module."""
+    """Minimise the sum of damages; meet the budget; no two removals share a leaf module."""
 
     def __init__(self, scores: Scores, removable: Sequence[Score], budget: Budget) -> None:
         self.scores, self.removable, self.budget = scores, list(removable), budget
@@ -213,20 +213,20 @@ class _Problem:
     def solve(self) -> list[Score]:
         """The removals of least damage that meet the budget.
 
-        Squared scores span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
+        Damages span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
         than a plan already found does in all is forbidden, the rest is scaled to that plan, and solved again.
         """
-        damage = np.array([one.score**2 for one in self.removable])
-        allowed, bound = np.ones(len(damage), dtype=bool), math.inf
+        damages = np.array([damage(one.score, self.scores.metric) for one in self.removable])
+        allowed, bound = np.ones(len(damages), dtype=bool), math.inf
         best: Floats | None = None
         while True:
-            scale = min(bound, damage[allowed].max(initial=0)) or 1.0
-            chosen = self._program(np.where(allowed, damage, 0) / scale, self._demands(), allowed)
-            total = math.inf if chosen is None else float(damage @ chosen)
+            scale = min(bound, damages[allowed].max(initial=0)) or 1.0
+            chosen = self._program(np.where(allowed, damages, 0) / scale, self._demands(), allowed)
+            total = math.inf if chosen is None else float(damages @ chosen)
             if chosen is None or total >= bound:
                 break
             best, bound = chosen, total
-            allowed = damage <= bound
+            allowed = damages <= bound
         if best is None:
             raise BudgetError(f"budget {self.budget} cannot be reached: its parts exclude each other; ask for less")
         return [one for one, taken in zip(self.removable, best, strict=True) if taken]

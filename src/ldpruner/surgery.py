@@ -1,6 +1,7 @@
 """Removing operators for good: their weights and their computation are gone, the rest is kept as it is."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -24,15 +25,24 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
         PlanMismatch: the plan was made for another architecture.
         OperatorNotFound: the plan names an operator that is not there.
     """
-    component, denoiser = _target(pipeline, plan)
+    _, denoiser = _target(pipeline, plan)
     removals = _removals(plan)
     with modified(denoiser, removals):
         network = copy.deepcopy(denoiser)  # made while they are gone, so that their weights are not copied
     _enlist_(network, removals)
-    pruned = copy.copy(pipeline)
-    own = {name: copy.deepcopy(part) for name, part in pipeline.components.items() if part in schedulers(pipeline)}
-    pruned.register_modules(**own, **{component: network})
-    return pruned
+    own = {id(part): copy.deepcopy(part) for part in schedulers(pipeline)}
+    return _with_parts(pipeline, {**own, id(denoiser): network})
+
+
+def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> DiffusionPipeline:
+    """A copy of a pipeline, and of those that it holds, with other parts in the place of those of some identities."""
+    other = copy.copy(pipeline)
+    swapped = {name: parts[id(part)] for name, part in pipeline.components.items() if id(part) in parts}
+    other.register_modules(**swapped)
+    for name, value in vars(pipeline).items():
+        if isinstance(value, DiffusionPipeline):
+            setattr(other, name, _with_parts(value, parts))
+    return other
 
 
 def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:

@@ -1,6 +1,7 @@
 """Pipelines without weights: built from their configuration files, run with every network on the meta device.
 
-The networks compute shapes only; the scheduler and everything else of the pipeline run as they always do.
+The networks compute shapes only; the scheduler and everything else of the pipeline run as they always do. A pipeline
+that reads a value back from a network reads zero.
 """
 
 import contextlib
@@ -17,13 +18,15 @@ import torch
 import transformers
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ldpruner.errors import PipelineNotFound
 from ldpruner.pruned import pruned_class
 
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
-UNUSED = ("SafetyChecker", "ImageProcessor", "FeatureExtractor")  # not run before the first step
+SAFETY_CHECKER = "SafetyChecker"  # runs after the last step
+PREPROCESSORS = ("ImageProcessor", "FeatureExtractor")  # perhaps followed by Fast or Pil
 TEXT_LENGTH = 77  # tokens, of CLIP, where a configuration does not say
 LONGEST_TEXT = 512  # tokens; some tokenizers name no limit
 
@@ -59,7 +62,7 @@ def _required(parameter: inspect.Parameter) -> bool:
 
 def _component(folder: Path, library: str | None, class_name: str | None) -> Any:
     """One component, as far as its configuration goes; None for what is not needed to watch a call."""
-    if library is None or class_name is None or class_name.endswith(UNUSED):
+    if library is None or class_name is None or class_name.endswith(SAFETY_CHECKER):
         return None
     part = _component_class(library, class_name)
     if part is None:
@@ -68,6 +71,8 @@ def _component(folder: Path, library: str | None, class_name: str | None) -> Any
         return _meta_network(part, folder)
     if "Tokenizer" in class_name:
         return _tokenizer(part, folder)
+    if any(kind in class_name for kind in PREPROCESSORS):
+        return _preprocessor(part, folder)
     return part.from_config(part.load_config(folder)) if issubclass(part, ConfigMixin) else None
 
 
@@ -107,15 +112,28 @@ def _tokenizer(tokenizer: Any, folder: Path) -> Any:
     settings = folder / "tokenizer_config.json"
     known = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     length = min(int(known.get("model_max_length", TEXT_LENGTH)), LONGEST_TEXT)
-    return _meaningless_tokenizer(length)
+    return _meaningless_tokenizer(tokenizer, length)
 
 
-def _meaningless_tokenizer(length: int) -> transformers.PreTrainedTokenizerFast:
-    """Token ids of the right shape, where a folder has no vocabulary."""
-    model = tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(model), pad_token="<pad>", model_max_length=length
-    )
+def _meaningless_tokenizer(tokenizer: Any, length: int) -> Any:
+    """Token ids of the right shape, where a folder has no vocabulary: each text is one word and an end.
+
+    Pipelines ask for a tokenizer's class, so it keeps its class where that leaves the work to `tokenizers`.
+    """
+    fast = transformers.PreTrainedTokenizerFast
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    words.post_processor = tokenizers.processors.TemplateProcessing(single="$A <pad>", special_tokens=[("<pad>", 0)])
+    if issubclass(tokenizer, fast):
+        fast = type(tokenizer.__name__, (tokenizer,), {"__init__": fast.__init__})
+    return fast(tokenizer_object=words, pad_token="<pad>", model_max_length=length)
+
+
+def _preprocessor(preprocessor: Any, folder: Path) -> Any:
+    """What turns images or sounds into tensors; None without its configuration, or a library that it needs."""
+    try:
+        return preprocessor.from_pretrained(folder) if (folder / "preprocessor_config.json").exists() else None
+    except ImportError:
+        return None
 
 
 def is_weightless(pipeline: DiffusionPipeline) -> bool:
@@ -142,7 +160,8 @@ def running_weightless(pipeline: DiffusionPipeline) -> Iterator[None]:
     on_cpu = property(lambda _: torch.device("cpu"))
     pipeline.__class__ = type(original.__name__, (original,), {"device": on_cpu, "_execution_device": on_cpu})
     try:
-        yield
+        with ShapesOnly():
+            yield
     finally:
         pipeline.__class__ = original
         for handle in handles:
@@ -164,3 +183,28 @@ def _to_zeros(_: nn.Module, __: Any, outputs: Any) -> Any:
         lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape),
         outputs,
     )
+
+
+class ShapesOnly(TorchDispatchMode):
+    """Lets tensors of both devices meet, for what does not go through a network's own call, such as `vae.encode`.
+
+    What is computed with a meta tensor is meta; what is read from it or copied off it is zero.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        on_meta = [leaf.is_meta for leaf in tree_leaves((args, options)) if isinstance(leaf, torch.Tensor)]
+        if not any(on_meta):
+            return function(*args, **options)
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return torch.zeros((), dtype=args[0].dtype).item()
+        if function is torch.ops.aten._to_copy.default and options.get("device") not in (None, torch.device("meta")):
+            return torch.zeros_like(args[0], **options)
+        if all(on_meta):
+            return function(*args, **options)
+        if function._schema.is_mutable and not args[0].is_meta:
+            return args[0]
+        return function(*to_meta(args), **to_meta(options))

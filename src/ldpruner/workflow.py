@@ -6,9 +6,10 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from ldpruner.bench import Comparison, compare, image_rows, latent_distance, same_latents, sample_images
-from ldpruner.errors import BudgetError, StorageError
-from ldpruner.latents import Probe
+from ldpruner.bench import Comparison, compare, latent_distance, same_latents
+from ldpruner.errors import BudgetError
+from ldpruner.probe import Probe
+from ldpruner.samples import write_samples
 from ldpruner.saving import load, save
 from ldpruner.scores import Scores
 from ldpruner.selection import Budget, Plan, Rule, select
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 4  # selections for one latency budget
 MARGIN = 0.97  # of it, so that a budget that is met once is still met when a noisy machine is asked again
-PICTURES = 8  # samples in the picture of before and after
+SHOWN = 8  # samples of before and after in the run folder
 
 
 class Outcome(Value):
@@ -31,7 +32,7 @@ class Outcome(Value):
         score: how far the pruned latents are from the original's, on seeds that no selection has seen.
         noise_floor: the same distance between two draws of the original itself.
         reload_is_exact: whether the saved folder, opened again, gave the same latents to the bit.
-        picture: samples of both with the same seeds, the original's above.
+        samples: pictures and sounds of both on the same seeds; on a sheet, those before are above.
     """
 
     plan: Plan
@@ -39,7 +40,7 @@ class Outcome(Value):
     score: float
     noise_floor: float
     reload_is_exact: bool
-    picture: Path | None = None
+    samples: tuple[Path, ...] = ()
 
 
 def prune_to_budget(
@@ -88,18 +89,5 @@ def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, p
         score=latent_distance(pipeline, pruned, (fresh[0], fresh[0])),
         noise_floor=latent_distance(pipeline, pipeline, (fresh[0], fresh[1])),
         reload_is_exact=same_latents(pruned, reloaded, probe),
-        picture=write_picture(pipeline, pruned, fresh[0], folder / "samples" / "before-after.png"),
+        samples=tuple(write_samples({"before": pipeline, "after": pruned}, fresh[0], SHOWN, folder / "samples")),
     )
-
-
-def write_picture(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, probe: Probe, path: Path) -> Path | None:
-    """Writes samples of both pipelines with the same seeds; None if they make no images."""
-    rows = [sample_images(one, probe, PICTURES) for one in (pipeline, pruned)]
-    if not all(rows):
-        return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image_rows(rows).save(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error}") from error
-    return path
