@@ -1,6 +1,7 @@
 # Everything here sets itself up; only make and Python 3.10 or later are needed.
 #   make demo    prune a small model and show the result
 #   make test    run the tests
+#   make test-extensive    run those that `make test` leaves out: the other families of pipelines
 #   make lint    check format, types and imports
 # A torch without CUDA, where pip would pick the large one:
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -12,15 +13,20 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+HERE := not gpu and not ray and not browser
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-extensive lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ldpruner demo
 
 test: $(INSTALLED)
 	mkdir -p build
-	$(BIN)/pytest -m "not gpu and not ray and not browser" --junit-xml=build/test-results.xml $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not extensive and $(HERE)" --junit-xml=build/test-results.xml $(PYTEST_ARGS)
+
+test-extensive: $(INSTALLED)
+	mkdir -p build
+	$(BIN)/pytest -m "extensive and $(HERE)" --junit-xml=build/extensive-results.xml $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def _demo(run: Path) -> dict[str, Any]:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
     shutil.copyfile(run / "samples" / "before-after.png", ROOT / "docs" / "before-after.png")
-    return {name: value for name, value in result.items() if name != "picture"}
+    return {name: value for name, value in result.items() if name != "samples"}
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ def cell(name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[s
             return known
     logger.info("measuring %s", name)
     result = {"name": name, "settings": dict(settings), "result": dict(measure()), "machine": machine()}
-    RESULTS.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -96,11 +96,11 @@ def _cell(pipeline: Any, scores: Scores, rule: str, budget: float, draw: int) ->
 
 def _plan(scores: Scores, rule: str, budget: float, draw: int) -> ldpruner.Plan:
     if rule == "random":
-        return _random_plan(scores, budget, np.random.default_rng(draw))
+        return random_plan(scores, budget, np.random.default_rng(draw))
     return ldpruner.select(scores, ldpruner.Budget(latency=budget), rule="lowest" if rule == "lowest" else "knapsack")
 
 
-def _random_plan(scores: Scores, budget: float, generator: np.random.Generator) -> ldpruner.Plan:
+def random_plan(scores: Scores, budget: float, generator: np.random.Generator) -> ldpruner.Plan:
     """Removals in random order until the budget is met; none that overlaps an earlier one."""
     chosen: list[Score] = []
     for index in generator.permutation(len(scores.scores)):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldpruner.dataflow import Dataflow, trace
+from ldpruner.modifications import modified
 from ldpruner.operators import Operator, operators_of
 from ldpruner.pipelines import Denoiser
 
@@ -73,6 +74,95 @@ class InPlace(nn.Module):
         return stream
 
 
+class Parallel(nn.Module):
+    """Two branches side by side that share their last projection, as the single blocks of Flux do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.together = nn.Linear(12, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([self.first(values), self.second(values)], dim=-1)
+        result = values + 0.5 * self.together(joined)
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class Sandwich(nn.Module):
+    """A branch with a norm behind it, too, as Z-Image and Lumina have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.RMSNorm(6)
+        self.branch = nn.Sequential(nn.Linear(6, 12), nn.SiLU(), nn.Linear(12, 6))
+        self.behind = nn.RMSNorm(6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        result = values + self.behind(self.branch(self.before(values)))
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class Guided(nn.Module):
+    """Two blocks of a stream, the same tensor added after each, as a ControlNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Residual6(), Residual6()])
+
+    def forward(self, values: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            values = block(values) + control
+        return values
+
+
+class Residual6(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(6, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + self.branch(values)  # type: ignore[no-any-return]
+
+
+class Partial(nn.Module):
+    """A block that returns None beside its stream, and is called by name."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Linear(6, 6)
+
+        def forward(self, context: torch.Tensor, values: torch.Tensor) -> tuple[None, torch.Tensor]:
+            return None, values + self.branch(values) * context.mean()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = self.Block()
+
+    def forward(self, values: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        nothing, values = self.block(context=context, values=values)
+        assert nothing is None
+        return values
+
+
+class Caching(nn.Module):
+    """Keeps a table on the device that it was last asked for, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(6, 6)
+        self.table = torch.arange(6.0)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.table = self.table.to(values.device)
+        return values + self.branch(values) * self.table  # type: ignore[no-any-return]
+
+
 def denoiser(module: nn.Module, inputs: int = 1, rows: int = 2) -> Denoiser:
     return Denoiser("network", module.eval(), tuple(torch.ones(rows, 5, 6) for _ in range(inputs)), {})
 
@@ -100,7 +190,7 @@ def test_calls_are_recorded_with_their_shapes() -> None:
     assert {name: len(calls) for name, calls in flow.calls.items()} == {"norm": 1, "branch": 1, "gate": 2, "head": 1}
     (call,) = flow.calls["head"]
     assert call.inputs[0].shape == (2, 5, 6)
-    assert [value.shape for value in call.outputs] == [(2, 5, 3)]
+    assert [value.shape for value in call.results] == [(2, 5, 3)]
 
 
 def test_every_node_reads_only_earlier_ones() -> None:
@@ -150,3 +240,35 @@ def test_tracing_changes_neither_the_network_nor_what_it_was_given() -> None:
     assert torch.equal(one.arguments[0], torch.ones(2, 5, 6))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     assert not any(weight.is_meta for weight in one.module.parameters())
+
+
+def test_parallel_branches_share_their_projection() -> None:
+    operators = found(Parallel())
+    assert operators["first"].modifications == operators["second"].modifications == ("zero",)
+
+
+def test_what_stands_before_a_removed_norm_goes_with_it() -> None:
+    (candidate,) = found(Sandwich())["behind"].candidates
+    assert (candidate.modification, candidate.also) == ("zero", ("before", "branch"))
+    assert candidate.parameters == sum(weight.numel() for weight in Sandwich().parameters())
+
+
+def test_a_block_that_carries_the_stream_is_no_branch() -> None:
+    operators = found(Guided(), inputs=2)
+    assert [operators[f"blocks.{place}"].modifications for place in (0, 1)] == [("identity",), ("identity",)]
+
+
+def test_none_among_the_outputs_stays_none() -> None:
+    network = Partial()
+    (candidate,) = found(network, inputs=2)["block"].candidates
+    assert (candidate.modification, candidate.through) == ("identity", (None, "values"))
+    with modified(network, [candidate.removal]):
+        values = torch.randn(2, 5, 6)
+        assert torch.equal(network(values, torch.ones(3)), values)
+
+
+def test_what_a_network_keeps_stays_its_own() -> None:
+    network = Caching()
+    assert found(network)["branch"].modifications
+    assert network.table.device.type == "cpu"
+    assert network(torch.ones(2, 5, 6)).isfinite().all()

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ldpruner.errors import DenoiserNotFound, one_line
 from ldpruner.pipelines import Denoiser
-from ldpruner.weightless import ShapesOnly, to_meta
+from ldpruner.weightless import shapes_only, to_meta
 
 Selector = int | str
 ADDITIONS = {"add", "add_", "addcmul", "addcmul_"}
@@ -194,16 +194,23 @@ class Dataflow:
                 pending.extend(self.nodes[node].inputs)
         return found
 
-    def stream_source(self, value: Value, candidates: dict[Selector, Value], start: int) -> Selector | None:
-        """The candidate that reaches a value through additions, scalings and views alone: `x` in `x + f(x)`."""
+    def stream_source(
+        self, value: Value, candidates: dict[Selector, Value], start: int
+    ) -> tuple[Selector, bool] | None:
+        """The candidate that a value carries on, through additions, scalings and views alone: `x` in `x + f(x)`.
+
+        And whether something was added to it on the way.
+        """
         by_node = {candidate.node: selector for selector, candidate in reversed(candidates.items())}
-        pending, seen = [value.node], {value.node}
+        pending, seen = [(value.node, False)], {(value.node, False)}
         while pending:
-            node = pending.pop(0)
+            node, is_added_to = pending.pop(0)
             if node in by_node:
-                return by_node[node]
-            if node >= start and self.nodes[node].operation in ADDITIONS | PASSING:
-                fresh = [one for one in self.nodes[node].inputs if one not in seen]
+                return by_node[node], is_added_to
+            operation = self.nodes[node].operation
+            if node >= start and operation in ADDITIONS | PASSING | {"cat"}:
+                is_added_to = is_added_to or operation in ADDITIONS
+                fresh = [(one, is_added_to) for one in self.nodes[node].inputs if (one, is_added_to) not in seen]
                 seen.update(fresh)
                 pending.extend(fresh)
         return None
@@ -221,7 +228,7 @@ def trace(denoiser: Denoiser) -> Dataflow:
     attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     arguments, options = to_meta((denoiser.arguments, denoiser.options))
     try:
-        with torch.no_grad(), attention, ShapesOnly(), recorder:
+        with torch.no_grad(), attention, shapes_only(), recorder:
             result = network(*arguments, **options)
     except Exception as error:
         raise DenoiserNotFound(

@@ -291,7 +291,7 @@ class _Search:
             if not same:
                 return None
             source = self.flow.stream_source(value, same, call.start)
-            selectors.append(source if source is not None else next(iter(same)))
+            selectors.append(source[0] if source is not None else next(iter(same)))
         if not call.results:
             return None
         return tuple(selectors) if call.returns_tuple else selectors[0]
@@ -306,7 +306,8 @@ class _Search:
         """
         is_read = False
         for value in call.results:
-            if self.flow.stream_source(value, call.inputs, call.start) is not None:
+            source = self.flow.stream_source(value, call.inputs, call.start)
+            if source is not None and source[1]:
                 return False
             additions = self.flow.additions_of(value, call.end)
             if additions is None or not all(self._adds_ancestor(one, value.node, call) for one in additions):

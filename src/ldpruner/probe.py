@@ -114,13 +114,16 @@ class Probe(Value):
         """What to call a pipeline with to draw the samples of these indices in one batch."""
         generators = [torch.Generator().manual_seed(self.sample_seed(index)) for index in samples]
         generator = generators[0] if len(generators) == 1 else generators
-        wanted: dict[str, Any] = {"num_inference_steps": self.steps, "steps": self.steps, "generator": generator}
+        wanted: dict[str, Any] = {
+            "num_inference_steps": self.steps,
+            "steps": self.steps,
+            "generator": generator,
+            "batch_size": len(samples),
+        }
         of_samples = {"prompt": self.completed(pipeline).prompts, "class_labels": range(CLASSES), **self.call}
         given = accepted_arguments(
             pipeline, {name: _of_samples(name, value, samples) for name, value in of_samples.items()}
         )
-        if not any(_is_of_samples(name, of_samples[name]) for name in given):
-            wanted["batch_size"] = len(samples)
         if self.guidance is not None:
             wanted["guidance_scale"] = self.guidance
         return {**accepted_arguments(pipeline, wanted), **given}

@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def running_weightless(pipeline: DiffusionPipeline) -> Iterator[None]:
     on_cpu = property(lambda _: torch.device("cpu"))
     pipeline.__class__ = type(original.__name__, (original,), {"device": on_cpu, "_execution_device": on_cpu})
     try:
-        with ShapesOnly():
+        with shapes_only():
             yield
     finally:
         pipeline.__class__ = original
@@ -185,7 +185,35 @@ def _to_zeros(_: nn.Module, __: Any, outputs: Any) -> Any:
     )
 
 
-class ShapesOnly(TorchDispatchMode):
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Lets networks run on the meta device, those too that name the device of their precision or read values back."""
+    original = torch.autocast
+    setattr(torch, "autocast", _Autocast)  # noqa: B010  (a class, to mypy)
+    try:
+        with _ShapesOnly():
+            yield
+    finally:
+        setattr(torch, "autocast", original)  # noqa: B010
+
+
+class _Autocast(torch.autocast):
+    """Does nothing on the meta device, where torch's own raises."""
+
+    def __init__(self, device_type: str, *arguments: Any, **options: Any) -> None:
+        if device_type == "meta":
+            device_type, options["enabled"] = "cpu", False
+        super().__init__(device_type, *arguments, **options)
+
+
+# What is asked of values that are not there. Of a mask, all is taken.
+_ANSWERS: dict[Any, Callable[[torch.Tensor], Any]] = {
+    torch.ops.aten._local_scalar_dense.default: lambda asked: torch.zeros((), dtype=asked.dtype).item(),
+    torch.ops.aten.nonzero.default: lambda asked: asked.new_empty((asked.numel(), asked.ndim), dtype=torch.int64),
+}
+
+
+class _ShapesOnly(TorchDispatchMode):
     """Lets tensors of both devices meet, for what does not go through a network's own call, such as `vae.encode`.
 
     What is computed with a meta tensor is meta; what is read from it or copied off it is zero.
@@ -199,10 +227,10 @@ class ShapesOnly(TorchDispatchMode):
         on_meta = [leaf.is_meta for leaf in tree_leaves((args, options)) if isinstance(leaf, torch.Tensor)]
         if not any(on_meta):
             return function(*args, **options)
-        if function is torch.ops.aten._local_scalar_dense.default:
-            return torch.zeros((), dtype=args[0].dtype).item()
+        if function in _ANSWERS:
+            return _ANSWERS[function](args[0])
         if function is torch.ops.aten._to_copy.default and options.get("device") not in (None, torch.device("meta")):
-            return torch.zeros_like(args[0], **options)
+            return torch.zeros_like(args[0], dtype=options.get("dtype"), device=options["device"])
         if all(on_meta):
             return function(*args, **options)
         if function._schema.is_mutable and not args[0].is_meta:

@@ -1,0 +1,111 @@
+"""Every family of pipelines goes all the way: find, score, select, prune, save, and open again without ldpruner."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+import ldpruner
+from ldpruner.operators import Operator
+from ldpruner.scores import Scores
+from ldpruner.scoring import Scoring
+from tests.families import FAMILIES, Family
+from tests.families.parts import PROMPTS
+
+# One or two of every mechanism; `make test-extensive` runs the others.
+EVERY_TIME = {
+    *("stable-diffusion", "stable-diffusion-2", "stable-diffusion-xl", "stable-diffusion-xl-img2img", "ldm"),
+    *("stable-diffusion-pndm", "stable-diffusion-controlnet", "stable-diffusion-inpaint", "latent-consistency"),
+    *("audio-diffusion", "audioldm2", "dance-diffusion", "animatediff", "stable-video-diffusion", "text-to-video"),
+    *("kandinsky-2.2-prior", "kandinsky-2.2-combined", "super-resolution", "consistency"),
+    *("dit", "pixart-alpha", "stable-diffusion-3", "stable-diffusion-3-controlnet", "flux", "sana", "hunyuan-dit"),
+    *("stable-audio", "wan", "wan-two-denoisers-2", "ltx", "z-image", "amused"),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
+
+# Draws from each folder that it is told, as one who has never heard of ldpruner.
+READER = """
+import sys
+sys.modules["ldpruner"] = None
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from tests.families import FAMILIES
+for line in sys.stdin:
+    name, folder = line.split()
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    save_file({"drawn": FAMILIES[name].drawn(pipeline).contiguous()}, f"{folder}/drawn.safetensors")
+    print("ready", name, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A process without ldpruner."""
+    modules = tmp_path_factory.mktemp("modules")
+    process = subprocess.Popen(
+        [sys.executable, "-c", READER],
+        env={**os.environ, "HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def probe_of(family: Family) -> ldpruner.Probe:
+    return ldpruner.Probe(samples=2, steps=2, prompts=PROMPTS, call=dict(family.call))
+
+
+def two_of_each(operators: Sequence[Operator]) -> list[Operator]:
+    """The first two operators of each kind and modification, and the largest, so that a budget can be reached."""
+    seen: dict[tuple[str, str], int] = {}
+    chosen = {one.name for one in sorted(operators, key=lambda one: -one.parameters)[:20]}
+    for operator in operators:
+        for modification in operator.modifications:
+            key = (operator.kind, modification)
+            seen[key] = seen.get(key, 0) + 1
+            if seen[key] <= 2:
+                chosen.add(operator.name)
+    return [one for one in operators if one.name in chosen]
+
+
+def scored(pipeline: DiffusionPipeline, family: Family) -> Scores:
+    probe = probe_of(family)
+    operators = ldpruner.find_operators(pipeline, family.component, probe.arguments(pipeline, [0]))
+    with Scoring(pipeline, two_of_each(operators), probe, component=family.component) as scoring:
+        for _ in scoring:
+            pass
+        return scoring.scores()
+
+
+def each_family() -> list[Any]:
+    return [pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.extensive) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("name", each_family())
+def test_a_family_is_pruned_and_opens_anywhere(name: str, reader: subprocess.Popen[str], tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    # As a user has it: weights in a file lie elsewhere in memory, and the kernels then round differently.
+    family.pipeline().save_pretrained(tmp_path / "original")
+    pipeline = ldpruner.load(tmp_path / "original")
+    before = family.drawn(pipeline)
+    scores = scored(pipeline, family)
+    assert torch.equal(family.drawn(pipeline), before)
+    plan = ldpruner.select(scores, ldpruner.Budget(parameters=0.7))
+    pruned = ldpruner.prune(pipeline, plan)
+    ldpruner.save(pruned, tmp_path / "pruned")
+    print(name, tmp_path / "pruned", file=cast(IO[str], reader.stdin), flush=True)
+    expected = family.drawn(pruned)
+    assert cast(IO[str], reader.stdout).readline() == f"ready {name}\n"
+    assert torch.equal(load_file(tmp_path / "pruned" / "drawn.safetensors")["drawn"], expected)
+    assert torch.equal(family.drawn(ldpruner.load(tmp_path / "pruned")), expected)
