@@ -1,18 +1,119 @@
 """Pipelines without weights: built from configuration files, and run for their shapes."""
 
+import functools
+import itertools
 import json
 import shutil
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import nn
 
 import ldpruner
 from ldpruner.errors import PipelineNotFound
+from ldpruner.fingerprints import count_parameters
+from ldpruner.operators import Operator, operators_of
 from ldpruner.pipelines import find_denoiser
 from ldpruner.saving import load_weightless
-from ldpruner.weightless import is_weightless
+from ldpruner.weightless import is_weightless, shapes_only
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
+# Millions of parameters of the denoiser, as published.
+PUBLISHED = {
+    "animatediff-v1-5-2": 860 + 453,  # the U-Net of Stable Diffusion and the motion modules
+    "audioldm2": 346,
+    "dit-xl-2-256": 675 + 27 * 2.78,  # diffusers gives each block its own embedding of the step and the class
+    "flux-1-dev": 11_901,
+    "hunyuandit-v1.2": 1_500,
+    "ltx-video": 1_923,
+    "pixart-xl-2-1024-ms": 611,
+    "sana-1600m-1024px": 1_604,
+    "stable-audio-open-1.0": 1_057,
+    "stable-diffusion-2-1": 866,
+    "stable-diffusion-3-medium": 2_028,
+    "stable-diffusion-v1-5-controlnet": 860,
+    "stable-video-diffusion-img2vid": 1_525,
+    "wan2.1-t2v-14b": 14_288,
+    "wan2.2-t2v-a14b": 14_288,
+}
+TWINS = {  # have the denoiser of another folder, or one of its structure
+    "stable-diffusion-2-1",
+    "stable-diffusion-v1-5-controlnet",
+    "wan2.2-t2v-a14b",
+}
+BRANCHES = ("Attention", "FeedForward", "GLUMBConv")
+LARGE = ("flux-1-dev", "stable-diffusion-3-medium", "wan2.1-t2v-14b")
+
+
+def of_diffusers(test: Callable[..., None]) -> Callable[..., None]:
+    """Lets a test meet the warnings of diffusers' own code: its Euler scheduler and its audio autoencoder."""
+    for warning in ("__array__ implementation:DeprecationWarning", ".*weight_norm:FutureWarning"):
+        test = pytest.mark.filterwarnings(f"ignore:{warning}")(test)
+    return test
+
+
+@functools.cache
+def discovered(name: str) -> tuple[nn.Module, tuple[Operator, ...], float]:
+    """The denoiser of a published pipeline, its operators, and the seconds of this process that it took."""
+    start = time.process_time()
+    denoiser = find_denoiser(load_weightless(ARCHITECTURES / name), call={"image": Image.new("RGB", (512, 512))})
+    return denoiser.module, operators_of(denoiser), time.process_time() - start
+
+
+@of_diffusers
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_denoiser_has_its_published_size(name: str) -> None:
+    pipeline = load_weightless(ARCHITECTURES / name)
+    denoiser = pipeline.unet if "unet" in pipeline.components else pipeline.transformer
+    assert count_parameters(denoiser) / 1e6 == pytest.approx(PUBLISHED[name], rel=0.003)
+
+
+@of_diffusers
+@pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - TWINS))
+def test_every_attention_and_feed_forward_of_a_published_denoiser_can_go(name: str) -> None:
+    denoiser, operators, _ = discovered(name)
+    found = {one.name: one.modifications for one in operators}
+    branches = [one for one, module in denoiser.named_modules() if type(module).__name__.endswith(BRANCHES)]
+    assert len(branches) > 10
+    assert [one for one in branches if not can_go(one, found)] == []
+
+
+def can_go(name: str, found: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a module can become zero, or it or what encloses it the identity."""
+    enclosing = itertools.accumulate(name.split("."), "{}.{}".format)
+    return "zero" in found.get(name, ()) or any("identity" in found.get(one, ()) for one in enclosing)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_pipeline_is_read_in_seconds(name: str) -> None:
+    assert discovered(name)[2] < 10
+
+
+def test_a_network_may_be_reached_past_its_own_call() -> None:
+    network = nn.Linear(2, 3, device="meta")
+    with shapes_only():
+        result = network.weight @ torch.ones(2)
+        target = torch.ones(3)
+        assert result.is_meta
+        assert result.sum().item() == 0
+        assert result.to("cpu", torch.int64, non_blocking=True).tolist() == [0, 0, 0]
+        assert target.copy_(result) is target
+
+
+def test_a_tokenizer_without_a_vocabulary_keeps_its_class_and_ends_each_text() -> None:
+    pipeline = load_weightless(ARCHITECTURES / "audioldm2")
+    assert isinstance(pipeline.tokenizer_2, transformers.T5TokenizerFast)
+    assert pipeline.tokenizer_2("", return_tensors="pt").input_ids.shape == (1, 1)
+
+
+def test_an_image_processor_is_built_where_it_has_a_configuration() -> None:
+    pipeline = load_weightless(ARCHITECTURES / "stable-video-diffusion-img2vid")
+    assert pipeline.feature_extractor.crop_size["height"] == 224
 
 
 @pytest.mark.parametrize("fixture", ["tiny", "tiny_text", "tiny_transformer"])

@@ -1,0 +1,124 @@
+"""What can be removed from published pipelines of real size, read from their configuration files alone.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.coverage [--only NAME ...]
+
+Needs no weights and no accelerator. Writes its table into docs/pipelines.md.
+"""
+
+import argparse
+import functools
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+from PIL import Image
+
+from benchmarks.records import ROOT, cell, write_between
+from ldpruner.dataflow import trace
+from ldpruner.fingerprints import count_parameters
+from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
+from ldpruner.pipelines import find_denoiser
+from ldpruner.saving import load_weightless
+
+FOLDERS = ROOT / "tests" / "architectures"
+DOCUMENT = ROOT / "docs" / "pipelines.md"
+IMAGE_SIZE = (512, 512)  # for the pipelines that need one
+REPEATS = 2  # the first discovery also imports the classes of the pipeline
+
+
+def main() -> None:
+    """Measures every cell that is missing, then writes the table."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", help="names of folders; the table is then left as it is")
+    options = parser.parse_args()
+    folders = [FOLDERS / name for name in options.only or _names()]
+    settings = {"image_size": list(IMAGE_SIZE), "repeats": REPEATS}
+    results = {
+        folder.name: cell(f"coverage/{folder.name}", settings, functools.partial(_measure, folder))["result"]
+        for folder in folders
+    }
+    if not options.only:
+        rows = [_row(name, results[name]) for name in sorted(results, key=lambda name: results[name]["parameters"])]
+        header = (
+            "| pipeline | denoiser | parameters | GMACs | operators | modifications | parameters removable | "
+            "MACs removable | seconds |\n" + "|---" * 9 + "|\n"
+        )
+        write_between("coverage table", header + "\n".join(rows) + "\n", DOCUMENT)
+
+
+def _names() -> list[str]:
+    return sorted(folder.name for folder in FOLDERS.iterdir())
+
+
+def _measure(folder: Path) -> dict[str, Any]:
+    discoveries = [_timed(lambda: _discover(folder)) for _ in range(REPEATS)]
+    result, _ = discoveries[0]
+    return {**result, "seconds": round(min(seconds for _, seconds in discoveries), 2)}
+
+
+def _timed(action: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """What an action gives, and how long it kept one processor busy: other work on the machine counts little."""
+    start = time.process_time()
+    result = action()
+    return result, time.process_time() - start
+
+
+def _discover(folder: Path) -> dict[str, Any]:
+    pipeline = load_weightless(folder)
+    denoiser = find_denoiser(pipeline, call={"image": Image.new("RGB", IMAGE_SIZE)})
+    flow = trace(denoiser)
+    operators = operators_of(denoiser, flow)
+    parameters, macs = count_parameters(denoiser.module), denoiser_macs(denoiser, flow)
+    candidates = [candidate for operator in operators for candidate in operator.candidates]
+    return {
+        "denoiser": type(denoiser.module).__name__,
+        "parameters": parameters,
+        "macs": macs,
+        "operators": len(operators),
+        "modifications": _modifications(operators),
+        "removable_parameters": most_removable(candidates, [one.parameters for one in candidates]) / parameters,
+        "removable_macs": most_removable(candidates, [one.macs for one in candidates]) / macs,
+    }
+
+
+def _modifications(operators: Sequence[Operator]) -> dict[str, int]:
+    """How many modifications there are of each kind, most frequent first: {'zero attention': 32}."""
+    counts = Counter(f"{name} {operator.kind}" for operator in operators for name in operator.modifications)
+    return dict(counts.most_common())
+
+
+def most_removable(candidates: Sequence[Candidate], weights: Sequence[int]) -> float:
+    """The largest sum of weights of candidates that share no leaf module, as selection excludes them."""
+    leaves = sorted(set(itertools.chain.from_iterable(one.leaves for one in candidates)))
+    rows = {leaf: row for row, leaf in enumerate(leaves)}
+    places = [(rows[leaf], column) for column, one in enumerate(candidates) for leaf in one.leaves]
+    shared = scipy.sparse.csr_array((np.ones(len(places)), tuple(zip(*places, strict=True))))
+    scale = max(weights)
+    result = scipy.optimize.milp(
+        -np.array(weights) / scale,
+        integrality=np.ones(len(weights)),
+        bounds=scipy.optimize.Bounds(0, 1),
+        constraints=scipy.optimize.LinearConstraint(shared, -np.inf, 1),
+    )
+    return float(-result.fun * scale)
+
+
+def _row(name: str, result: dict[str, Any]) -> str:
+    modifications = ", ".join(f"{count} {name}" for name, count in result["modifications"].items())
+    return (
+        f"| {name} | {result['denoiser']} | {result['parameters'] / 1e6:,.0f} M | {result['macs'] / 1e9:,.0f} | "
+        f"{result['operators']} | {modifications} | {result['removable_parameters']:.1%} | "
+        f"{result['removable_macs']:.1%} | {result['seconds']:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
