@@ -26,6 +26,7 @@ from ldpruner.latents import draw_latents
 from ldpruner.modifications import modified
 from ldpruner.runs import Ledger
 from ldpruner.scoring import Scoring
+from tests.families import FAMILIES
 
 FEW = 6  # operators where the claim does not depend on which
 Values = dict[tuple[str, str], float]
@@ -397,14 +398,23 @@ def test_a_modification_with_latents_that_are_not_finite_scores_infinity_and_is_
     assert ldpruner.Scores.model_validate_json(scores.model_dump_json()) == scores
 
 
-def test_a_real_transformer_goes_on_after_a_block_that_cannot_go(tiny_transformer: DiffusionPipeline) -> None:
-    chosen = [one for one in ldpruner.find_operators(tiny_transformer) if one.kind == "transformer_block"]
-    scores = ldpruner.score_operators(tiny_transformer, chosen, ldpruner.Probe(samples=2, steps=1))
-    first, second = scores.scores
-    assert first.score == math.inf
-    assert first.failure is not None
-    assert "norm1" in first.failure
-    assert math.isfinite(second.score)
+@pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated calls
+def test_a_real_pipeline_goes_on_after_an_operator_that_cannot_go() -> None:
+    """The pipeline of Stable Diffusion XL reads the size of a layer of the embedding."""
+    family = FAMILIES["stable-diffusion-xl"]
+    pipeline, probe = family.pipeline(), ldpruner.Probe(samples=2, steps=1, prompts=("a",), call=dict(family.call))
+    names = ("add_embedding", "time_embedding.act")
+    chosen = [one for one in ldpruner.find_operators(pipeline) if one.name in names]
+    scores = {one.operator: one for one in ldpruner.score_operators(pipeline, chosen, probe).scores}
+    assert scores["add_embedding"].score == math.inf
+    assert "linear_1" in (scores["add_embedding"].failure or "")
+    assert math.isfinite(scores["time_embedding.act"].score)
+
+
+def test_a_part_that_something_else_calls_is_left_alone(tiny_transformer: DiffusionPipeline) -> None:
+    """The transformer of DiT calls the embedding in its first block's norm once more, for its last norm."""
+    blocks = [one.name for one in ldpruner.find_operators(tiny_transformer) if one.kind == "transformer_block"]
+    assert blocks == ["transformer_blocks.1"]
 
 
 def one_line(error: BaseException, *parts: str) -> bool:

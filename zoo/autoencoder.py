@@ -10,12 +10,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, l1_loss
 
-from zoo.data import to_signal, turned
+from zoo.data import to_signal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from zoo.data import Images
+    from zoo.data import Change
     from zoo.training import Loss
 
 
@@ -37,12 +37,15 @@ def build_autoencoder(settings: Mapping[str, Any], seed: int) -> AutoencoderKL:
     return autoencoder
 
 
-def reconstruction(images: Images, divergence: float, detail: float, texture: float) -> Loss:
-    """The loss of an autoencoder: the difference of images it rebuilds, and the divergence of its posterior."""
+def reconstruction(pixels: Tensor, change: Change, divergence: float, detail: float, texture: float) -> Loss:
+    """The loss of an autoencoder: the difference of images it rebuilds, and the divergence of its posterior.
+
+    `pixels` are bytes, [samples, channels, height, width]; `change` varies what is drawn of them.
+    """
 
     def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(images), (batch,), generator=generator)
-        target = turned(to_signal(images.pixels[chosen]), generator).contiguous(memory_format=torch.channels_last)
+        chosen = torch.randint(len(pixels), (batch,), generator=generator)
+        target = change(to_signal(pixels[chosen]), generator).contiguous(memory_format=torch.channels_last)
         posterior = module.encode(target).latent_dist  # type: ignore[operator]
         output = module.decode(posterior.sample(generator)).sample  # type: ignore[operator]
         penalty: Tensor = divergence * posterior.kl().mean()
@@ -65,7 +68,9 @@ def decoding(latents: Tensor, pixels: Tensor, detail: float, texture: float) -> 
 
 def difference(output: Tensor, target: Tensor, detail: float, texture: float) -> Tensor:
     """Absolute error of images at three resolutions and of their colours, plus weighted detail and texture."""
-    total = l1_loss(output, target) + l1_loss(_colour(output), _colour(target))
+    total = l1_loss(output, target)
+    if target.shape[1] > 1:
+        total = total + l1_loss(_colour(output), _colour(target))
     for side in (4, 8):
         total = total + l1_loss(avg_pool2d(output, side), avg_pool2d(target, side))
     for band, wanted in zip(bands(output, 2), bands(target, 2), strict=True):

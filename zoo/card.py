@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import matplotlib as mpl
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -27,11 +28,10 @@ MEANINGS = {
 }
 
 
-def write_card(results: Mapping[str, Any], samples: Tensor, folder: Path) -> None:
-    """Write `results.json`, `curve.png`, `samples.png` and `README.md` into `folder`."""
+def write_card(results: Mapping[str, Any], folder: Path) -> None:
+    """Write `results.json`, `curve.png` and `README.md` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    write_samples(samples, folder / "samples.png")
     write_curve(results["stages"], folder / "curve.png")
     (folder / "README.md").write_text(card_text(results))
 
@@ -42,12 +42,26 @@ def write_notice(model: str, folder: Path) -> None:
 
 
 def write_samples(samples: Tensor, path: Path) -> None:
-    """The first samples, not chosen, side by side: bytes, [samples, 3, height, width]."""
+    """The first samples, not chosen, side by side: bytes, [samples, 3 or 1, height, width]."""
     shown = samples[: min(SHOWN, len(samples) // COLUMNS * COLUMNS)]
     _, channels, height, width = shown.shape
     rows = shown.reshape(-1, COLUMNS, channels, height, width).permute(0, 3, 1, 4, 2)
     grid = rows.reshape(-1, COLUMNS * width, channels).numpy()
-    Image.fromarray(grid).save(path, optimize=True)
+    Image.fromarray(grid.squeeze()).save(path, optimize=True)
+
+
+def write_captioned(samples: Tensor, captions: Sequence[str], path: Path, rows: int = 4, columns: int = 9) -> None:
+    """The first samples, not chosen, each above the caption it was drawn from: bytes, [samples, 3, height, width]."""
+    mpl.use("agg")
+    from matplotlib import pyplot as plt  # it chooses its window system when imported
+
+    figure, grid = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.4 * rows), layout="constrained")
+    for axis, picture, caption in zip(grid.flat, samples, captions, strict=False):
+        axis.imshow(picture.permute(1, 2, 0).numpy())
+        axis.set_xlabel(textwrap.fill(caption, 20), fontsize=6)
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def write_curve(stages: Mapping[str, Any], path: Path) -> None:
@@ -72,12 +86,15 @@ def card_text(results: Mapping[str, Any]) -> str:
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe: its plain numbers by name, and what is said of its networks and schedules."""
     denoiser, scheduler = recipe["denoiser"], recipe["scheduler"]
-    kept = ("name", "sampling_steps", "detail", "texture", "divergence")
     side, channels = denoiser["sample_size"], denoiser["in_channels"]
     return {
-        **{key: recipe[key] for key in kept},
+        **{key: value for key, value in recipe.items() if isinstance(value, str | int | float)},
+        "text_encoder": recipe.get("text_encoder"),
         **{key: scheduler[key] for key in ("beta_schedule", "beta_start", "beta_end")},
+        "autoencoder_channels": ", ".join(map(str, recipe["autoencoder"]["block_out_channels"])),
+        "denoiser_channels": ", ".join(map(str, denoiser["block_out_channels"])),
         "levels": scheduler["num_train_timesteps"],
         "latent": f"{side}x{side}x{channels}",
         "latent_size": side * side * channels,
@@ -89,15 +106,17 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     judge, pipeline = results["judge"], results["pipeline"]
     return {
-        **{key: value for key, value in judge.items() if isinstance(value, float)},
+        **{key: value for key, value in judge.items() if isinstance(value, int | float)},
         **results["machine"],
         "judge_parameters": judge["parameters"],
         "judge_features": judge["features"],
-        "even": 1 / len(judge["sample_classes"]),
+        "parameters": pipeline["parameters"],
         "scale": pipeline["scaling_factor"],
         "megabytes": pipeline["bytes"] / 1e6,
         "train_count": results["images"]["train"],
         "test_count": results["images"]["test"],
+        "chance": 1 / results["images"]["test"],
+        "chance_of_five": 5 / results["images"]["test"],
         "minutes": sum(stage["minutes"] for stage in results["stages"].values()),
         "signal_to_noise": results["autoencoder"]["peak_signal_to_noise_db"],
         "versions": ", ".join(f"{name} {it}" for name, it in results["versions"].items()),
@@ -105,24 +124,15 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tables(results: Mapping[str, Any]) -> dict[str, str]:
-    classes = results["judge"]["sample_classes"]
+    """The rows of each table that the card of this model has."""
+    judge = results["judge"]
+    classes, found = judge.get("sample_classes", {}), judge.get("retrieval", [])
     return {
-        "parts": "\n".join(_part_rows(results["recipe"], results["pipeline"]["parameters"])),
         "stages": "\n".join(_stage_row(results, name) for name in results["stages"]),
         "distances": "\n".join(map(_distance_row, results["frechet_distance"])),
         "classes": "\n".join(f"| {name} | {share:.1%} |" for name, share in classes.items()),
+        "retrieval": "\n".join(map(_retrieval_row, found)),
     }
-
-
-def _part_rows(recipe: Mapping[str, Any], parameters: Mapping[str, int]) -> list[str]:
-    encoder, denoiser = recipe["autoencoder"], recipe["denoiser"]
-    widths = [", ".join(map(str, part["block_out_channels"])) for part in (encoder, denoiser)]
-    rows = (
-        ("vqvae", "AutoencoderKL", f"channels {widths[0]}"),
-        ("unet", "UNet2DModel", f"channels {widths[1]}, attention at the two coarser levels and the middle"),
-        ("scheduler", "DDIMScheduler", "no weights"),
-    )
-    return [f"| `{name}` | `{kind}` | {text} | {parameters.get(name, 0):,} |" for name, kind, text in rows]
 
 
 def _stage_row(results: Mapping[str, Any], name: str) -> str:
@@ -133,3 +143,8 @@ def _stage_row(results: Mapping[str, Any], name: str) -> str:
 
 def _distance_row(row: Mapping[str, Any]) -> str:
     return f"| {MEANINGS[row['images']]} | {row['count']:,} | {row['distance']:.3f} |"
+
+
+def _retrieval_row(row: Mapping[str, Any]) -> str:
+    shares = " | ".join(f"{row[key]:.1%}" for key in ("first", "five", "style"))
+    return f"| {row['captions']} | {row['pictures']} | {row['count']:,} | {shares} |"

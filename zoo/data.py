@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -34,14 +35,23 @@ class Images:
 
 def read_images(archive: Path) -> Images:
     """Decode every image that `metadata.jsonl` inside `archive` lists, in its order."""
+    rows = list(read_rows(archive))
+    pixels = torch.stack([decode_picture(encoded) for _, encoded in rows])
+    names = {row["label"]: row["label_name"] for row, _ in rows}
+    return Images(pixels, torch.tensor([row["label"] for row, _ in rows]), tuple(names[key] for key in sorted(names)))
+
+
+def read_rows(archive: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each row of `metadata.jsonl` inside `archive`, with the bytes of the file it names."""
     with zipfile.ZipFile(archive) as opened:
-        rows = [json.loads(line) for line in opened.read("metadata.jsonl").splitlines() if line.strip()]
-        pixels = torch.stack([_decode(opened.read(row["file_name"])) for row in rows])
-    names = {row["label"]: row["label_name"] for row in rows}
-    return Images(pixels, torch.tensor([row["label"] for row in rows]), tuple(names[key] for key in sorted(names)))
+        for line in opened.read("metadata.jsonl").splitlines():
+            if line.strip():
+                row = json.loads(line)
+                yield row, opened.read(row["file_name"])
 
 
-def _decode(encoded: bytes) -> Tensor:
+def decode_picture(encoded: bytes) -> Tensor:
+    """Bytes of colour, [3, height, width]."""
     with Image.open(io.BytesIO(encoded)) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
@@ -54,6 +64,29 @@ def to_signal(pixels: Tensor) -> Tensor:
 def to_pixels(signal: Tensor) -> Tensor:
     """The range -1 to 1 back to bytes, rounded and clipped."""
     return ((signal.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class Change(Protocol):
+    """Varies images at random, [samples, channels, height, width], without changing what they show."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor: ...
+
+
+def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The images as they are."""
+    return images
+
+
+def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image as it is or seen in a mirror, left for right."""
+    coins = torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5
+    return torch.where(coins, images.flip(-1), images)
+
+
+def rolled(images: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
+    """All images moved by up to `most` pixels, together, what leaves at one side coming back at the other."""
+    down, right = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
+    return images.roll((down, right), (-2, -1))
 
 
 def turned(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from zoo.training import Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides the weights, beside the data.
 
-    `divergence`, `detail` and `texture` weigh terms of the autoencoder's loss against its absolute error.
-    `sampling_steps` and `samples` say how the result is measured.
+    `divergence`, `detail` and `texture` weigh terms of the autoencoder's loss against its absolute error. With
+    `bfloat16` products are taken in it. `sampling_steps` and `samples` say how the result is measured. A stage that
+    the model goes without has no schedule.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Recipe:
     divergence: float
     detail: float
     texture: float
-    decoder_schedule: Schedule
+    decoder_schedule: Schedule | None = None
     denoiser: Mapping[str, Any]
     denoiser_schedule: Schedule
     refinement_schedule: Schedule
@@ -34,3 +35,19 @@ class Recipe:
     judge_schedule: Schedule
     sampling_steps: int
     samples: int
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedRecipe(Recipe):
+    """The recipe of a model that reads captions.
+
+    Its tokenizer knows at most `words` tokens and reads `length` of a caption. A share `forgotten` of the captions is
+    left out in training; `guidance` is how strongly the measured samples follow theirs.
+    """
+
+    text_encoder: Mapping[str, Any]
+    words: int
+    length: int
+    forgotten: float
+    guidance: float

@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
+
+from zoo.card import write_card, write_notice, write_samples
+from zoo.classifier import verdicts
+from zoo.data import read_images, turned
+from zoo.drawing import draw, halved
+from zoo.judge import write_judge
+from zoo.quality import Shown, reconstructions
 from zoo.recipe import Recipe
+from zoo.report import report
+from zoo.stages import (
+    latents_of,
+    refine_denoiser,
+    rescale_,
+    train_autoencoder,
+    train_classifier,
+    train_decoder,
+    train_denoiser,
+)
 from zoo.training import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from diffusers import AutoencoderKL, UNet2DModel
+    from torch import Tensor
+
+    from zoo.classifier import Classifier
+    from zoo.data import Images
+    from zoo.training import Trained
 
 SATELLITE = Recipe(
     name="satellite",
@@ -51,3 +83,44 @@ SATELLITE = Recipe(
     sampling_steps=25,
     samples=2400,
 )
+
+
+def make_satellite(recipe: Recipe, data: Path, out: Path) -> None:
+    """Every stage in turn, the pipeline, and its card."""
+    images, test = read_images(data / "train.zip"), read_images(data / "test.zip")
+    views = views_of(images.pixels, recipe.seed)
+    autoencoder, first = train_autoencoder(recipe, images.pixels, turned, out)
+    latents = latents_of(autoencoder, views, out)
+    autoencoder, second = train_decoder(recipe, autoencoder, latents, views, out)
+    latents = rescale_(autoencoder, latents)
+    denoiser, third = train_denoiser(recipe, latents, out)
+    denoiser, fourth = refine_denoiser(recipe, denoiser, latents, out)
+    export(recipe, autoencoder, denoiser, out / "pipeline")
+    judge, fifth = train_classifier(recipe, images, turned, out)
+    stages = {"autoencoder": first, "decoder": second, "denoiser": third, "refinement": fourth, "judge": fifth}
+    describe(recipe, stages, judge, images, test, out)
+
+
+def export(recipe: Recipe, autoencoder: AutoencoderKL, denoiser: UNet2DModel, folder: Path) -> None:
+    """Write the pipeline folder, weights in half precision."""
+    scheduler = DDIMScheduler(**recipe.scheduler)
+    LDMPipeline(halved(autoencoder), halved(denoiser), scheduler).save_pretrained(folder)
+    write_notice(recipe.name, folder)
+
+
+def describe(
+    recipe: Recipe, stages: Mapping[str, Trained], judge: Classifier, train: Images, test: Images, out: Path
+) -> None:
+    """The card, its numbers measured on the pipeline folder that ships."""
+    pipeline = DiffusionPipeline.from_pretrained(out / "pipeline")
+    samples = draw(pipeline, recipe.samples, recipe.sampling_steps)
+    shown = Shown(train.pixels, test.pixels, reconstructions(pipeline.vqvae, test.pixels), samples)
+    said = verdicts(judge, shown, train, test)
+    write_judge(judge, out / "card")
+    write_card(report(recipe, stages, out / "pipeline", judge, shown) | {"judge": said}, out / "card")
+    write_samples(samples, out / "card" / "samples.png")
+
+
+def views_of(pixels: Tensor, seed: int) -> Tensor:
+    """Every image as it is, then turned at random: [2 x samples, channels, height, width]."""
+    return torch.cat([pixels, turned(pixels, torch.Generator().manual_seed(seed))])

@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train. `rate` is the peak learning rate."""
+    """How long and how fast to train. `rate` is the peak learning rate.
+
+    It falls to zero over `horizon` steps, which are all steps unless given: a stage may end while it still learns.
+    """
 
     steps: int
     batch: int
@@ -37,12 +40,13 @@ class Schedule:
     average: float = 0.999
     checkpoint_every: int = 250
     seed: int = 0
+    horizon: int | None = None
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step `step`: a linear rise to `rate`, then a cosine fall to zero."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        done = (step - self.warmup) / max(1, (self.horizon or self.steps) - self.warmup)
         return self.rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def average_at(self, step: int) -> float:
@@ -76,6 +80,16 @@ def train(module: nn.Module, loss: Loss, schedule: Schedule, checkpoint: Path) -
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             run.write()
     return Trained(run.averaged.eval(), tuple(run.losses), run.seconds)
+
+
+def in_bfloat16(loss: Loss) -> Loss:
+    """The same loss, its products taken in bfloat16: twice as fast where the processor knows it."""
+
+    def shortened(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(module, batch, generator)
+
+    return shortened
 
 
 def averaged_weights(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
@@ -143,7 +157,7 @@ class _Run:
 
     def restore(self) -> None:
         tensors, state = read_checkpoint(self.checkpoint)
-        if state["schedule"] != asdict(self.schedule):
+        if Schedule(**state["schedule"]) != self.schedule:
             raise ValueError(
                 f"{self.checkpoint} was trained with {state['schedule']}, not {asdict(self.schedule)}; "
                 "remove it to train anew"

@@ -1,0 +1,95 @@
+"""Captions for a zoo model: a tokenizer made from them, and a denoiser that learns to read them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from zoo.denoiser import noised
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    from zoo.training import Loss
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def build_tokenizer(captions: Sequence[str], words: int, length: int) -> CLIPTokenizer:
+    """A tokenizer as CLIP's, with a vocabulary of at most `words` made from `captions`, and `length` tokens a text."""
+    clip = CLIPTokenizer().backend_tokenizer
+    tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
+    letters = sorted(ByteLevel.alphabet())
+    # named here in this order, as the trainer would number the last letters of words differently each time
+    first = [START, END, *letters, *(f"{letter}</w>" for letter in letters)]
+    trainer = BpeTrainer(vocab_size=words, special_tokens=first, end_of_word_suffix="</w>", show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=length)
+
+
+def tokens_of(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Token numbers as a Stable Diffusion pipeline makes them: [captions, length]."""
+    found = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
+    tokens: Tensor = found.input_ids
+    return tokens
+
+
+def build_text_encoder(settings: Mapping[str, Any], tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
+    """An untrained text encoder for `tokenizer`, its random start fixed by `seed`."""
+    config = CLIPTextConfig(
+        **settings,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIPTextModel(config)
+
+
+class Reader(nn.Module):
+    """A denoiser and the text encoder it listens to, which are trained together."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
+        states = self.text_encoder(tokens).last_hidden_state
+        found: Tensor = self.unet(noisy, times, states).sample
+        return found
+
+
+def captioned_denoising(
+    latents: Tensor, tokens: Tensor, empty: Tensor, dropped: float, scheduler: DDIMScheduler
+) -> Loss:
+    """The loss of a `Reader`: squared error of what it finds in noised `latents`, given captions.
+
+    `latents` are scaled, [samples, channels, height, width]; `tokens` are their captions', [samples, length]. A share
+    `dropped` of the captions is replaced by `empty`, for classifier-free guidance (Ho and Salimans 2022).
+    """
+
+    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(latents), (batch,), generator=generator)
+        forgotten = torch.rand((batch, 1), generator=generator) < dropped
+        read = torch.where(forgotten, empty, tokens[chosen])
+        noisy, target, times = noised(latents[chosen], scheduler, generator)
+        return mse_loss(module(noisy, times, read), target)
+
+    return loss
