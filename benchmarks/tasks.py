@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tasks"))
     options = parser.parse_args()
     rows = [_row(name, options.runs / name) for name in options.models]
-    header = "| model | task | steps | operators removed | parameters kept | MACs kept | latency kept | moved by | reload |\n"
+    header = "| model | task | steps | removed | parameters kept | MACs kept | latency kept | moved by | reload |\n"
     note = (
         f"\n\n`ldpruner run zoo:NAME --budget latency={BUDGET}` on 2 CPU cores: whole calls of one sample, decoding "
         "included, in turn with the original (median of 15 pairs, 10 to 90 %). *Moved by* is the score of the whole "
