@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -43,7 +44,7 @@ class Family:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # some draw from the global state beside their generator
             found = pipeline(**{name: value for name, value in wanted.items() if name in known}, return_dict=False)[0]
-        return torch.stack([torch.as_tensor(one) for one in found])
+        return torch.stack([torch.as_tensor(np.asarray(one)) for one in found])
 
 
 FAMILIES = {
