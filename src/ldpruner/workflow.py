@@ -4,6 +4,7 @@ import logging
 import math
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.bench import Comparison, compare, latent_distance, same_latents
@@ -81,7 +82,9 @@ def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, p
     """Saves a pruned pipeline into a run folder, opens it again, and sets it beside its original."""
     plan.write(folder / "plan.json")
     save(pruned, folder / "pruned")
-    reloaded = load(folder / "pruned")
+    precision = None if pipeline.dtype == torch.float32 else pipeline.dtype
+    reloaded = load(folder / "pruned", torch_dtype=precision).to(pipeline.device)
+    probe = probe.completed(pipeline)
     fresh = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
     return Outcome(
         plan=plan,
