@@ -7,7 +7,6 @@ Needs no weights and no accelerator. Writes its table into docs/pipelines.md.
 
 import argparse
 import functools
-import itertools
 import logging
 import time
 from collections import Counter
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-import scipy.sparse
 from PIL import Image
 
 from benchmarks.records import ROOT, cell, write_between
@@ -26,6 +24,7 @@ from ldpruner.fingerprints import count_parameters
 from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.pipelines import find_denoiser
 from ldpruner.saving import load_weightless
+from ldpruner.selection import exclusions
 
 FOLDERS = ROOT / "tests" / "architectures"
 DOCUMENT = ROOT / "docs" / "pipelines.md"
@@ -97,16 +96,12 @@ def _modifications(operators: Sequence[Operator]) -> dict[str, int]:
 
 def most_removable(candidates: Sequence[Candidate], weights: Sequence[int]) -> float:
     """The largest sum of weights of candidates that share no leaf module, as selection excludes them."""
-    leaves = sorted(set(itertools.chain.from_iterable(one.leaves for one in candidates)))
-    rows = {leaf: row for row, leaf in enumerate(leaves)}
-    places = [(rows[leaf], column) for column, one in enumerate(candidates) for leaf in one.leaves]
-    shared = scipy.sparse.csr_array((np.ones(len(places)), tuple(zip(*places, strict=True))))
     scale = max(weights)
     result = scipy.optimize.milp(
         -np.array(weights) / scale,
         integrality=np.ones(len(weights)),
         bounds=scipy.optimize.Bounds(0, 1),
-        constraints=scipy.optimize.LinearConstraint(shared, -np.inf, 1),
+        constraints=exclusions(candidates),
     )
     return float(-result.fun * scale)
 

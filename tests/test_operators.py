@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldpruner.errors import DenoiserNotFound
 from ldpruner.fingerprints import count_parameters
+from ldpruner.kinds import kind_of
 from ldpruner.modifications import modified
-from ldpruner.operators import Candidate, Operator, denoiser_macs, find_operators, kind_of, operators_of
+from ldpruner.operators import Candidate, Operator, denoiser_macs, find_operators, operators_of
 from ldpruner.pipelines import Denoiser, find_denoiser
 from ldpruner.saving import load_weightless
 

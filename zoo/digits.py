@@ -14,7 +14,7 @@ from zoo.data import Images, unchanged
 from zoo.drawing import draw, halved, silent
 from zoo.judge import write_judge
 from zoo.quality import Shown, reconstructions
-from zoo.recipe import Recipe
+from zoo.recipe import VELOCITY, Recipe
 from zoo.report import report
 from zoo.sounds import build_mel, pictures, placed, read_sounds, sounds_of, write_sounds
 from zoo.stages import latents_of, refine_denoiser, rescale_, train_autoencoder, train_classifier, train_denoiser
@@ -68,19 +68,7 @@ DIGITS = Recipe(
     },
     denoiser_schedule=Schedule(steps=1000, horizon=4000, batch=32, rate=1e-3, warmup=100, seed=2),
     refinement_schedule=Schedule(steps=3300, batch=32, rate=8e-4, warmup=25, average=0.998, seed=5),
-    scheduler={
-        "num_train_timesteps": 1000,
-        "beta_start": 0.0015,
-        "beta_end": 0.0195,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        # Where little is left of a sound it is decided which digit it says: velocity weighs these levels more.
-        "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
-        "timestep_spacing": "trailing",
-        "steps_offset": 1,
-    },
+    scheduler=VELOCITY,
     judge_schedule=Schedule(steps=600, batch=64, rate=2e-3, warmup=100, weight_decay=0.05, seed=3),
     sampling_steps=25,
     samples=600,

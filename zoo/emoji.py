@@ -14,7 +14,7 @@ from zoo.drawing import draw_captioned, halved
 from zoo.judge import write_judge
 from zoo.matcher import Matcher, known_words, matching
 from zoo.quality import Shown, reconstructions
-from zoo.recipe import CaptionedRecipe
+from zoo.recipe import VELOCITY, CaptionedRecipe
 from zoo.report import report
 from zoo.retrieval import retrieval
 from zoo.stages import latents_of, rescale_, train_autoencoder, train_stage
@@ -76,19 +76,7 @@ EMOJI = CaptionedRecipe(
     },
     denoiser_schedule=Schedule(steps=2000, horizon=4000, batch=32, rate=1e-3, warmup=100, seed=2),
     refinement_schedule=Schedule(steps=1000, batch=32, rate=8e-4, warmup=25, average=0.998, seed=5),
-    scheduler={
-        "num_train_timesteps": 1000,
-        "beta_start": 0.0015,
-        "beta_end": 0.0195,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        # Where little is left of a picture its caption says the most: velocity weighs these levels more than noise.
-        "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
-        "timestep_spacing": "trailing",
-        "steps_offset": 1,
-    },
+    scheduler=VELOCITY,
     judge_schedule=Schedule(steps=800, batch=128, rate=2e-3, warmup=100, weight_decay=0.05, seed=3),
     sampling_steps=25,
     samples=895,

@@ -10,6 +10,20 @@ if TYPE_CHECKING:
 
     from zoo.training import Schedule
 
+# Where little is left of a sample it is decided what it shows or says: velocity weighs these levels more than noise.
+VELOCITY: Mapping[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from ldpruner.dataflow import Call, Dataflow, Selector, trace
+from ldpruner.kinds import kind_of
 from ldpruner.pipelines import Arguments, Denoiser, find_denoiser
 from ldpruner.values import Value
 
@@ -23,42 +24,6 @@ Through: TypeAlias = int | str | tuple[int | str | None, ...]
 
 # By name: a folder that was opened with remote code brings classes of its own.
 STAND_INS = ("Identity", "Zero", "Shortcut")
-# The first row that matches a class name, in lower case, gives the kind.
-KINDS = (
-    (
-        "convolution",
-        ("conv1d", "conv2d", "conv3d", "convtranspose", "compatibleconv", "causalconv"),
-    ),
-    ("linear", ("linear",)),
-    ("resnet", ("resnet", "resblock", "residualblock")),
-    ("normalisation", ("norm",)),
-    (
-        "activation",
-        (
-            "silu",
-            "relu",
-            "swiglu",
-            "geglu",
-            "approximategelu",
-            "mish",
-            "sigmoid",
-            "swish",
-            "tanh",
-            "gelu",
-        ),
-    ),
-    ("feed_forward", ("feedforward", "mlp", "glumbconv")),
-    (
-        "transformer_block",
-        ("transformerblock", "ditblock", "transformer1dblock", "transformer2dblock"),
-    ),
-    ("transformer", ("transformer",)),
-    ("upsample", ("upsample",)),
-    ("downsample", ("downsample",)),
-    ("embedding", ("embed", "timesteps", "projection")),
-    ("stage", ("downblock", "upblock", "midblock")),
-    ("attention", ("attention", "attn")),
-)
 
 
 class Removal(Value):
@@ -153,12 +118,6 @@ def denoiser_macs(denoiser: Denoiser, flow: Dataflow | None = None) -> int:
     """Multiply-accumulates of one denoiser call on one sample (one row of its batch), attention products counted."""
     flow = flow or trace(denoiser)
     return flow.macs(range(len(flow.nodes))) // denoiser.rows
-
-
-def kind_of(module: nn.Module) -> str:
-    """The kind of a module, read off its class name; the name itself where no kind fits."""
-    name = type(module).__name__.lower().replace("_", "")
-    return next((kind for kind, parts in KINDS if any(part in name for part in parts)), name)
 
 
 class _Search:

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from ldpruner.errors import BudgetError, PlanMismatch, StorageError, one_line
 from ldpruner.fingerprints import Architecture
 from ldpruner.importance import Floats, damage
-from ldpruner.operators import Removal
+from ldpruner.operators import Candidate, Removal
 from ldpruner.scores import Score, Scores
 from ldpruner.values import Value
 
@@ -251,21 +251,22 @@ class _Problem:
             cost,
             integrality=np.ones(len(cost)),
             bounds=scipy.optimize.Bounds(0, upper),
-            constraints=[*constraints, *self._exclusions()],
+            constraints=[*constraints, *exclusions([one.candidate for one in self.removable])],
             options={"time_limit": TIME_LIMIT, "mip_rel_gap": 1e-6},
         )
         return None if result.x is None else np.round(result.x)
 
-    def _exclusions(self) -> list[object]:
-        """At most one removal for each leaf module."""
-        leaves = sorted({leaf for one in self.removable for leaf in one.candidate.leaves})
-        rows = {leaf: row for row, leaf in enumerate(leaves)}
-        places = [(rows[leaf], column) for column, one in enumerate(self.removable) for leaf in one.candidate.leaves]
-        if not places:
-            return []
-        row, column = zip(*places, strict=True)
-        matrix = scipy.sparse.csr_array((np.ones(len(places)), (row, column)), (len(leaves), len(self.removable)))
-        return [scipy.optimize.LinearConstraint(matrix, -np.inf, 1)]
+
+def exclusions(candidates: Sequence[Candidate]) -> list[scipy.optimize.LinearConstraint]:
+    """For an integer program over candidates: at most one removal for each leaf module."""
+    leaves = sorted({leaf for one in candidates for leaf in one.leaves})
+    rows = {leaf: row for row, leaf in enumerate(leaves)}
+    places = [(rows[leaf], column) for column, one in enumerate(candidates) for leaf in one.leaves]
+    if not places:
+        return []
+    row, column = zip(*places, strict=True)
+    matrix = scipy.sparse.csr_array((np.ones(len(places)), (row, column)), (len(leaves), len(candidates)))
+    return [scipy.optimize.LinearConstraint(matrix, -np.inf, 1)]
 
 
 def _lowest_first(problem: _Problem) -> list[Score]:
