@@ -188,3 +188,26 @@ def test_help_of_every_command_has_an_example() -> None:
 def test_the_module_runs_as_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "ldpruner", "--help"], capture_output=True, text=True, check=True)
     assert "operators" in done.stdout
+
+
+def test_evaluate_prints_the_fields_of_the_contract(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run("run", model, "--run", folder, "--budget", "parameters=0.7", *PROBE)[0] == 0
+    code, out, _ = run("evaluate", "--run", folder, "--samples", "8", "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert {"metrics", "protocol"} <= answer.keys()
+    fields = {"metric", "original", "pruned", "interval", "noise_floor"}
+    assert all(fields == row.keys() for row in answer["metrics"])
+    assert json.loads((folder / "evaluation.json").read_text()) == answer
+    code, out, _ = run("evaluate", "--run", folder, "--samples", "8")
+    assert code == 0
+    assert "frechet_distance" in out
+
+
+def test_recovery_needs_a_pruned_pipeline(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run("score", model, "--run", tmp_path, *PROBE)[0] == 0
+    for command in ("finetune", "evaluate"):
+        code, _, error = run(command, "--run", tmp_path)
+        assert (code, error.count("\n")) == (1, 1)
+        assert "ldpruner prune --run" in error

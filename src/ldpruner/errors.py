@@ -45,6 +45,18 @@ class NonFiniteLatents(LdPrunerError):
     """The untouched pipeline itself produced latents that are not finite."""
 
 
+class FinetuningError(LdPrunerError):
+    """A pipeline, its data or the settings do not fit finetuning."""
+
+
+class EvaluationError(LdPrunerError):
+    """Something that an evaluation needs is missing, or does not fit the pipeline."""
+
+
+class DataError(LdPrunerError):
+    """Pictures or sounds are missing or broken."""
+
+
 class LedgerError(LdPrunerError):
     """A run folder's ledger is corrupt, or belongs to another model or probe."""
 

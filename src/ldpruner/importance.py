@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -120,9 +119,19 @@ _SCORES: dict[Metric, Callable[[Moments, Moments], float]] = {
 }
 
 
-def frechet_distance(first: Floats, second: Floats) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features [samples, features] (Dowson, Landau 1982)."""
-    mean = first.mean(axis=0) - second.mean(axis=0)
-    one, two = (np.atleast_2d(np.cov(features, rowvar=False, bias=True)) for features in (first, second))
-    root = scipy.linalg.sqrtm(one @ two).real
-    return max(0.0, float(mean @ mean + np.trace(one + two - 2 * root)))
+def frechet_distance(features: Floats, reference: Floats) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of features (Dowson and Landau, 1982).
+
+    With centred features A and B, tr((A'A B'B)^1/2) is the sum of the singular values of AB', and so of the product of
+    their triangular factors. No root is taken of a covariance, which is singular where samples are few or repeated.
+    """
+    mean = features.mean(axis=0) - reference.mean(axis=0)
+    first, second = (_factor(one) for one in (features, reference))
+    shared = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    return max(0.0, float(mean @ mean + (first**2).sum() + (second**2).sum() - 2 * shared))
+
+
+def _factor(features: Floats) -> Floats:
+    """A matrix F of no more rows than columns where F'F is the covariance, divided by the number of samples."""
+    centred = (features - features.mean(axis=0)) / np.sqrt(len(features))
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred

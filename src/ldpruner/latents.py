@@ -26,22 +26,36 @@ def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[in
     Raises:
         ProbeError: the pipeline drew fewer samples than asked.
     """
+    with contextlib.ExitStack() as stack:
+        for part in pipeline.components.values():
+            if hasattr(part, "decode") and isinstance(part, torch.nn.Module):
+                stack.enter_context(overridden(part, "decode", _leave))
+        return _watched(pipeline, probe, samples)[0]
+
+
+def draw_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
+    """Runs a pipeline to its end: the final latents, and what the pipeline made of them.
+
+    Raises:
+        ProbeError: the pipeline drew fewer samples than asked.
+    """
+    return _watched(pipeline, probe.without("output_type"), samples)
+
+
+def _watched(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
     taken = _Steps()
     with contextlib.ExitStack() as stack:
         for scheduler in schedulers(pipeline):
             stack.enter_context(stepping(scheduler, taken.step_of(scheduler)))
-        for part in pipeline.components.values():
-            if hasattr(part, "decode") and isinstance(part, torch.nn.Module):
-                stack.enter_context(overridden(part, "decode", _leave))
         stack.enter_context(_seeded(pipeline, probe.sample_seed(samples[0])))
-        run_pipeline(pipeline, probe.arguments(pipeline, samples))
+        result = run_pipeline(pipeline, probe.arguments(pipeline, samples))
     drawn = taken.latents(len(samples))
     if drawn is None:
         raise ProbeError(
             f"{type(pipeline).__name__} did not draw the {len(samples)} samples that were asked; "
             f"look at the probe's call arguments {sorted(probe.call)}"
         )
-    return drawn
+    return drawn, result
 
 
 def largest_batch(pipeline: DiffusionPipeline, probe: Probe, wanted: int) -> int:

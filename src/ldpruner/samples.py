@@ -35,10 +35,10 @@ def write_samples(pipelines: Mapping[str, DiffusionPipeline], probe: Probe, coun
     results = {name: [_decoded(one, probe, index) for index in range(len(drawn))] for name, one in pipelines.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [[frames for one in row for frames in _frames(one)] for row in results.values()]
+        rows = [[frames for one in row for frames in frames_of(one)] for row in results.values()]
         written = _write_sheet(rows, folder / "-".join(pipelines))
         for name, pipeline in pipelines.items():
-            written += _write_sounds(name, results[name], _sampling_rate(pipeline), folder)
+            written += _write_sounds(name, results[name], sampling_rate(pipeline), folder)
         listing = {"rows": list(pipelines), "samples": drawn}
         (folder / "samples.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -51,7 +51,7 @@ def _decoded(pipeline: DiffusionPipeline, probe: Probe, index: int) -> Any:
     return run_pipeline(pipeline, probe.without("output_type").arguments(pipeline, [index]))
 
 
-def _frames(result: Any) -> list[list[Image.Image]]:
+def frames_of(result: Any) -> list[list[Image.Image]]:
     """For each sample its frames, one where it is a picture."""
     images = getattr(result, "images", None)
     if images is not None:
@@ -111,7 +111,7 @@ def _write_sounds(name: str, results: Sequence[Any], rate: int | None, folder: P
     return written
 
 
-def _sampling_rate(pipeline: DiffusionPipeline) -> int | None:
+def sampling_rate(pipeline: DiffusionPipeline) -> int | None:
     """Sound samples a second, as the component that makes the sound says."""
     configs = [part.config for part in pipeline.components.values() if hasattr(part, "config")]
     rates = [getattr(config, name, None) for config in configs for name in ("sampling_rate", "sample_rate")]

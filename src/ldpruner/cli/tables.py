@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from ldpruner.bench import Comparison, Measured, Spread
+from ldpruner.evaluation import Evaluation
+from ldpruner.finetuning import History
 from ldpruner.operators import Operator
 from ldpruner.scores import Scores
 from ldpruner.selection import Plan
@@ -62,6 +64,31 @@ def outcome(result: Outcome) -> Table:
     table.add_row("score (other seeds)", "0", f"{result.score:.3f}", "")
     table.add_row("  two draws of the original", f"{result.noise_floor:.3f}", "", "")
     return table
+
+
+def history(known: History) -> Table:
+    """How the held-out loss went; a star marks the weights that are kept."""
+    table = _table(None, ">step", ">held-out loss")
+    for step, loss in known.held_out.items():
+        table.add_row(str(step), f"{loss:.5g}" + (" *" if step == known.best else "  "))
+    return table
+
+
+def evaluation(found: Evaluation) -> Table:
+    """Each metric of both pipelines, with its interval and its noise floor."""
+    protocol = found.protocol
+    title = f"{protocol['samples']} samples, features: {protocol['features']}"
+    table = _table(title, "metric", ">original", ">pruned", ">interval", ">noise floor")
+    for one in found.metrics:
+        interval = "" if one.interval is None else " to ".join(_figure(bound) for bound in one.interval)
+        table.add_row(one.metric, _figure(one.original), _figure(one.pruned), interval, _figure(one.noise_floor))
+    return table
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _kept_column(measured: Comparison) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 from PIL import Image
 
 from ldpruner.errors import one_line
+from ldpruner.finetuning import Training
 from ldpruner.probe import Probe
 from ldpruner.selection import Budget
 
@@ -31,6 +32,17 @@ def budget_of(texts: list[str]) -> Budget:
     """The budget of `--budget name=value`, repeated or with commas."""
     pairs = dict(_pair(part, "--budget") for text in texts for part in text.split(","))
     return Budget(**{name: _literal(value) for name, value in pairs.items()})
+
+
+def training_of(texts: list[str] | None) -> Training:
+    """The settings of `--training name=value`, repeated or with commas."""
+    pairs = dict(_pair(part, "--training") for text in texts or [] for part in text.split(","))
+    return Training(**{name: _literal(value) for name, value in pairs.items()})
+
+
+def with_prompts(probe: Probe, path: Path | None) -> Probe:
+    """The probe with the prompts of a text file, if one is given."""
+    return probe if path is None else probe.model_copy(update={"prompts": Probe(prompts=path).prompts})
 
 
 def one_of(value: str, known: tuple[Any, ...], option: str) -> Any:

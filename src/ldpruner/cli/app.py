@@ -1,0 +1,86 @@
+"""What all commands share: the application, its options, opening a pipeline, a run's facts, JSON out."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+from diffusers import DiffusionPipeline
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ldpruner.cli import parsing
+from ldpruner.errors import LedgerError, one_line
+from ldpruner.importance import METRICS
+from ldpruner.runs import Ledger
+from ldpruner.saving import load
+from ldpruner.scores import Scores
+from ldpruner.selection import RULES
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune latent diffusion models."
+)
+errors = Console(stderr=True, highlight=False)
+Item = TypeVar("Item")
+
+MODEL = Annotated[str, typer.Argument(help="A folder, a Hub id, or zoo:NAME.")]
+RUN = Annotated[Path, typer.Option("--run", help="The run folder; the same command again resumes.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")]
+DRY = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+COMPONENT = Annotated[str | None, typer.Option(help="Which network, where there are several denoisers.")]
+SAMPLES = Annotated[int, typer.Option(help="Latents to draw for each modification.")]
+STEPS = Annotated[int, typer.Option(help="Denoising steps of each.")]
+SEED = Annotated[int, typer.Option(help="From which each sample's own seed is made.")]
+PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
+GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
+CALL = Annotated[list[str] | None, typer.Option(help="A further argument of the pipeline's call: key=value.")]
+BATCH_SIZE = Annotated[int, typer.Option("--batch", help="Samples drawn at once.", min=1)]
+METRIC = Annotated[str, typer.Option(help=f"The score: {', '.join(METRICS)}.")]
+BUDGET = Annotated[list[str], typer.Option(help="What may be left, such as latency=0.65; repeatable.")]
+RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
+DTYPE = Annotated[str | None, typer.Option(help="Precision of the weights, such as float16. Default: float32.")]
+DEVICE = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps. Default: cuda if there is one.")]
+
+
+def open_pipeline(model: str | Path, device: str | None, dtype: str | None) -> DiffusionPipeline:
+    """A pipeline where it shall run."""
+    pipeline = load(model, torch_dtype=parsing.precision(dtype))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return pipeline if place == "cpu" else pipeline.to(place)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"device {place!r} cannot be used: {one_line(error)}") from error
+
+
+def progress(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """The work's items, with a bar on standard error."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors) as bar:
+        yield from bar.track(work, total=total)
+
+
+def fact(run: Path, name: str) -> Any:
+    """What a run folder knows by a name."""
+    if not (run / "run.sqlite").exists():
+        raise LedgerError(f"no run at {run}; make one with 'ldpruner score MODEL --run {run}'")
+    with Ledger(run) as ledger:
+        value = ledger.fact(name)
+    if value is None:
+        raise LedgerError(f"the run at {run} has no {name} yet; finish it with 'ldpruner score MODEL --run {run}'")
+    return value
+
+
+def known_scores(run: Path) -> Scores:
+    """The scores of a run folder."""
+    try:
+        return Scores.model_validate(fact(run, "scores"))
+    except ValidationError as error:
+        raise LedgerError(f"the scores of {run} are not readable: {one_line(error)}; score again") from error
+
+
+def print_json(value: Any) -> None:
+    """One JSON object to standard output."""
+    typer.echo(json.dumps(value))

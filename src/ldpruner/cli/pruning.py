@@ -1,0 +1,221 @@
+"""Commands that prune: score, select, prune, and all of it."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from rich.console import Console
+
+from ldpruner.cli import parsing, tables
+from ldpruner.cli.app import (
+    BATCH_SIZE,
+    BUDGET,
+    CALL,
+    COMPONENT,
+    DEVICE,
+    DRY,
+    DTYPE,
+    GUIDANCE,
+    JSON,
+    METRIC,
+    MODEL,
+    PROMPTS,
+    RULE,
+    RUN,
+    SAMPLES,
+    SEED,
+    STEPS,
+    app,
+    fact,
+    known_scores,
+    open_pipeline,
+    print_json,
+    progress,
+)
+from ldpruner.importance import METRICS, Metric
+from ldpruner.probe import Probe
+from ldpruner.saving import save
+from ldpruner.scores import Scores
+from ldpruner.scoring import BATCH, Scoring
+from ldpruner.selection import RULES, Plan, select
+from ldpruner.surgery import prune
+from ldpruner.workflow import Outcome, finish, prune_to_budget
+
+
+@app.command()
+def score(
+    model: MODEL,
+    run: RUN,
+    component: COMPONENT = None,
+    samples: SAMPLES = 16,
+    steps: STEPS = 25,
+    seed: SEED = 0,
+    prompts: PROMPTS = None,
+    guidance: GUIDANCE = None,
+    call: CALL = None,
+    metric: METRIC = "mean_std",
+    batch: BATCH_SIZE = BATCH,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    as_json: JSON = False,
+    dry_run: DRY = False,
+) -> None:
+    """Score every modification of every operator, into a run folder.
+
+    Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
+    """
+    probe = parsing.probe_of(samples, steps, seed, prompts, guidance, call)
+    settings = {
+        "model": model,
+        "run": str(run),
+        "probe": probe.model_dump(mode="json"),
+        "metric": metric,
+        "batch": batch,
+    }
+    if dry_run:
+        print_json(settings)
+        return
+    scores = _score(
+        open_pipeline(model, device, dtype),
+        model,
+        run,
+        probe,
+        parsing.one_of(metric, METRICS, "--metric"),
+        batch,
+        component,
+    )
+    if as_json:
+        print_json(_scores_json(scores))
+    else:
+        Console().print(tables.scores(scores))
+
+
+@app.command("select")
+def select_command(
+    run: RUN, budget: BUDGET, rule: RULE = "knapsack", as_json: JSON = False, dry_run: DRY = False
+) -> None:
+    """Choose what to remove so that a budget is met, from the scores of a run folder.
+
+    Example: ldpruner select --run runs/a --budget latency=0.65
+    """
+    wanted, chosen_rule = parsing.budget_of(budget), parsing.one_of(rule, RULES, "--rule")
+    if dry_run:
+        print_json({"run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule})
+        return
+    plan = select(known_scores(run), wanted, rule=chosen_rule)
+    plan.write(run / "plan.json")
+    _show_plan(plan, as_json)
+
+
+@app.command("prune")
+def prune_command(
+    run: RUN, device: DEVICE = None, dtype: DTYPE = None, as_json: JSON = False, dry_run: DRY = False
+) -> None:
+    """Remove what the plan of a run folder says, and save the pruned pipeline there.
+
+    Example: ldpruner prune --run runs/a
+    """
+    plan, model = Plan.read(run / "plan.json"), fact(run, "model")
+    if dry_run:
+        print_json({"run": str(run), "model": model, "removed": len(plan.removed)})
+        return
+    save(prune(open_pipeline(model, device, dtype), plan), run / "pruned")
+    _show_plan(plan, as_json)
+
+
+@app.command("run")
+def run_command(
+    model: MODEL,
+    run: RUN,
+    budget: BUDGET,
+    component: COMPONENT = None,
+    samples: SAMPLES = 16,
+    steps: STEPS = 25,
+    seed: SEED = 0,
+    prompts: PROMPTS = None,
+    guidance: GUIDANCE = None,
+    call: CALL = None,
+    metric: METRIC = "mean_std",
+    rule: RULE = "knapsack",
+    batch: BATCH_SIZE = BATCH,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    as_json: JSON = False,
+    dry_run: DRY = False,
+) -> None:
+    """Score, select, prune, save, and set the pruned pipeline beside its original.
+
+    Example: ldpruner run zoo:satellite --run runs/demo --budget latency=0.65
+    """
+    probe, wanted = parsing.probe_of(samples, steps, seed, prompts, guidance, call), parsing.budget_of(budget)
+    chosen_metric, chosen_rule = parsing.one_of(metric, METRICS, "--metric"), parsing.one_of(rule, RULES, "--rule")
+    if dry_run:
+        settings = {"model": model, "run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule}
+        print_json({**settings, "probe": probe.model_dump(mode="json"), "metric": metric, "batch": batch})
+        return
+    pipeline = open_pipeline(model, device, dtype)
+    scores = _score(pipeline, model, run, probe, chosen_metric, batch, component)
+    pruned, plan = prune_to_budget(pipeline, scores, wanted, rule=chosen_rule)
+    _show_outcome(finish(pipeline, pruned, plan, probe, run), run, as_json)
+
+
+@app.command()
+def demo(run: RUN = Path("runs/demo"), as_json: JSON = False, dry_run: DRY = False) -> None:
+    """Prune the bundled model to 65 % of its latency: a few minutes, nothing is downloaded.
+
+    Example: ldpruner demo
+    """
+    run_command("zoo:satellite", run, ["latency=0.65"], samples=16, steps=10, as_json=as_json, dry_run=dry_run)
+
+
+def _score(
+    pipeline: DiffusionPipeline,
+    model: str,
+    run: Path,
+    probe: Probe,
+    metric: Metric,
+    batch: int,
+    component: str | None,
+) -> Scores:
+    with Scoring(pipeline, None, probe, component=component, run=run, metric=metric, batch_size=batch) as scoring:
+        scoring.ledger.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
+        for _ in progress(scoring, len(scoring), "scoring"):
+            pass
+        scores = scoring.scores()
+        scoring.ledger.set_fact("scores", scores.model_dump(mode="json"))
+    return scores
+
+
+def _scores_json(scores: Scores) -> dict[str, Any]:
+    return scores.model_dump(mode="json", exclude={"scores": {"__all__": {"candidate"}}})
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "budget": plan.budget.model_dump(exclude_none=True) if plan.budget else {},
+        "removed": [
+            {"operator": one.operator, "modification": one.modification, "score": one.score, "also": one.also}
+            for one in plan.removed
+        ],
+        "predicted": plan.predicted.model_dump() if plan.predicted else {},
+    }
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        print_json(_plan_json(plan))
+    else:
+        Console().print(tables.plan(plan))
+
+
+def _show_outcome(outcome: Outcome, run: Path, as_json: bool) -> None:
+    if as_json:
+        measured = outcome.model_dump(mode="json", exclude={"plan", "comparison"})
+        print_json({**_plan_json(outcome.plan), **outcome.comparison.model_dump(mode="json"), **measured})
+        return
+    console = Console()
+    console.print(tables.outcome(outcome))
+    exact = "equal to the bit" if outcome.reload_is_exact else "NOT equal"
+    console.print(f"pruned pipeline: {run / 'pruned'} (opened again: latents {exact})", highlight=False)
+    if outcome.samples:
+        console.print(f"same seeds before and after: {', '.join(map(str, outcome.samples[:1]))}", highlight=False)

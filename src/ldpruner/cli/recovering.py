@@ -1,0 +1,134 @@
+"""Commands that recover the quality of a pruned pipeline, and prove it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ldpruner.cli import parsing, tables
+from ldpruner.cli.app import (
+    DEVICE,
+    DRY,
+    DTYPE,
+    JSON,
+    PROMPTS,
+    RUN,
+    app,
+    fact,
+    known_scores,
+    open_pipeline,
+    print_json,
+    progress,
+)
+from ldpruner.errors import PipelineNotFound, StorageError
+from ldpruner.evaluation import evaluate
+from ldpruner.finetuning import Finetuning
+from ldpruner.finetuning.training import SAMPLES
+from ldpruner.saving import load, save
+
+DATA = Annotated[
+    Path | None,
+    typer.Option(help="A folder of pictures or sounds to learn from. Default: samples of the original."),
+]
+TRAINING = Annotated[
+    list[str] | None, typer.Option(help="A setting of the training, such as steps=2000 or rate=1e-4; repeatable.")
+]
+TRACKER = Annotated[
+    list[str] | None, typer.Option(help="What Accelerate reports to, such as tensorboard; repeatable.")
+]
+
+
+@app.command("finetune")
+def finetune_command(
+    run: RUN,
+    data: DATA = None,
+    training: TRAINING = None,
+    samples: Annotated[int, typer.Option(help="Of the original, where there is no data.", min=2)] = SAMPLES,
+    prompts: PROMPTS = None,
+    tracker: TRACKER = None,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    as_json: JSON = False,
+    dry_run: DRY = False,
+) -> None:
+    """Train the pruned pipeline of a run folder, with the original as teacher; several processes under a launcher.
+
+    Example: ldpruner finetune --run runs/a --data images/ --training steps=2000,rate=1e-4
+
+    Example: accelerate launch -m ldpruner finetune --run runs/a
+    """
+    settings, model = parsing.training_of(training), fact(run, "model")
+    probe = parsing.with_prompts(known_scores(run).probe.model_copy(update={"samples": samples}), prompts)
+    if dry_run:
+        resolved = {"model": model, "data": str(data) if data else None, "training": settings.model_dump()}
+        print_json({"run": str(run), **resolved, "probe": probe.model_dump(mode="json")})
+        return
+    _check_pruned(run)
+    teacher = open_pipeline(model, device, dtype)
+    pruned = load(run / "pruned", torch_dtype=parsing.precision(dtype))
+    component = known_scores(run).component
+    work = Finetuning(
+        pruned, teacher, data, probe=probe, component=component, training=settings, run=run, trackers=tracker or ()
+    )
+    steps = progress(work, len(work), "finetuning") if work.is_first else work
+    for _ in steps:
+        pass
+    history = work.finish()
+    if not work.is_first:
+        return
+    save(pruned, run / "recovered")
+    if as_json:
+        print_json(history.model_dump(mode="json"))
+    else:
+        Console().print(tables.history(history))
+        kept = f"{history.steps} steps, the weights of step {history.best} are kept"
+        Console().print(f"recovered pipeline: {run / 'recovered'} ({kept})", highlight=False)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: RUN,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder to compare with. Default: samples of the original.")
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help="Compare in: latents, inception, or a folder or Hub id of a transformers network.")
+    ] = "latents",
+    clip: Annotated[str | None, typer.Option(help="A folder or Hub id of a CLIP model, for the CLIP score.")] = None,
+    samples: Annotated[int, typer.Option(help="Of each pipeline.", min=2)] = 64,
+    prompts: PROMPTS = None,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    as_json: JSON = False,
+    dry_run: DRY = False,
+) -> None:
+    """Measure cost and quality of a run's recovered pipeline, or its pruned one, beside the original.
+
+    Example: ldpruner evaluate --run runs/a --samples 256 --data images/ --features inception
+    """
+    model, scores = fact(run, "model"), known_scores(run)
+    probe = parsing.with_prompts(scores.probe.model_copy(update={"samples": samples}), prompts)
+    _check_pruned(run)
+    folder = next(place for place in (run / "recovered", run / "pruned") if place.is_dir())
+    if dry_run:
+        resolved = {"original": model, "pruned": str(folder), "data": str(data) if data else None, "clip": clip}
+        print_json({**resolved, "features": features, "probe": probe.model_dump(mode="json")})
+        return
+    pair = (open_pipeline(folder, device, dtype), open_pipeline(model, device, dtype))
+    found = evaluate(*pair, probe, data=data, features=features, clip=clip, component=scores.component)
+    written = {"pipeline": folder.name, **found.model_dump(mode="json")}
+    try:
+        (run / "evaluation.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {run / 'evaluation.json'}: {error.strerror}") from error
+    if as_json:
+        print_json(written)
+    else:
+        Console().print(tables.evaluation(found))
+
+
+def _check_pruned(run: Path) -> None:
+    if not (run / "pruned").is_dir():
+        raise PipelineNotFound(f"no pruned pipeline in {run}; make one with 'ldpruner prune --run {run}'")

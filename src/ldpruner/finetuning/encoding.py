@@ -1,0 +1,121 @@
+"""From pictures to the latents that a pipeline's scheduler steps: its own decoding shows the way back."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ldpruner.errors import FinetuningError
+from ldpruner.pipelines import Interruption, networks, overridden, run_pipeline, schedulers, stepping
+from ldpruner.probe import Probe
+
+EXACT = 1e-3  # relative error of the way back
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pipeline's autoencoder, and how what it gives becomes latents: `(encoded - shift) / scale`.
+
+    Attributes:
+        autoencoder: the network.
+        size: channels, height and width of a picture.
+        scale, shift: for each channel, in the shape of latents.
+    """
+
+    autoencoder: nn.Module
+    size: tuple[int, int, int]
+    scale: Tensor
+    shift: Tensor
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """The latents of pictures, which are cropped and resized to what the pipeline draws: [pictures, ...]."""
+        weight = next(self.autoencoder.parameters())
+        pixels = torch.stack([self._pixels(one) for one in pictures]).to(weight.device, weight.dtype)
+        encoded: Any = self.autoencoder.encode(pixels)  # type: ignore[operator]
+        latents: Tensor = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
+        return ((latents.cpu() - self.shift) / self.scale).float()
+
+    def _pixels(self, picture: Image.Image) -> Tensor:
+        channels, height, width = self.size
+        plain = picture.convert("L" if channels == 1 else "RGB")
+        fitted = (
+            plain if plain.size == (width, height) else ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
+        )
+        levels = torch.from_numpy(np.array(fitted, dtype=np.float32) / 127.5 - 1)
+        return levels[None] if channels == 1 else levels.permute(2, 0, 1)
+
+
+def find_encoder(pipeline: DiffusionPipeline, probe: Probe) -> Encoder:
+    """Draws one sample and watches how its latents are decoded: the way back is the encoding.
+
+    Raises:
+        FinetuningError: nothing is decoded, or not from latents that were only scaled and shifted.
+    """
+    last, decoded, autoencoder, output = _watch_decoding(pipeline, probe)
+    name = type(pipeline).__name__
+    advice = "finetune without data: the teacher's own samples are used"
+    if last.shape != decoded.shape or output.ndim != 4:
+        raise FinetuningError(
+            f"{name} rearranges its latents {tuple(last.shape)} to {tuple(decoded.shape)} before it decodes "
+            f"{tuple(output.shape)}; data cannot be encoded for it yet, {advice}"
+        )
+    scale, shift = _line(last, decoded)
+    if float((last * scale + shift - decoded).norm()) > EXACT * float(decoded.norm()):
+        raise FinetuningError(f"{name} does more than scale its latents before it decodes them; {advice}")
+    _, channels, height, width = output.shape
+    return Encoder(autoencoder, (channels, height, width), scale, shift)
+
+
+def _watch_decoding(pipeline: DiffusionPipeline, probe: Probe) -> tuple[Tensor, Tensor, nn.Module, Tensor]:
+    """The last latents, what was decoded, by which network, and the result."""
+    stepped: list[Tensor] = []
+    decodings: list[tuple[Tensor, nn.Module, Tensor]] = []
+    with contextlib.ExitStack() as stack:
+        for scheduler in schedulers(pipeline):
+            stack.enter_context(stepping(scheduler, _kept(type(scheduler).step, stepped)))
+        for part in networks(pipeline).values():
+            if all(callable(getattr(part, way, None)) for way in ("encode", "decode")):
+                stack.enter_context(overridden(part, "decode", _last(part, decodings)))
+        run_pipeline(pipeline, probe.without("output_type").arguments(pipeline, [0]))
+    if not stepped or not decodings:
+        raise FinetuningError(f"{type(pipeline).__name__} decodes nothing that it could encode; finetune without data")
+    latents, autoencoder, output = decodings[0]
+    return stepped[-1].float().cpu(), latents.float().cpu(), autoencoder, output
+
+
+def _kept(original: Any, results: list[Tensor]) -> Any:
+    """A scheduler's step that also keeps the latents that it gives."""
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        results.append(result[0])
+        return result
+
+    return step
+
+
+def _last(part: Any, results: list[tuple[Tensor, nn.Module, Tensor]]) -> Any:
+    """An autoencoder's decoding that keeps what it was given and gave, and leaves the pipeline."""
+    original = part.decode
+
+    def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        results.append((latents, part, original(latents, *args, **kwargs)[0]))
+        raise Interruption
+
+    return decode
+
+
+def _line(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift of each channel by least squares, in the shape of latents: [1, channels, 1, ...]."""
+    x, y = (one.transpose(0, 1).flatten(1).double() for one in (before, after))
+    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    scale = ((x - mean_x) * (y - mean_y)).sum(1, keepdim=True) / (x - mean_x).square().sum(1, keepdim=True)
+    shape = (1, -1, *[1] * (before.ndim - 2))
+    return scale.reshape(shape), (mean_y - scale * mean_x).reshape(shape)

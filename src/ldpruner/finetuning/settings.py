@@ -1,0 +1,87 @@
+"""How a pruned denoiser is trained, as one value."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ldpruner.errors import FinetuningError
+from ldpruner.values import Value
+
+
+class Training(Value):
+    """How long, how fast and by which losses a pruned denoiser is trained.
+
+    Attributes:
+        steps, batch: optimizer steps, and examples in each, over all processes together.
+        rate: of AdamW, at its peak; it rises for `warmup` steps, then stays (`constant`) or falls to zero (`cosine`).
+        weight_decay, clip: of the weights; of the gradient's norm.
+        average: decay of the moving average of the weights, which is what is kept.
+        task, output, features: weights of the losses: the noise in the latents, the teacher's output, the teacher's
+            features at each stage.
+        normalised: whether each stage counts alike, whatever the size of its features.
+        precision: of the products: `no` for full, `fp16` or `bf16`.
+        gradient_checkpointing: less memory, more time.
+        seed: from which each step's own seed is made.
+        held_out: the share of the examples that is not trained on, and the loss of which chooses the weights.
+        check_every, patience: steps between two looks at it; looks without a better one before training stops, None
+            to go on.
+        checkpoint_every: steps that a kill can cost.
+    """
+
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=16, ge=1)
+    rate: float = Field(default=1e-4, gt=0)
+    warmup: int = Field(default=50, ge=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    average: float = Field(default=0.999, ge=0, lt=1)
+    task: float = Field(default=1.0, ge=0)
+    output: float = Field(default=1.0, ge=0)
+    features: float = Field(default=0.1, ge=0)
+    normalised: bool = True
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    seed: int = Field(default=0, ge=0)
+    held_out: float = Field(default=0.05, gt=0, lt=1)
+    check_every: int = Field(default=100, ge=1)
+    patience: int | None = Field(default=5, ge=1)
+    checkpoint_every: int = Field(default=100, ge=1)
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            raise FinetuningError(f"training {field}={problem['input']!r}: {problem['msg']}") from error
+        if not self.task and not self.output and not self.features:
+            raise FinetuningError(
+                "training task=0, output=0, features=0: nothing is learnt; weigh one of them above 0"
+            )
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.rate
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class History(Value):
+    """What training went through.
+
+    Attributes:
+        losses: of each step.
+        held_out: the loss on examples that are not trained on, by step; step 0 is before the first.
+        best: the step whose averaged weights were kept.
+        steps: how many were made: fewer than asked if it stopped early.
+    """
+
+    losses: tuple[float, ...]
+    held_out: dict[int, float]
+    best: int
+    steps: int

@@ -1,0 +1,95 @@
+"""The state of a training run: weights, their moving average, the optimizer, and what happened so far."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from ldpruner.errors import FinetuningError
+from ldpruner.finetuning.checkpoints import optimizer_tensors, read_checkpoint, restore_optimizer_, write_checkpoint
+from ldpruner.finetuning.settings import History, Training
+
+
+class State:
+    """What a checkpoint holds. The network is trained in full precision, whatever it ships in."""
+
+    def __init__(self, module: nn.Module, training: Training) -> None:
+        self.module, self.training = module.float().requires_grad_(True).eval(), training
+        self.optimizer = torch.optim.AdamW(module.parameters(), training.rate, weight_decay=training.weight_decay)
+        self.average = EMAModel(module.parameters(), decay=training.average, foreach=True)
+        self.best: list[Tensor] = [one.detach().clone() for one in module.parameters()]
+        self.step, self.best_step = 0, 0
+        self.losses: list[float] = []
+        self.held_out: dict[int, float] = {}
+
+    @property
+    def history(self) -> History:
+        return History(losses=tuple(self.losses), held_out=self.held_out, best=self.best_step, steps=self.step)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are made, or the last looks at the held-out loss found none better."""
+        patience = self.training.patience
+        idle = sum(1 for step in self.held_out if step > self.best_step)
+        return self.step >= self.training.steps or (patience is not None and idle >= patience)
+
+    def note(self, loss: float) -> None:
+        """Keeps a held-out loss, and the averaged weights if it is the lowest."""
+        self.held_out[self.step] = loss
+        if self.step and loss < min(one for step, one in self.held_out.items() if step < self.step):
+            self.best_step = self.step
+            self.best = [one.detach().clone() for one in self.average.shadow_params]
+
+    def keep_best_(self) -> None:
+        """Puts the best weights into the network."""
+        with torch.no_grad():
+            for weight, best in zip(self.module.parameters(), self.best, strict=True):
+                weight.copy_(best)
+
+    def write(self, path: Path, identity: dict[str, Any]) -> None:
+        """Writes all of it; `identity` says which run it is of."""
+        parts = {
+            "weights": _numbered(list(self.module.parameters())),
+            "average": _numbered(self.average.shadow_params),
+            "best": _numbered(self.best),
+            "optimizer": optimizer_tensors(self.optimizer),
+        }
+        facts = {"identity": identity, "best": self.best_step, "losses": self.losses, "held_out": self.held_out}
+        write_checkpoint(path, parts, {**facts, "averaged": self.average.optimization_step})
+
+    def restore_(self, path: Path, identity: dict[str, Any]) -> None:
+        """Goes back to what `write` wrote.
+
+        Raises:
+            FinetuningError: it is of another run.
+        """
+        parts, facts = read_checkpoint(path, next(self.module.parameters()).device)
+        _check_identity(path, facts["identity"], identity)
+        with torch.no_grad():
+            for weight, known in zip(self.module.parameters(), _listed(parts["weights"]), strict=True):
+                weight.copy_(known)
+        self.average.shadow_params = _listed(parts["average"])
+        self.average.optimization_step = facts["averaged"]
+        self.best, self.best_step = _listed(parts["best"]), facts["best"]
+        restore_optimizer_(self.optimizer, parts.get("optimizer", {}))
+        self.losses, self.step = facts["losses"], len(facts["losses"])
+        self.held_out = {int(step): loss for step, loss in facts["held_out"].items()}
+
+
+def _numbered(tensors: list[Any]) -> dict[str, Tensor]:
+    return {str(place): one for place, one in enumerate(tensors)}
+
+
+def _listed(tensors: dict[str, Tensor]) -> list[Tensor]:
+    return [tensors[str(place)] for place in range(len(tensors))]
+
+
+def _check_identity(path: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    differing = sorted(name for name in {*known, *wanted} if known.get(name) != wanted.get(name))
+    if differing:
+        changes = "; ".join(f"{name} was {known.get(name)!r}, is {wanted.get(name)!r}" for name in differing)
+        raise FinetuningError(f"{path} is of another training: {changes}; delete it or choose another run folder")

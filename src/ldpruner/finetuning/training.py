@@ -1,0 +1,311 @@
+"""The loop of finetuning, on one device or under a launcher, with the same result.
+
+Nothing random is carried from step to step: each draws for the whole batch, whatever the number of processes, from a
+generator seeded by its own number. So an interrupted run goes on as if it had not been, and two processes learn as
+one.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from ldpruner.costs import device_of
+from ldpruner.errors import FinetuningError, one_line
+from ldpruner.finetuning.calls import Conditions, predicted, watch_conditions
+from ldpruner.finetuning.dataset import Rows, open_data
+from ldpruner.finetuning.examples import Examples, Source
+from ldpruner.finetuning.losses import feature_loss, features_of, stages
+from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
+from ldpruner.finetuning.settings import History, Training
+from ldpruner.finetuning.state import State
+from ldpruner.fingerprints import architecture
+from ldpruner.latents import largest_batch
+from ldpruner.pipelines import find_denoiser, schedulers
+from ldpruner.probe import Probe
+from ldpruner.scoring import MISFITS
+
+SAMPLES = 256  # of the teacher, where there is no data
+BATCH = 16  # of them drawn at once
+PRIME = 1_000_003  # runs of neighbouring seeds share no step's seed
+CHECKPOINT = Path("finetuning", "state.safetensors")
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    pruned: DiffusionPipeline,
+    teacher: DiffusionPipeline,
+    data: Path | str | Rows | None = None,
+    *,
+    probe: Probe | None = None,
+    component: str | None = None,
+    training: Training | None = None,
+    run: Path | str | None = None,
+    trackers: Sequence[str] = (),
+) -> History:
+    """Trains a pruned pipeline's denoiser in place, with the original as teacher.
+
+    Args:
+        pruned: what `prune` made.
+        teacher: the original pipeline; it stays as it is.
+        data: a folder of pictures or sounds, with captions where the pipeline takes prompts; a dataset of the
+            `datasets` library; or None: the teacher's own samples then take their place.
+        probe: how the teacher is called, and how many samples it draws where there is no data; 256 if None.
+        component: which network, for pipelines with more than one denoiser.
+        training: how long, how fast, by which losses.
+        run: a folder for examples and checkpoints; the same call again goes on where it stopped.
+        trackers: names that Accelerate knows, such as `tensorboard`.
+
+    Raises:
+        FinetuningError: the pipeline, the data or the settings do not fit.
+    """
+    options: dict[str, Any] = {"component": component, "training": training, "run": run, "trackers": trackers}
+    work = Finetuning(pruned, teacher, data, probe=probe, **options)
+    for _ in work:
+        pass
+    return work.finish()
+
+
+class Finetuning:
+    """A training run: an iterable with a length that does the work, step by step, then `finish()`.
+
+    The arguments are those of `finetune`.
+    """
+
+    def __init__(
+        self,
+        pruned: DiffusionPipeline,
+        teacher: DiffusionPipeline,
+        data: Path | str | Rows | None = None,
+        *,
+        probe: Probe | None = None,
+        component: str | None = None,
+        training: Training | None = None,
+        run: Path | str | None = None,
+        trackers: Sequence[str] = (),
+    ) -> None:
+        self.training = training or Training()
+        self.folder = Path(run) if run is not None else None
+        self.accelerator = _accelerator(self.training, teacher, self.folder, trackers)
+        lesson = self._lesson(teacher.to(self.accelerator.device), data, probe or Probe(samples=SAMPLES), component)
+        student = pruned.components[lesson.component].to(self.accelerator.device)
+        self.lesson, self.dtype = lesson, student.dtype
+        self.state = State(student, self.training)
+        if self.training.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        self.trained, self.held = _split(len(lesson.examples), self.training)
+        self.identity = {
+            **self.training.model_dump(),
+            "network": architecture(student).digest,
+            "examples": [len(lesson.examples), float(lesson.examples.latents.double().std())],
+        }
+        self.module, self.optimizer = self.accelerator.prepare(student, self.state.optimizer)
+        self._fresh: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return self.training.steps
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return bool(self.accelerator.is_main_process)
+
+    def __iter__(self) -> Iterator[int]:
+        """Trains; yields how many steps are made after each of this sitting."""
+        self._resume()
+        state, names = self.state, stages(self.lesson.teacher, self.state.module)
+        wanted = names if self.training.features else ()
+        with features_of(self.lesson.teacher, wanted) as taught, features_of(state.module, wanted) as learnt:
+            if not state.held_out:
+                self._look(taught, learnt)
+            while not state.is_over:
+                self._advance(taught, learnt)
+                if state.step % self.training.check_every == 0 or state.step == self.training.steps:
+                    self._look(taught, learnt)
+                if state.step % self.training.checkpoint_every == 0 or state.is_over:
+                    self._write()
+                yield state.step
+
+    def finish(self) -> History:
+        """Puts the best weights into the pruned pipeline, in its own precision, and says how training went."""
+        self._flush()
+        self.accelerator.wait_for_everyone()
+        module = self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
+        self.state.keep_best_()
+        if self.training.gradient_checkpointing:
+            module.disable_gradient_checkpointing()
+        if module.dtype != self.dtype:
+            module.to(self.dtype)
+        self.accelerator.end_training()
+        return self.state.history
+
+    def _lesson(
+        self, teacher: DiffusionPipeline, data: Path | str | Rows | None, probe: Probe, component: str | None
+    ) -> "_Lesson":
+        probe = probe.completed(teacher)
+        denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
+        batch = largest_batch(teacher, probe, BATCH)
+        conditions = watch_conditions(teacher, denoiser.component, probe, batches=batch > 1)
+        objective = objective_of(schedulers(teacher)[0])
+        rows = open_data(data) if data is not None else None
+        source = Source(teacher, denoiser.component, conditions, probe, batch, rows)
+        with self.accelerator.main_process_first():
+            examples = source.examples(self.folder / "examples" if self.folder is not None else None)
+        lesson = _Lesson(denoiser.component, denoiser.module, conditions, objective, examples)
+        lesson.rehearse(type(teacher).__name__)
+        return lesson
+
+    def _advance(self, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> None:
+        state = self.state
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.rate_at(state.step)
+        generator = torch.Generator().manual_seed(self.training.seed * PRIME + state.step)
+        chosen = self.trained[torch.randint(len(self.trained), (self.training.batch,), generator=generator)]
+        loss = self._loss(chosen, generator, taught, learnt)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.module.parameters(), self.training.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.average.step(state.module.parameters())
+        self._fresh.append(loss.detach())
+        state.step += 1
+
+    def _loss(
+        self, chosen: Tensor, generator: torch.Generator, taught: dict[str, Tensor], learnt: dict[str, Tensor]
+    ) -> Tensor:
+        """The loss on this process's share of the chosen examples, with noise drawn for all of them."""
+        lesson, training = self.lesson, self.training
+        copies = torch.randint(lesson.conditions.copies, (len(chosen),), generator=generator)
+        levels = random_levels(len(chosen), generator)
+        noise = torch.randn((len(chosen), *lesson.examples.latents.shape[1:]), generator=generator)
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        latents, given = lesson.examples.batch(chosen[mine], copies[mine])
+        noisy, target, times = lesson.objective.noised(latents, noise[mine], levels[mine])
+        device = self.accelerator.device
+        noisy, target = noisy.to(device), target.to(device)
+        with self.accelerator.autocast():
+            found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy)
+            loss = training.task * mse_loss(found.float(), target)
+            if training.output or training.features:
+                shown = lesson.shown(noisy, times, given)
+                loss = loss + training.output * mse_loss(found.float(), shown.float())
+                loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
+        return loss
+
+    @torch.no_grad()
+    def _look(self, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> None:
+        """The loss of the averaged weights on the held-out examples, the same noise each time."""
+        state, weights = self.state, list(self.state.module.parameters())
+        generator = torch.Generator().manual_seed((self.training.seed + 1) * PRIME - 1)
+        state.average.store(weights)
+        if state.step:
+            state.average.copy_to(weights)
+        # whole batches, so that each process has a share: a few examples come twice, with other noise
+        batches = torch.arange(-(-len(self.held) // self.training.batch) * self.training.batch) % len(self.held)
+        parts = self.held[batches].split(self.training.batch)
+        losses = torch.stack([self._loss(part, generator, taught, learnt) for part in parts])
+        state.average.restore(weights)
+        loss = self.accelerator.reduce(losses.mean(), "mean")
+        self._flush()
+        state.note(float(loss))
+        self.accelerator.log({"held_out": float(loss)}, step=state.step)
+
+    def _flush(self) -> None:
+        """Takes the losses of the last steps from the device, all at once."""
+        if not self._fresh:
+            return
+        values = self.accelerator.reduce(torch.stack(self._fresh), "mean").tolist()
+        first = self.state.step - len(values)
+        for place, value in enumerate(values):
+            self.accelerator.log({"loss": value, "rate": self.training.rate_at(first + place)}, step=first + place)
+        self.state.losses += values
+        self._fresh.clear()
+        if not all(map(math.isfinite, values)):
+            raise FinetuningError(
+                f"the loss is not finite after {self.state.step} steps at rate={self.training.rate:g}; lower the rate"
+            )
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT if self.folder is not None else None
+        if path is not None and path.exists() and not self.state.losses:
+            self.state.restore_(path, self.identity)
+            logger.info("finetuning goes on from step %d", self.state.step)
+
+    def _write(self) -> None:
+        self._flush()
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.state.write(self.folder / CHECKPOINT, self.identity)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """The teacher, and what it teaches with."""
+
+    component: str
+    teacher: nn.Module
+    conditions: Conditions
+    objective: Objective
+    examples: Examples
+
+    @torch.no_grad()
+    def shown(self, noisy: Tensor, times: Tensor, given: Sequence[Tensor]) -> Tensor:
+        """What the teacher finds in noisy latents."""
+        noisy = noisy.to(dtype=next(self.teacher.parameters()).dtype)
+        return predicted(self.teacher(**self.conditions.arguments(noisy, times, given)), noisy)
+
+    def rehearse(self, pipeline: str) -> None:
+        """Calls the teacher once, to see that it can be called on noised latents.
+
+        Raises:
+            FinetuningError: it cannot.
+        """
+        chosen = torch.arange(min(2, len(self.examples)))
+        latents, given = self.examples.batch(chosen, torch.zeros_like(chosen))
+        noisy, _, times = self.objective.noised(
+            latents, torch.randn_like(latents), random_levels(len(chosen), torch.Generator())
+        )
+        try:
+            self.shown(noisy.to(device_of(self.teacher)), times, given)
+        except MISFITS as error:
+            raise FinetuningError(f"{pipeline} cannot be finetuned yet: {one_line(error)}") from error
+
+
+def _accelerator(
+    training: Training, teacher: DiffusionPipeline, folder: Path | None, trackers: Sequence[str]
+) -> Accelerator:
+    # It keeps the precision of the first one of a process otherwise.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=training.precision,
+        cpu=teacher.device.type == "cpu",
+        log_with=list(trackers) or None,
+        project_dir=str(folder or "."),
+        # a pruned network may hold a weight that nothing reads; and gradient checkpointing asks for it
+        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
+    )
+    if training.batch % accelerator.num_processes:
+        raise FinetuningError(
+            f"batch={training.batch} cannot be shared among {accelerator.num_processes} processes; choose a multiple"
+        )
+    if trackers:
+        accelerator.init_trackers("ld-pruner", config=training.model_dump(exclude_none=True))
+    return accelerator
+
+
+def _split(count: int, training: Training) -> tuple[Tensor, Tensor]:
+    """Which examples are trained on, and which are held out."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(training.seed))
+    held = max(1, round(count * training.held_out))
+    if held >= count:
+        raise FinetuningError(f"{count} examples are too few to train on and to hold some out; give at least 2")
+    return order[held:], order[:held]
