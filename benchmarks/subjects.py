@@ -1,11 +1,13 @@
 """The models of the zoo as subjects of a benchmark: the pipeline, the judge, and the test images to compare with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AudioDiffusionPipeline, DiffusionPipeline
+from PIL import Image
 
 import ldpruner
 from benchmarks.records import ROOT
@@ -24,6 +26,22 @@ UNSEEN = 1000  # added to a seed: what measures a plan shares no noise with the 
 BATCH = 64
 
 
+class Pictures(Sequence[Mapping[str, Any]]):
+    """Training images as rows of a dataset: a picture, and its caption where it has one."""
+
+    def __init__(self, name: str, pixels: torch.Tensor, captions: Sequence[str] | None = None) -> None:
+        self.pixels, self.captions = pixels, captions
+        self._fingerprint = f"{name} {len(pixels)}"
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, place: Any) -> Any:
+        levels = self.pixels[place].permute(1, 2, 0).squeeze(-1).numpy()
+        caption = {"text": self.captions[place]} if self.captions is not None else {}
+        return {"image": Image.fromarray(levels), **caption}
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model of the zoo with what it is judged by.
@@ -32,6 +50,7 @@ class Subject:
         name: of the model.
         pipeline: the model; of sounds, it draws their mel pictures only.
         judge: whose features measure distances.
+        train: its training images.
         test: bytes, [images, channels, height, width].
         known, unseen: captions of training and of test images, of a model that reads some.
         guidance: how strongly it follows them.
@@ -40,6 +59,7 @@ class Subject:
     name: str
     pipeline: DiffusionPipeline
     judge: Eye
+    train: Pictures
     test: torch.Tensor
     known: tuple[str, ...] | None = None
     unseen: tuple[str, ...] | None = None
@@ -50,28 +70,33 @@ class Subject:
         return ldpruner.Probe(samples=samples, steps=steps, seed=seed, prompts=self.known, guidance=self.guidance)
 
     def distance(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> float:
-        """The judge's Frechet distance of a pipeline's pictures to the test images.
+        """The judge's Frechet distance of a pipeline's pictures to the test images."""
+        return frechet_distance(self.judge, self.test, self.drawn(pipeline, pictures, steps, seed))
 
-        A model that reads captions is given those of the test images.
-        """
+    def drawn(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> torch.Tensor:
+        """Pictures of a pipeline, bytes; one that reads captions is given those of the test images."""
         settings = {"samples": pictures, "steps": steps, "seed": UNSEEN + seed, "guidance": self.guidance}
         probe = ldpruner.Probe(prompts=self.unseen, call={"output_type": "np"}, **settings)
         batches = torch.arange(pictures).split(BATCH)
         drawn = [run_pipeline(pipeline, probe.arguments(pipeline, batch.tolist())).images for batch in batches]
-        return frechet_distance(self.judge, self.test, torch.cat([pixels_of(images) for images in drawn]))
+        return torch.cat([pixels_of(images) for images in drawn])
 
 
 def open_subject(name: str, data: Path) -> Subject:
     """A model of the zoo; `data` is the folder of its train.zip and test.zip."""
     pipeline = ldpruner.load(f"zoo:{name}")
     judge = read_judge(ROOT / "zoo" / name)
+    archives = data / "train.zip", data / "test.zip"
     if isinstance(pipeline, AudioDiffusionPipeline):
-        return Subject(name, silent(pipeline), judge, read_pictures(data / "test.zip", DIGITS.seed).pixels)
+        train, test = (read_pictures(archive, DIGITS.seed).pixels for archive in archives)
+        return Subject(name, silent(pipeline), judge, Pictures(name, train), test)
     if name != "emoji":
-        return Subject(name, pipeline, judge, read_images(data / "test.zip").pixels)
-    known, test = (read_captioned(data / part) for part in ("train.zip", "test.zip"))
-    captions = (_mixed(known.captions), _mixed(test.captions))
-    return Subject(name, pipeline, judge, test.pixels, *captions, guidance=EMOJI.guidance)
+        train, test = (read_images(archive).pixels for archive in archives)
+        return Subject(name, pipeline, judge, Pictures(name, train), test)
+    known, unseen = (read_captioned(archive) for archive in archives)
+    captions = (_mixed(known.captions), _mixed(unseen.captions))
+    rows = Pictures(name, known.pixels, known.captions)
+    return Subject(name, pipeline, judge, rows, unseen.pixels, *captions, guidance=EMOJI.guidance)
 
 
 def _mixed(captions: Sequence[str]) -> tuple[str, ...]:

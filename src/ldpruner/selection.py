@@ -161,6 +161,29 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
     )
 
 
+def joined(plans: Sequence[Plan]) -> Plan:
+    """One plan for the original from several that were made one after another, each for what the last one left.
+
+    A removal around earlier ones takes their place.
+    """
+    kept: list[Choice] = []
+    for choice in (one for plan in plans for one in plan.removed):
+        inner = [
+            one for one in kept if any(_is_inside(one.operator, outer) for outer in (choice.operator, *choice.also))
+        ]
+        left = [name for one in inner for name in one.also if not _is_inside(name, choice.operator)]
+        kept = [one for one in kept if one not in inner]
+        kept.append(choice.model_copy(update={"also": tuple(dict.fromkeys((*choice.also, *left)))}))
+    predicted = [plan.predicted for plan in plans if plan.predicted is not None]
+    left_of = {name: math.prod(getattr(one, name) for one in predicted) for name in QUANTITIES}
+    known = {"removed": tuple(kept), "predicted": Predicted(**left_of)}
+    return plans[0].model_copy(update={**known, "provenance": plans[0].provenance | {"rounds": len(plans)}})
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return f"{name}.".startswith(f"{outer}.")
+
+
 def predict(scores: Scores, chosen: Iterable[Score]) -> Predicted:
     """What is left of the original once some operators are removed."""
     saved = dict.fromkeys(QUANTITIES, 0.0)

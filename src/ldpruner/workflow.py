@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,13 +15,18 @@ from ldpruner.probe import Probe
 from ldpruner.samples import write_samples
 from ldpruner.saving import load, save
 from ldpruner.scores import Scores
-from ldpruner.selection import Budget, Plan, Rule, select
+from ldpruner.selection import Budget, Plan, Rule, joined, select
 from ldpruner.surgery import prune
 from ldpruner.values import Value
 
+Made = TypeVar("Made")
+# Scores a pipeline for a round of pruning, counted from 0.
+Scorer: TypeAlias = Callable[[DiffusionPipeline, int], Scores]
+
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 4  # selections for one latency budget
+ATTEMPTS = 5  # selections for one latency budget
+CLOSE = 0.95  # of it, near enough
 MARGIN = 0.97  # of it, so that a budget that is met once is still met when a noisy machine is asked again
 SHOWN = 8  # samples of before and after in the run folder
 
@@ -45,37 +52,82 @@ class Outcome(Value):
 
 
 def prune_to_budget(
-    pipeline: DiffusionPipeline, scores: Scores, budget: Budget, *, rule: Rule = "knapsack"
+    pipeline: DiffusionPipeline, score: Scorer, budget: Budget, *, rounds: int = 1, rule: Rule = "knapsack"
 ) -> tuple[DiffusionPipeline, Plan]:
-    """Selects and prunes; a latency budget is then measured, and the selection tightened until it is met.
+    """Scores, selects and prunes; a latency budget is then measured, and the selection moved until it is just met.
+
+    Single removals tell little of what many do together. In rounds, a part of the budget is removed, what is left is
+    scored again, and so on.
+
+    Args:
+        pipeline: the original.
+        score: scores a pipeline for a round, counted from 0.
+        budget: what may be left of the original.
+        rounds: in how many the budget is reached, by the same factor each.
+        rule: how to select.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    plan = select(scores, budget, rule=rule)
-    pruned = prune(pipeline, plan)
-    wanted = asked = budget.latency or 1.0
-    for _ in range(ATTEMPTS if budget.latency else 0):
-        pair = {"original": pipeline, "pruned": pruned}
-        measured = compare(pair, scores.probe, component=scores.component).ratio
-        if measured <= MARGIN * wanted:
+    current, plans = pipeline, list[Plan]()
+    for place in range(rounds - 1):
+        plans.append(select(score(current, place), _share(budget, plans, rounds - place), rule=rule))
+        current = prune(current, plans[-1])
+    scores = score(current, rounds - 1)
+
+    def pruned_to(asked: float | None) -> tuple[DiffusionPipeline, Plan]:
+        wanted = budget if asked is None else budget.model_copy(update={"latency": asked})
+        plan = select(scores, _share(wanted, plans, 1), rule=rule)
+        return prune(current, plan), plan
+
+    def measured(found: tuple[DiffusionPipeline, Plan]) -> float:
+        pair = {"original": pipeline, "pruned": found[0]}
+        return compare(pair, scores.probe, component=scores.component).ratio
+
+    pruned, last = pruned_to(None) if budget.latency is None else fit(pruned_to, measured, budget.latency)
+    return pruned, joined([*plans, last]).model_copy(update={"budget": budget})
+
+
+def _share(budget: Budget, plans: Sequence[Plan], rounds: int) -> Budget:
+    """What one of the rounds to come may leave of what the plans before it left."""
+    left = {name: math.prod(getattr(plan.predicted, name) for plan in plans) for name in budget.kept}
+    kept = {name: min(1.0, (asked / left[name]) ** (1 / rounds)) for name, asked in budget.kept.items()}
+    gone = sum(len(plan.removed) for plan in plans)
+    count = None if budget.operators is None else max(1, -(-(budget.operators - gone) // rounds))
+    return Budget(**kept, operators=count)
+
+
+def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted: float) -> Made:
+    """What takes a little less latency than wanted, and not far less.
+
+    A prediction is off by some per cent, and more often too high: a plan for it would remove more than it need.
+
+    Args:
+        made: makes something for a predicted latency, the kept fraction; BudgetError where it cannot.
+        measured: its latency as it is.
+        wanted: the kept fraction.
+
+    Raises:
+        BudgetError: it cannot be reached.
+    """
+    asked, best, best_latency, problem = wanted, None, 0.0, ""
+    for _ in range(ATTEMPTS):
+        try:
+            found = made(min(1.0, asked))
+        except BudgetError as error:
+            problem = problem or str(error)
             break
-        logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", measured, MARGIN * wanted)
-        asked *= MARGIN * wanted / measured
-        plan = _tightened(scores, budget, asked, measured, rule)
-        pruned = prune(pipeline, plan)
-    return pruned, plan.model_copy(update={"budget": budget})
-
-
-def _tightened(scores: Scores, budget: Budget, asked: float, measured: float, rule: Rule) -> Plan:
-    """A plan for less than was asked at first."""
-    try:
-        return select(scores, budget.model_copy(update={"latency": asked}), rule=rule)
-    except BudgetError as error:
-        raise BudgetError(
-            f"budget {budget} cannot be reached: the plan for it measured latency={measured:.3f}, and no more can be "
-            f"removed; ask for latency={math.ceil(measured * 1000) / 1000:g} or more"
-        ) from error
+        latency = measured(found)
+        if best_latency < latency <= MARGIN * wanted:
+            best, best_latency = found, latency
+        if CLOSE * MARGIN * wanted <= latency <= MARGIN * wanted or asked >= 1 >= latency:
+            break
+        logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", latency, MARGIN * wanted)
+        problem = f"the nearest plan measured latency={latency:.3f}"
+        asked *= MARGIN * wanted / latency
+    if best is None:
+        raise BudgetError(f"budget latency={wanted:g} cannot be reached: {problem}; ask for more")
+    return best
 
 
 def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, probe: Probe, folder: Path) -> Outcome:

@@ -41,6 +41,7 @@ BATCH_SIZE = Annotated[int, typer.Option("--batch", help="Samples drawn at once.
 METRIC = Annotated[str, typer.Option(help=f"The score: {', '.join(METRICS)}.")]
 BUDGET = Annotated[list[str], typer.Option(help="What may be left, such as latency=0.65; repeatable.")]
 RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
+ROUNDS = Annotated[int, typer.Option(help="Score and select again after each part of the budget.", min=1)]
 DTYPE = Annotated[str | None, typer.Option(help="Precision of the weights, such as float16. Default: float32.")]
 DEVICE = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps. Default: cuda if there is one.")]
 

@@ -20,6 +20,7 @@ from ldpruner.cli.app import (
     METRIC,
     MODEL,
     PROMPTS,
+    ROUNDS,
     RULE,
     RUN,
     SAMPLES,
@@ -137,6 +138,7 @@ def run_command(
     call: CALL = None,
     metric: METRIC = "mean_std",
     rule: RULE = "knapsack",
+    rounds: ROUNDS = 1,
     batch: BATCH_SIZE = BATCH,
     device: DEVICE = None,
     dtype: DTYPE = None,
@@ -151,11 +153,17 @@ def run_command(
     chosen_metric, chosen_rule = parsing.one_of(metric, METRICS, "--metric"), parsing.one_of(rule, RULES, "--rule")
     if dry_run:
         settings = {"model": model, "run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule}
-        print_json({**settings, "probe": probe.model_dump(mode="json"), "metric": metric, "batch": batch})
+        print_json(
+            {**settings, "probe": probe.model_dump(mode="json"), "metric": metric, "batch": batch, "rounds": rounds}
+        )
         return
     pipeline = open_pipeline(model, device, dtype)
-    scores = _score(pipeline, model, run, probe, chosen_metric, batch, component)
-    pruned, plan = prune_to_budget(pipeline, scores, wanted, rule=chosen_rule)
+
+    def score_round(current: DiffusionPipeline, place: int) -> Scores:
+        folder = run / f"round-{place}" if place else run
+        return _score(current, model, folder, probe, chosen_metric, batch, component)
+
+    pruned, plan = prune_to_budget(pipeline, score_round, wanted, rounds=rounds, rule=chosen_rule)
     _show_outcome(finish(pipeline, pruned, plan, probe, run), run, as_json)
 
 

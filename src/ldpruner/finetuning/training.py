@@ -51,7 +51,7 @@ def finetune(
     component: str | None = None,
     training: Training | None = None,
     run: Path | str | None = None,
-    trackers: Sequence[str] = (),
+    trackers: Sequence[Any] = (),
 ) -> History:
     """Trains a pruned pipeline's denoiser in place, with the original as teacher.
 
@@ -64,7 +64,7 @@ def finetune(
         component: which network, for pipelines with more than one denoiser.
         training: how long, how fast, by which losses.
         run: a folder for examples and checkpoints; the same call again goes on where it stopped.
-        trackers: names that Accelerate knows, such as `tensorboard`.
+        trackers: of Accelerate, or their names, such as `tensorboard`.
 
     Raises:
         FinetuningError: the pipeline, the data or the settings do not fit.
@@ -92,7 +92,7 @@ class Finetuning:
         component: str | None = None,
         training: Training | None = None,
         run: Path | str | None = None,
-        trackers: Sequence[str] = (),
+        trackers: Sequence[Any] = (),
     ) -> None:
         self.training = training or Training()
         self.folder = Path(run) if run is not None else None
@@ -281,7 +281,7 @@ class _Lesson:
 
 
 def _accelerator(
-    training: Training, teacher: DiffusionPipeline, folder: Path | None, trackers: Sequence[str]
+    training: Training, teacher: DiffusionPipeline, folder: Path | None, trackers: Sequence[Any]
 ) -> Accelerator:
     # It keeps the precision of the first one of a process otherwise.
     AcceleratorState._reset_state()

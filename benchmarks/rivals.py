@@ -1,0 +1,246 @@
+"""ld-pruner beside its rivals on the same work: the quality that is left at the same measured latency.
+
+    python -m benchmarks.rivals --data FOLDER [--models emoji] [--cuts 0.5] [--seeds 3] [--rivals ld-pruner paper]
+
+FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. Every rival prunes
+until the same share of the latency is gone, as measured; then it is finetuned with the same settings, seed and data.
+One JSON for each model, cut, rival and seed; an interrupted cell goes on from its checkpoint.
+"""
+
+import argparse
+import functools
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from benchmarks.channels import Examples, channel_pruned, denoising_gradients
+from benchmarks.criteria import RIVALS, Case
+from benchmarks.records import cell
+from benchmarks.subjects import SUBJECTS, Subject, open_subject
+from ldpruner.bench import Spread
+from ldpruner.costs import timed_ms
+from ldpruner.errors import BudgetError
+from ldpruner.finetuning import Finetuning, Training
+from ldpruner.fingerprints import count_parameters
+from ldpruner.importance import frechet_distance
+from ldpruner.latents import draw_latents
+from ldpruner.operators import denoiser_macs
+from ldpruner.pipelines import find_denoiser
+from ldpruner.quality import frechet_interval
+from ldpruner.scores import Scores
+from ldpruner.scoring import Scoring
+from ldpruner.selection import Plan
+from ldpruner.surgery import prune
+from ldpruner.workflow import fit
+from zoo.digits import DIGITS
+from zoo.emoji import EMOJI
+from zoo.eye import features_of
+from zoo.recipe import Recipe
+from zoo.satellite import SATELLITE
+
+CUTS = (0.5, 0.35, 0.65)  # of the latency
+SAMPLES, SCORING_STEPS = 8, 6  # of ld-pruner's probe
+STEPS = 10  # with which pictures are drawn and timed
+ROUNDS = 15  # pairs of timings
+BATCH = 32
+RECIPES: Mapping[str, Recipe] = {"satellite": SATELLITE, "emoji": EMOJI, "digits": DIGITS}
+# optimizer steps: a few per cent of what the denoiser was trained with, so that a cell takes minutes
+BUDGETS = {"satellite": 300, "emoji": 200, "digits": 300}
+ORIGINAL, FEWER = "original", "fewer steps"
+OPERATORS = {"ld-pruner" if name == "knapsack" else name: one for name, one in RIVALS.items()}
+CHANNELS = ("channels by magnitude", "channels by Taylor")
+NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL)
+# what is measured at every cut; all else only where half is removed, unless asked for
+EVERYWHERE = ("ld-pruner", "paper", "random", "hand rule", ORIGINAL)
+EXAMPLES = 64  # from which channels' gradients are taken
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model with what is the same for all its rivals.
+
+    Attributes:
+        subject: the model, its judge and data.
+        folder: for scores, examples and checkpoints.
+        training: of each rival.
+        pictures: that measure each.
+    """
+
+    subject: Subject
+    folder: Path
+    training: Training
+    pictures: int
+
+    def probe(self, seed: int) -> ldpruner.Probe:
+        return self.subject.probe(SAMPLES, STEPS, seed)
+
+    def scores(self, seed: int) -> Scores:
+        """ld-pruner's, on a probe of this seed; kept in the folder."""
+        probe = self.subject.probe(SAMPLES, SCORING_STEPS, seed)
+        with Scoring(self.subject.pipeline, None, probe, run=self.folder / f"scores-{seed}") as scoring:
+            for _ in scoring:
+                pass
+            return scoring.scores()
+
+    def training_of(self, name: str, seed: int) -> Training:
+        """A rival's training; the original has no teacher but the data."""
+        alone = {"output": 0.0, "features": 0.0} if name == ORIGINAL else {}
+        return self.training.model_copy(update={"seed": seed, **alone})
+
+    def finetuning(self, pipeline: DiffusionPipeline, training: Training, place: str) -> Finetuning:
+        """The training of a pruned pipeline, from its checkpoint if there is one; all share their examples."""
+        run, shared = self.folder / "cells" / place, self.folder / "examples"
+        run.mkdir(parents=True, exist_ok=True)
+        shared.mkdir(exist_ok=True)
+        if not (run / "examples").exists():
+            (run / "examples").symlink_to(shared.resolve())
+        probe = self.probe(training.seed)
+        return Finetuning(pipeline, self.subject.pipeline, self.subject.train, probe=probe, training=training, run=run)
+
+
+def main() -> None:
+    """Measures every cell that is missing."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    parser.add_argument("--cuts", nargs="+", type=float, default=CUTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
+    parser.add_argument("--rivals", nargs="+", choices=NAMES, help="default: all at 50 %%, some at other cuts")
+    parser.add_argument("--steps", type=int, help="of finetuning; default: a few minutes' worth")
+    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--runs", type=Path, default=Path("runs/rivals"))
+    options = parser.parse_args()
+    for model in options.models:
+        training = Training(steps=options.steps or BUDGETS[model], batch=BATCH, **SETTINGS)
+        bench = Bench(open_subject(model, options.data / model), options.runs / model, training, options.pictures)
+        for seed in options.seeds:
+            for cut in options.cuts:
+                for name in options.rivals or (NAMES if cut == CUTS[0] else EVERYWHERE):
+                    _cell(bench, name, cut, seed)
+
+
+# the same for every rival; early stopping would give some of them fewer steps than others
+SETTINGS: dict[str, Any] = {"rate": 3e-4, "warmup": 20, "average": 0.99, "patience": None}
+
+
+def _cell(bench: Bench, name: str, cut: float, seed: int) -> None:
+    model = bench.subject.name
+    cut = 0.0 if name == ORIGINAL else cut
+    training = bench.training_of(name, seed)
+    settings = {
+        "model": model,
+        "rival": name,
+        "cut": cut,
+        "seed": seed,
+        "pictures": bench.pictures,
+        "steps": STEPS,
+        "training": training.model_dump(exclude={"seed"}) if name != FEWER else None,
+    }
+    place = f"rivals/{model}/{name.replace(' ', '-')}-{cut:g}-{seed}-{bench.training.steps}"
+    cell(place, settings, lambda: _measured(bench, name, cut, seed, place.replace("/", "-")))
+
+
+def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dict[str, Any]:
+    try:
+        pipeline, plan = _pruned(bench, name, cut, seed)
+    except BudgetError as error:
+        return {"failure": str(error)}
+    steps = max(1, round(STEPS * (1 - cut))) if name == FEWER else STEPS
+    found = {**_costs(bench, pipeline, steps, seed), "before": _quality(bench, pipeline, steps, seed)}
+    found["removed"] = [one.model_dump(mode="json", exclude={"score"}) for one in plan.removed] if plan else None
+    if name != FEWER:
+        work = bench.finetuning(pipeline, bench.training_of(name, seed), place)
+        for _ in work:
+            pass
+        history = work.finish()
+        kept = found["macs"] / found["original_macs"]
+        found |= {"after": _quality(bench, pipeline, steps, seed), "held_out": history.held_out}
+        found["compute"] = _compute(bench, history.steps, kept)
+        shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
+    return found
+
+
+def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPipeline, Plan | None]:
+    """What a rival makes of the model so that a share of the latency is gone, as measured."""
+    original = bench.subject.pipeline
+    if name in (ORIGINAL, FEWER):
+        return prune(original, Plan(removed=())), None
+    case = Case(original, bench.scores(seed), seed)
+    left = functools.partial(_latency, bench, steps=STEPS, seed=seed)
+    if name in CHANNELS:
+        gradients = _gradients(bench, seed) if name == CHANNELS[1] else None
+        narrowed = functools.partial(channel_pruned, original, gradients=gradients)
+        return fit(lambda kept: narrowed(1 - kept), lambda one: left(one).median, 1 - cut), None
+    planner = OPERATORS[name](case)
+
+    def made(kept: float) -> tuple[DiffusionPipeline, Plan]:
+        plan = planner(1 - kept)
+        return prune(original, plan), plan
+
+    return fit(made, lambda one: left(one[0]).median, 1 - cut)
+
+
+def _gradients(bench: Bench, seed: int) -> dict[str, torch.Tensor]:
+    copy = prune(bench.subject.pipeline, Plan(removed=()))
+    lesson = bench.finetuning(copy, bench.training_of(ORIGINAL, seed), "gradients").lesson
+    chosen = torch.randperm(len(lesson.examples), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]
+    latents, given = lesson.examples.batch(chosen, torch.full_like(chosen, lesson.conditions.copies - 1))
+    names = ("encoder_hidden_states",)[: len(given)]
+    conditions = {name: one.flatten(0, 1) for name, one in zip(names, given, strict=True)}
+    return denoising_gradients(bench.subject.pipeline, Examples(latents, conditions), seed=seed)
+
+
+def _latency(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -> Spread:
+    """The latency of drawing one sample's latents over the original's, timed in turn."""
+    probe = bench.probe(seed)
+    other = probe.model_copy(update={"steps": steps})
+    pairs = [(_timed(bench.subject.pipeline, probe), _timed(pipeline, other)) for _ in range(ROUNDS + 1)]
+    return Spread.of([second / first for first, second in pairs[1:]])
+
+
+def _timed(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> float:
+    return timed_ms(lambda: draw_latents(pipeline, probe, [0]), pipeline.device)
+
+
+def _costs(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -> dict[str, Any]:
+    pair = [find_denoiser(one) for one in (bench.subject.pipeline, pipeline)]
+    macs = [denoiser_macs(one) for one in pair]
+    return {
+        "latency_ratio": _latency(bench, pipeline, steps, seed).model_dump(),
+        "statistic": "median, tenth and ninetieth percentile of pairs timed in turn",
+        "parameters": count_parameters(pair[1].module),
+        "original_parameters": count_parameters(pair[0].module),
+        "macs": macs[1],
+        "original_macs": macs[0],
+    }
+
+
+def _quality(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -> dict[str, Any]:
+    """The judge's Frechet distance to the test images, and its interval by resampling."""
+    judge = bench.subject.judge
+    pixels = bench.subject.drawn(pipeline, bench.pictures, steps, seed)
+    features = features_of(judge, pixels[:, : judge.channels]).double().numpy()
+    real = features_of(judge, bench.subject.test).double().numpy()
+    return {"frechet_distance": frechet_distance(features, real), "interval": frechet_interval(features, real)}
+
+
+def _compute(bench: Bench, steps: int, kept: float) -> float:
+    """Finetuning's share of the denoiser's training: backwards counts as two calls, the teacher as one."""
+    recipe = RECIPES[bench.subject.name]
+    schedules = (recipe.denoiser_schedule, recipe.refinement_schedule)
+    trained = sum(schedule.steps * schedule.batch for schedule in schedules)
+    return steps * bench.training.batch * (1 + 3 * kept) / (3 * trained)
+
+
+if __name__ == "__main__":
+    main()
