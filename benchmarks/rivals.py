@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 import ldpruner
 from benchmarks.channels import Examples, channel_pruned, denoising_gradients
@@ -48,18 +49,21 @@ from zoo.satellite import SATELLITE
 CUTS = (0.5, 0.35, 0.65)  # of the latency
 SAMPLES, SCORING_STEPS = 8, 6  # of ld-pruner's probe
 STEPS = 10  # with which pictures are drawn and timed
+DRAWING_STEPS = 25  # with which the original draws what is learnt from
 ROUNDS = 15  # pairs of timings
 BATCH = 32
 RECIPES: Mapping[str, Recipe] = {"satellite": SATELLITE, "emoji": EMOJI, "digits": DIGITS}
 # optimizer steps: a few per cent of what the denoiser was trained with, so that a cell takes minutes
 BUDGETS = {"satellite": 300, "emoji": 200, "digits": 300}
-ORIGINAL, FEWER = "original", "fewer steps"
-OPERATORS = {"ld-pruner" if name == "knapsack" else name: one for name, one in RIVALS.items()}
+OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
+NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
+OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
-NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL)
+NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, NO_DATA, NEW_WEIGHTS)
 # what is measured at every cut; all else only where half is removed, unless asked for
-EVERYWHERE = ("ld-pruner", "paper", "random", "hand rule", ORIGINAL)
+EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL)
 EXAMPLES = 64  # from which channels' gradients are taken
+OWN_SAMPLES = 1024  # of the original, where there is no data
 
 logger = logging.getLogger(__name__)
 
@@ -96,15 +100,18 @@ class Bench:
         alone = {"output": 0.0, "features": 0.0} if name == ORIGINAL else {}
         return self.training.model_copy(update={"seed": seed, **alone})
 
-    def finetuning(self, pipeline: DiffusionPipeline, training: Training, place: str) -> Finetuning:
+    def finetuning(
+        self, pipeline: DiffusionPipeline, training: Training, place: str, *, data: bool = True
+    ) -> Finetuning:
         """The training of a pruned pipeline, from its checkpoint if there is one; all share their examples."""
         run, shared = self.folder / "cells" / place, self.folder / "examples"
         run.mkdir(parents=True, exist_ok=True)
         shared.mkdir(exist_ok=True)
         if not (run / "examples").exists():
             (run / "examples").symlink_to(shared.resolve())
-        probe = self.probe(training.seed)
-        return Finetuning(pipeline, self.subject.pipeline, self.subject.train, probe=probe, training=training, run=run)
+        probe = self.probe(training.seed).model_copy(update={"samples": OWN_SAMPLES, "steps": DRAWING_STEPS})
+        rows = self.subject.train if data else None
+        return Finetuning(pipeline, self.subject.pipeline, rows, probe=probe, training=training, run=run)
 
 
 def main() -> None:
@@ -130,7 +137,7 @@ def main() -> None:
 
 
 # the same for every rival; early stopping would give some of them fewer steps than others
-SETTINGS: dict[str, Any] = {"rate": 3e-4, "warmup": 20, "average": 0.99, "patience": None}
+SETTINGS: dict[str, Any] = {"rate": 3e-4, "warmup": 20, "average": 0.99, "patience": None, "check_every": 25}
 
 
 def _cell(bench: Bench, name: str, cut: float, seed: int) -> None:
@@ -159,7 +166,9 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
     found = {**_costs(bench, pipeline, steps, seed), "before": _quality(bench, pipeline, steps, seed)}
     found["removed"] = [one.model_dump(mode="json", exclude={"score"}) for one in plan.removed] if plan else None
     if name != FEWER:
-        work = bench.finetuning(pipeline, bench.training_of(name, seed), place)
+        if name == NEW_WEIGHTS:
+            _renew_(find_denoiser(pipeline).module, seed)
+        work = bench.finetuning(pipeline, bench.training_of(name, seed), place, data=name != NO_DATA)
         for _ in work:
             pass
         history = work.finish()
@@ -181,13 +190,23 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
         gradients = _gradients(bench, seed) if name == CHANNELS[1] else None
         narrowed = functools.partial(channel_pruned, original, gradients=gradients)
         return fit(lambda kept: narrowed(1 - kept), lambda one: left(one).median, 1 - cut), None
-    planner = OPERATORS[name](case)
+    planner = OPERATORS.get(name, OPERATORS[OURS])(case)
 
     def made(kept: float) -> tuple[DiffusionPipeline, Plan]:
         plan = planner(1 - kept)
         return prune(original, plan), plan
 
     return fit(made, lambda one: left(one[0]).median, 1 - cut)
+
+
+def _renew_(network: nn.Module, seed: int) -> None:
+    """Draws the weights anew, as each layer of torch does when it is made."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in network.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
 
 def _gradients(bench: Bench, seed: int) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ from ldpruner.probe import Probe
 from ldpruner.saving import save
 from ldpruner.scores import Scores
 from ldpruner.scoring import BATCH, Scoring
-from ldpruner.selection import RULES, Plan, select
+from ldpruner.selection import RULES, Budget, Plan, Rule, select
 from ldpruner.surgery import prune
 from ldpruner.workflow import Outcome, finish, prune_to_budget
 
@@ -158,22 +158,32 @@ def run_command(
         )
         return
     pipeline = open_pipeline(model, device, dtype)
+    choices: dict[str, Any] = {"metric": chosen_metric, "rule": chosen_rule, "rounds": rounds, "batch": batch}
+    outcome = run_all(pipeline, model, run, probe, wanted, component=component, **choices)
+    show_outcome(outcome, run, as_json)
+
+
+def run_all(
+    pipeline: DiffusionPipeline,
+    model: str,
+    run: Path,
+    probe: Probe,
+    budget: Budget,
+    *,
+    component: str | None = None,
+    metric: Metric = "mean_std",
+    rule: Rule = "knapsack",
+    rounds: int = 1,
+    batch: int = BATCH,
+) -> Outcome:
+    """Scores, with a progress bar, selects, prunes, saves and compares."""
 
     def score_round(current: DiffusionPipeline, place: int) -> Scores:
         folder = run / f"round-{place}" if place else run
-        return _score(current, model, folder, probe, chosen_metric, batch, component)
+        return _score(current, model, folder, probe, metric, batch, component)
 
-    pruned, plan = prune_to_budget(pipeline, score_round, wanted, rounds=rounds, rule=chosen_rule)
-    _show_outcome(finish(pipeline, pruned, plan, probe, run), run, as_json)
-
-
-@app.command()
-def demo(run: RUN = Path("runs/demo"), as_json: JSON = False, dry_run: DRY = False) -> None:
-    """Prune the bundled model to 65 % of its latency: a few minutes, nothing is downloaded.
-
-    Example: ldpruner demo
-    """
-    run_command("zoo:satellite", run, ["latency=0.65"], samples=16, steps=10, as_json=as_json, dry_run=dry_run)
+    pruned, plan = prune_to_budget(pipeline, score_round, budget, rounds=rounds, rule=rule)
+    return finish(pipeline, pruned, plan, probe, run)
 
 
 def _score(
@@ -216,10 +226,16 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         Console().print(tables.plan(plan))
 
 
-def _show_outcome(outcome: Outcome, run: Path, as_json: bool) -> None:
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """What a run ended with, as `--json` prints it."""
+    measured = outcome.model_dump(mode="json", exclude={"plan", "comparison"})
+    return {**_plan_json(outcome.plan), **outcome.comparison.model_dump(mode="json"), **measured}
+
+
+def show_outcome(outcome: Outcome, run: Path, as_json: bool) -> None:
+    """Prints what a run ended with."""
     if as_json:
-        measured = outcome.model_dump(mode="json", exclude={"plan", "comparison"})
-        print_json({**_plan_json(outcome.plan), **outcome.comparison.model_dump(mode="json"), **measured})
+        print_json(outcome_json(outcome))
         return
     console = Console()
     console.print(tables.outcome(outcome))

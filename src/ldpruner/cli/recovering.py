@@ -1,6 +1,7 @@
 """Commands that recover the quality of a pruned pipeline, and prove it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,10 @@ from ldpruner.cli.app import (
     progress,
 )
 from ldpruner.errors import PipelineNotFound, StorageError
-from ldpruner.evaluation import evaluate
-from ldpruner.finetuning import Finetuning
+from ldpruner.evaluation import Evaluation, evaluate
+from ldpruner.finetuning import Finetuning, History, Training
 from ldpruner.finetuning.training import SAMPLES
+from ldpruner.probe import Probe
 from ldpruner.saving import load, save
 
 DATA = Annotated[
@@ -65,26 +67,47 @@ def finetune_command(
         resolved = {"model": model, "data": str(data) if data else None, "training": settings.model_dump()}
         print_json({"run": str(run), **resolved, "probe": probe.model_dump(mode="json")})
         return
-    _check_pruned(run)
-    teacher = open_pipeline(model, device, dtype)
-    pruned = load(run / "pruned", torch_dtype=parsing.precision(dtype))
-    component = known_scores(run).component
-    work = Finetuning(
-        pruned, teacher, data, probe=probe, component=component, training=settings, run=run, trackers=tracker or ()
-    )
-    steps = progress(work, len(work), "finetuning") if work.is_first else work
-    for _ in steps:
-        pass
-    history = work.finish()
-    if not work.is_first:
+    history = finetune_run(run, settings, probe, data=data, trackers=tracker or (), device=device, dtype=dtype)
+    if history is None:
         return
-    save(pruned, run / "recovered")
     if as_json:
         print_json(history.model_dump(mode="json"))
     else:
-        Console().print(tables.history(history))
-        kept = f"{history.steps} steps, the weights of step {history.best} are kept"
-        Console().print(f"recovered pipeline: {run / 'recovered'} ({kept})", highlight=False)
+        show_history(history, run)
+
+
+def finetune_run(
+    run: Path,
+    settings: Training,
+    probe: Probe,
+    *,
+    data: Path | None = None,
+    trackers: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+) -> History | None:
+    """Trains the pruned pipeline of a run folder, with a progress bar; None in all processes but the first."""
+    _check_pruned(run)
+    teacher = open_pipeline(fact(run, "model"), device, dtype)
+    pruned = load(run / "pruned", torch_dtype=parsing.precision(dtype))
+    component = known_scores(run).component
+    work = Finetuning(
+        pruned, teacher, data, probe=probe, component=component, training=settings, run=run, trackers=trackers
+    )
+    for _ in progress(work, len(work), "finetuning") if work.is_first else work:
+        pass
+    history = work.finish()
+    if not work.is_first:
+        return None
+    save(pruned, run / "recovered")
+    return history
+
+
+def show_history(history: History, run: Path) -> None:
+    """Prints how finetuning went."""
+    Console().print(tables.history(history))
+    kept = f"{history.steps} steps, the weights of step {history.best} are kept"
+    Console().print(f"recovered pipeline: {run / 'recovered'} ({kept})", highlight=False)
 
 
 @app.command("evaluate")
@@ -111,22 +134,32 @@ def evaluate_command(
     model, scores = fact(run, "model"), known_scores(run)
     probe = parsing.with_prompts(scores.probe.model_copy(update={"samples": samples}), prompts)
     _check_pruned(run)
-    folder = next(place for place in (run / "recovered", run / "pruned") if place.is_dir())
+    folder = _newest(run)
     if dry_run:
         resolved = {"original": model, "pruned": str(folder), "data": str(data) if data else None, "clip": clip}
         print_json({**resolved, "features": features, "probe": probe.model_dump(mode="json")})
         return
     pair = (open_pipeline(folder, device, dtype), open_pipeline(model, device, dtype))
     found = evaluate(*pair, probe, data=data, features=features, clip=clip, component=scores.component)
-    written = {"pipeline": folder.name, **found.model_dump(mode="json")}
-    try:
-        (run / "evaluation.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {run / 'evaluation.json'}: {error.strerror}") from error
+    write_evaluation(found, run)
     if as_json:
-        print_json(written)
+        print_json(found.model_dump(mode="json"))
     else:
         Console().print(tables.evaluation(found))
+
+
+def write_evaluation(found: Evaluation, run: Path) -> None:
+    """Keeps an evaluation in the run folder, with the name of the pipeline that it is of."""
+    path = run / "evaluation.json"
+    written = {"pipeline": _newest(run).name, **found.model_dump(mode="json")}
+    try:
+        path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _newest(run: Path) -> Path:
+    return next(place for place in (run / "recovered", run / "pruned") if place.is_dir())
 
 
 def _check_pruned(run: Path) -> None:

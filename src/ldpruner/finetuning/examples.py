@@ -126,7 +126,9 @@ class Source:
         if self.rows is not None and rows is None:
             return None
         weights = {name: weights_digest(part) for name, part in networks(self.teacher).items()}
-        identity = {"rows": rows, "weights": weights, "probe": self.probe.model_dump(mode="json")}
+        # data is encoded the same whatever would be drawn
+        drawing = {"samples", "seed", "steps", "prompts"} if rows is not None else None
+        identity = {"rows": rows, "weights": weights, "probe": self.probe.model_dump(mode="json", exclude=drawing)}
         return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
