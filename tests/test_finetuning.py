@@ -182,6 +182,16 @@ def test_two_processes_learn_as_one(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(list(found[2]["held_out"].values()), list(found[1]["held_out"].values()), rtol=1e-4)
 
 
+def test_a_batch_in_several_passes_is_the_same_batch(tiny: DiffusionPipeline) -> None:
+    found = [
+        finetune(copy.deepcopy(tiny), tiny, probe=PROBE, training=SHORT.model_copy(update={"accumulate": passes}))
+        for passes in (1, 2)
+    ]
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-4)
+    with pytest.raises(FinetuningError, match="choose a multiple of 3"):
+        Finetuning(tiny, tiny, probe=PROBE, training=SHORT.model_copy(update={"accumulate": 3}))
+
+
 def test_it_stops_when_the_held_out_loss_rises(tiny: DiffusionPipeline, fresh: DiffusionPipeline) -> None:
     training = Training(steps=50, batch=4, rate=0.5, warmup=0, average=0.0, check_every=2, patience=2, clip=100.0)
     before = weights(fresh)

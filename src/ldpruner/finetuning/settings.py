@@ -14,6 +14,7 @@ class Training(Value):
 
     Attributes:
         steps, batch: optimizer steps, and examples in each, over all processes together.
+        accumulate: passes in which each process goes through its share of a batch, where memory is short.
         rate: of AdamW, at its peak; it rises for `warmup` steps, then stays (`constant`) or falls to zero (`cosine`).
         weight_decay, clip: of the weights; of the gradient's norm.
         average: decay of the moving average of the weights, which is what is kept.
@@ -31,6 +32,7 @@ class Training(Value):
 
     steps: int = Field(default=1000, ge=1)
     batch: int = Field(default=16, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     rate: float = Field(default=1e-4, gt=0)
     warmup: int = Field(default=50, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"

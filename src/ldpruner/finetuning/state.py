@@ -8,9 +8,12 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError
 from ldpruner.finetuning.checkpoints import optimizer_tensors, read_checkpoint, restore_optimizer_, write_checkpoint
 from ldpruner.finetuning.settings import History, Training
+
+FUSED = ("cpu", "cuda")  # devices on which torch has a fused AdamW
 
 
 class State:
@@ -18,7 +21,9 @@ class State:
 
     def __init__(self, module: nn.Module, training: Training) -> None:
         self.module, self.training = module.float().requires_grad_(True).eval(), training
-        self.optimizer = torch.optim.AdamW(module.parameters(), training.rate, weight_decay=training.weight_decay)
+        # fused: all weights in one pass, which pays for the clipping and the average
+        fused, decay = device_of(module).type in FUSED, training.weight_decay
+        self.optimizer = torch.optim.AdamW(module.parameters(), training.rate, weight_decay=decay, fused=fused)
         self.average = EMAModel(module.parameters(), decay=training.average, foreach=True)
         self.best: list[Tensor] = [one.detach().clone() for one in module.parameters()]
         self.step, self.best_step = 0, 0

@@ -171,27 +171,41 @@ class Finetuning:
             group["lr"] = self.training.rate_at(state.step)
         generator = torch.Generator().manual_seed(self.training.seed * PRIME + state.step)
         chosen = self.trained[torch.randint(len(self.trained), (self.training.batch,), generator=generator)]
-        loss = self._loss(chosen, generator, taught, learnt)
-        self.accelerator.backward(loss)
+        losses = []
+        for loss in self._losses(chosen, generator, taught, learnt):
+            self.accelerator.backward(loss / self.training.accumulate)
+            losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.module.parameters(), self.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.average.step(state.module.parameters())
-        self._fresh.append(loss.detach())
+        self._fresh.append(torch.stack(losses).mean())
         state.step += 1
 
-    def _loss(
+    def _losses(
         self, chosen: Tensor, generator: torch.Generator, taught: dict[str, Tensor], learnt: dict[str, Tensor]
-    ) -> Tensor:
-        """The loss on this process's share of the chosen examples, with noise drawn for all of them."""
-        lesson, training = self.lesson, self.training
+    ) -> Iterator[Tensor]:
+        """The losses on this process's share of the chosen examples, with noise drawn for all of them."""
+        lesson = self.lesson
         copies = torch.randint(lesson.conditions.copies, (len(chosen),), generator=generator)
         levels = random_levels(len(chosen), generator)
         noise = torch.randn((len(chosen), *lesson.examples.latents.shape[1:]), generator=generator)
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        latents, given = lesson.examples.batch(chosen[mine], copies[mine])
-        noisy, target, times = lesson.objective.noised(latents, noise[mine], levels[mine])
-        device = self.accelerator.device
+        mine = torch.arange(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
+        for part in mine.chunk(self.training.accumulate):
+            latents, given = lesson.examples.batch(chosen[part], copies[part])
+            noisy, target, times = lesson.objective.noised(latents, noise[part], levels[part])
+            yield self._loss(noisy, target, times, given, taught, learnt)
+
+    def _loss(
+        self,
+        noisy: Tensor,
+        target: Tensor,
+        times: Tensor,
+        given: Sequence[Tensor],
+        taught: dict[str, Tensor],
+        learnt: dict[str, Tensor],
+    ) -> Tensor:
+        lesson, training, device = self.lesson, self.training, self.accelerator.device
         noisy, target = noisy.to(device), target.to(device)
         with self.accelerator.autocast():
             found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy)
@@ -213,7 +227,7 @@ class Finetuning:
         # whole batches, so that each process has a share: a few examples come twice, with other noise
         batches = torch.arange(-(-len(self.held) // self.training.batch) * self.training.batch) % len(self.held)
         parts = self.held[batches].split(self.training.batch)
-        losses = torch.stack([self._loss(part, generator, taught, learnt) for part in parts])
+        losses = torch.stack([one for part in parts for one in self._losses(part, generator, taught, learnt)])
         state.average.restore(weights)
         loss = self.accelerator.reduce(losses.mean(), "mean")
         self._flush()
@@ -293,9 +307,11 @@ def _accelerator(
         # a pruned network may hold a weight that nothing reads; and gradient checkpointing asks for it
         kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
     )
-    if training.batch % accelerator.num_processes:
+    passes = accelerator.num_processes * training.accumulate
+    if training.batch % passes:
         raise FinetuningError(
-            f"batch={training.batch} cannot be shared among {accelerator.num_processes} processes; choose a multiple"
+            f"batch={training.batch} cannot be shared among {accelerator.num_processes} processes in "
+            f"{training.accumulate} passes each; choose a multiple of {passes}"
         )
     if trackers:
         accelerator.init_trackers("ld-pruner", config=training.model_dump(exclude_none=True))

@@ -1,0 +1,95 @@
+"""What finetuning takes beside a bare loop of the same forward and backward passes, timed in turn.
+
+    python -m benchmarks.finetuning_speed [--models satellite] [--rounds 8] [--steps 8]
+
+The bare loop calls teacher and student on noisy latents that lie ready, takes the same losses, goes backwards and lets
+torch's AdamW step. What finetuning adds is drawing examples and noise, clipping, the moving average, and Accelerate.
+"""
+
+import argparse
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import ldpruner
+from benchmarks.records import cell
+from benchmarks.subjects import SUBJECTS
+from ldpruner.bench import Spread
+from ldpruner.finetuning import Finetuning, Training
+from ldpruner.finetuning.calls import predicted
+from ldpruner.finetuning.losses import feature_loss, features_of, stages
+from ldpruner.finetuning.objectives import random_levels
+from ldpruner.selection import Plan
+
+BATCH = 16
+MANY = 10**6  # so that neither a checkpoint nor a look at the held-out loss falls into a round
+
+
+def main() -> None:
+    """Measures what is missing."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=("satellite", "emoji"))
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="in each round")
+    options = parser.parse_args()
+    for name in options.models:
+        settings = {"model": name, "rounds": options.rounds, "steps": options.steps, "batch": BATCH}
+        measure = functools.partial(_measured, name, options.rounds, options.steps)
+        found = cell(f"finetuning_speed/{name}", settings, measure)
+        ratio = found["result"]["steps_per_second_ratio"]
+        print(f"{name}: {ratio['median']:.3f} of the bare loop ({ratio['p10']:.3f} to {ratio['p90']:.3f})")  # noqa: T201
+
+
+def _measured(name: str, rounds: int, steps: int) -> dict[str, Any]:
+    teacher = ldpruner.load(f"zoo:{name}")
+    training = Training(steps=MANY, batch=BATCH, check_every=MANY, checkpoint_every=MANY)
+    probe = ldpruner.Probe(samples=64, steps=4)
+    work = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
+    bare = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
+    loops = iter(work), _bare(bare)
+    pairs = [[_time(loop, steps) for loop in loops] for _ in range(rounds + 1)]
+    ratios = [other / ours for ours, other in pairs[1:]]
+    return {
+        "steps_per_second_ratio": Spread.of(ratios).model_dump(),
+        "seconds_per_step": Spread.of([ours / steps for ours, _ in pairs[1:]]).model_dump(),
+    }
+
+
+def _bare(work: Finetuning) -> Iterator[None]:
+    """The same passes, and nothing else."""
+    lesson, training, module = work.lesson, work.training, work.state.module
+    optimizer = torch.optim.AdamW(module.parameters(), training.rate)
+    indices = torch.arange(training.batch)
+    latents, given = lesson.examples.batch(indices, torch.zeros_like(indices))
+    levels = random_levels(training.batch, torch.Generator())
+    noisy, target, times = lesson.objective.noised(latents, torch.randn_like(latents), levels)
+    call = lesson.conditions.arguments(noisy, times, given)
+    names = stages(lesson.teacher, module)
+    mse = torch.nn.functional.mse_loss
+    with features_of(lesson.teacher, names) as taught, features_of(module, names) as learnt:
+        while True:
+            with torch.no_grad():
+                shown = predicted(lesson.teacher(**call), noisy)
+            found = predicted(module(**call), noisy)
+            loss = training.task * mse(found, target) + training.output * mse(found, shown)
+            loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield
+
+
+def _time(loop: Iterator[Any], steps: int) -> float:
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
