@@ -24,6 +24,7 @@ from ldpruner.latents import draw_latents
 from ldpruner.pipelines import find_denoiser
 from ldpruner.saving import load_weightless
 from ldpruner.selection import Choice
+from tests.families import FAMILIES
 
 PROBE = ldpruner.Probe(samples=2, steps=2, prompts=("a cat", "the sea"))
 
@@ -425,3 +426,14 @@ def test_weights_that_come_as_a_pickle_alone_are_refused(broken_plain: Path, com
 def test_a_pickle_beside_safetensors_is_not_opened(broken_plain: Path, tiny: DiffusionPipeline) -> None:
     (broken_plain / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     assert torch.equal(latents(ldpruner.load(broken_plain)), latents(tiny))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_component_that_diffusers_has_moved_is_found(tmp_path: Path) -> None:
+    """Audio pipelines of before 2023 name the mel pictures of a module that is now among the deprecated."""
+    FAMILIES["audio-diffusion"].pipeline().save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "mel": ["audio_diffusion", "Mel"]}))
+    assert type(ldpruner.load(tmp_path).components["mel"]).__name__ == "Mel"
+    assert type(load_weightless(tmp_path).components["mel"]).__name__ == "Mel"

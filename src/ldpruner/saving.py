@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile, one_line
 from ldpruner.pruned import pruned_class
-from ldpruner.weightless import open_weightless
+from ldpruner.weightless import moved_class, open_weightless
 
 INDEX = "model_index.json"
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # the old name warns
@@ -78,6 +78,7 @@ def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> Diffus
             )
             for name, class_name in _pruned_components(folder).items()
         }
+        parts |= {name: part.from_pretrained(folder / name) for name, part in _moved_components(folder).items()}
         with _opened_as_plain(folder, parts) as plain:
             precision = {DTYPE: torch_dtype} if torch_dtype is not None else {}
             pipeline = DiffusionPipeline.from_pretrained(
@@ -145,6 +146,13 @@ def _pruned_components(folder: Path) -> dict[str, str]:
     return {name: str(entry[1]) for name, entry in entries if str(entry[0]).startswith("pruned")}
 
 
+def _moved_components(folder: Path) -> dict[str, Any]:
+    """The classes of components that diffusers looks for in the wrong place."""
+    entries = {name: entry for name, entry in _read_index(folder).items() if isinstance(entry, list)}
+    found = {name: moved_class(str(library), str(part)) for name, (library, part) in entries.items()}
+    return {name: part for name, part in found.items() if part is not None}
+
+
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -157,7 +165,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened_as_plain(folder: Path, parts: dict[str, Any]) -> Iterator[Path]:
-    """A folder without the pruned components, which are given to diffusers as they are: it then runs no code of it."""
+    """A folder without the parts that are open already: of pruned ones diffusers would run code."""
     if not parts:
         yield folder
         return

@@ -27,6 +27,8 @@ from ldpruner.pruned import pruned_class
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
 SAFETY_CHECKER = "SafetyChecker"  # runs after the last step
 PREPROCESSORS = ("ImageProcessor", "FeatureExtractor")  # perhaps followed by Fast or Pil
+# where diffusers has the components of single pipelines, and has put those of old ones
+PLACES = ("diffusers.pipelines.{}", "diffusers.pipelines.deprecated.{}")
 TEXT_LENGTH = 77  # tokens, of CLIP, where a configuration does not say
 LONGEST_TEXT = 512  # tokens; some tokenizers name no limit
 
@@ -86,12 +88,23 @@ def _component_class(library: str, class_name: str) -> Any:
 def _trusted(library: str) -> str:
     if library == "transformers":
         return library
-    name = f"diffusers.pipelines.{library}"
-    if importlib.util.find_spec(name) is None:
+    found = next((name for name in PLACES if _exists(name.format(library))), None)
+    if found is None:
         raise PipelineNotFound(
             f"component library {library!r} is neither diffusers nor transformers; it is not imported"
         )
-    return name
+    return found.format(library)
+
+
+def moved_class(library: str, class_name: str) -> Any:
+    """The class of a component that diffusers keeps elsewhere than it did when the folder was written, or None."""
+    here, there = (place.format(library) for place in PLACES)
+    is_moved = library.isidentifier() and not _exists(here) and _exists(there)
+    return getattr(importlib.import_module(there), class_name, None) if is_moved else None
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _meta_network(network_class: Any, folder: Path) -> nn.Module:

@@ -1,0 +1,173 @@
+"""docs/results.md from the committed cells of `benchmarks.rivals`: tables, headline, curves of weight preservation.
+
+python -m benchmarks.results_page
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+
+from benchmarks.records import RESULTS, ROOT, write_between
+from benchmarks.rivals import BUDGETS, CUTS, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS
+from benchmarks.subjects import SUBJECTS
+
+DOCUMENT = ROOT / "docs" / "results.md"
+CURVES = ROOT / "docs" / "weight-preservation.png"
+# of a model: by rival, cut and steps of finetuning the cells of all seeds
+Cells: TypeAlias = dict[tuple[str, float, int], list[dict[str, Any]]]
+
+
+def main() -> None:
+    """Writes the tables and the curves of all cells that are there."""
+    found = {model: cells for model in SUBJECTS if (cells := _read(model))}
+    write_between(
+        "rivals", "\n".join(line for model, cells in found.items() for line in _tables(model, cells)), DOCUMENT
+    )
+    write_between("headline", "\n".join(_headline(found)) + "\n", DOCUMENT)
+    write_between("recovery without data", "\n".join(_without_data(found)) + "\n", DOCUMENT)
+    _draw_curves(found)
+
+
+def _read(model: str) -> Cells:
+    cells: Cells = defaultdict(list)
+    for path in sorted((RESULTS / "rivals" / model).glob("*.json")):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        settings = known["settings"]
+        steps = settings["training"]["steps"] if settings["training"] else 0
+        cells[settings["rival"], settings["cut"], steps].append(known)
+    return dict(cells)
+
+
+def _tables(model: str, cells: Cells) -> Iterator[str]:
+    """One table for each cut, with the original beside."""
+    for cut in sorted(CUTS):
+        rows = [(name, _chosen(cells, name, cut, BUDGETS[model])) for name in NAMES]
+        rows = [(name, known) for name, known in rows if known]
+        if not any(name != ORIGINAL for name, _ in rows):
+            continue
+        yield f"### zoo:{model}, {cut:.0%} of the latency removed\n"
+        yield "| | seeds | latency kept | parameters kept | MACs kept | before | after |"
+        yield "|---|---|---|---|---|---|---|"
+        for name, known in rows:
+            yield f"| {name} | " + " | ".join(_row(known)) + " |"
+        yield ""
+
+
+def _chosen(cells: Cells, name: str, cut: float, steps: int) -> list[dict[str, Any]]:
+    if name == ORIGINAL:
+        return cells.get((name, 0.0, steps), [])
+    return cells.get((name, cut, steps), []) or cells.get((name, cut, 0), [])
+
+
+def _row(known: Sequence[dict[str, Any]]) -> list[str]:
+    results = [one["result"] for one in known if "failure" not in one["result"]]
+    if not results:
+        return [str(len(known)), "cannot be reached", "", "", "", ""]
+    kept = [np.mean([one[name] / one[f"original_{name}"] for one in results]) for name in ("parameters", "macs")]
+    latency = [one["latency_ratio"]["median"] for one in results]
+    return [
+        str(len(results)),
+        f"{np.mean(latency):.1%}" + (f" ({min(latency):.1%} to {max(latency):.1%})" if len(latency) > 1 else ""),
+        *(f"{share:.1%}" for share in kept),
+        _distance(results, "before"),
+        _distance(results, "after"),
+    ]
+
+
+def _distance(results: Sequence[dict[str, Any]], when: str) -> str:
+    """The mean over seeds and half of its 95 % interval (Student's t); of one seed the interval by resampling."""
+    if any(when not in one for one in results):
+        return ""
+    values = [one[when]["frechet_distance"] for one in results]
+    if len(values) == 1:
+        low, high = results[0][when]["interval"]
+        return f"{values[0]:.2f} ({low:.2f} to {high:.2f})"
+    return f"{np.mean(values):.2f} ± {_half(values):.2f}"
+
+
+def _half(values: Sequence[float]) -> float:
+    count = len(values)
+    return float(scipy.stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
+
+
+def _headline(found: dict[str, Cells]) -> Iterator[str]:
+    """The longest finetuning of ours at half of the latency, beside the original's."""
+    yield "| model | latency kept | compute | steps | original | ours, finetuned | change | original, finetuned |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for model, cells in found.items():
+        steps = max((key[2] for key in cells if key[:2] == (OURS, CUTS[0])), default=0)
+        pairs = _pairs(cells.get((OURS, CUTS[0], steps), []), cells.get((ORIGINAL, 0.0, steps), []))
+        if not pairs:
+            continue
+        ours, originals = ([pair[place] for pair in pairs] for place in (0, 1))
+        row = (
+            f"{np.mean([one['latency_ratio']['median'] for one in ours]):.1%}",
+            f"{np.mean([one['compute'] for one in ours]):.1%}",
+            str(steps),
+            _distance(originals, "before"),
+            _distance(ours, "after"),
+            _percent([_value(one, "after") / _value(other, "before") - 1 for one, other in pairs]),
+            _distance(originals, "after"),
+        )
+        yield f"| zoo:{model} | " + " | ".join(row) + " |"
+
+
+def _pairs(ones: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """The results of cells of the same seed that were finetuned."""
+    known = {other["settings"]["seed"]: other["result"] for other in others if "after" in other["result"]}
+    seeds = [(one["settings"]["seed"], one["result"]) for one in ones if "after" in one["result"]]
+    return [(result, known[seed]) for seed, result in seeds if seed in known]
+
+
+def _value(result: dict[str, Any], when: str) -> float:
+    return float(result[when]["frechet_distance"])
+
+
+def _percent(changes: Sequence[float]) -> str:
+    half = f" ± {_half(changes):.1%}" if len(changes) > 1 else ""
+    return f"{np.mean(changes):+.1%}{half}"
+
+
+def _without_data(found: dict[str, Cells]) -> Iterator[str]:
+    """Which part of what data recover the original's own samples recover."""
+    yield "| model | before | with data | without | recovered |"
+    yield "|---|---|---|---|---|"
+    for model, cells in found.items():
+        known, free = (_chosen(cells, name, CUTS[0], BUDGETS[model]) for name in (OURS, NO_DATA))
+        pairs = _pairs(known, free)
+        if not pairs:
+            continue
+        distances = [(_value(one, "before"), _value(one, "after"), _value(other, "after")) for one, other in pairs]
+        before, data, own = (float(np.mean(column)) for column in zip(*distances, strict=True))
+        share = f"{(before - own) / (before - data):.0%}" if before > data else "data recovered nothing"
+        yield f"| zoo:{model} | {before:.2f} | {data:.2f} | {own:.2f} | {share} |"
+
+
+def _draw_curves(found: dict[str, Cells]) -> None:
+    """The held-out loss over steps of finetuning, kept weights against new ones."""
+    shown = [model for model, cells in found.items() if _chosen(cells, NEW_WEIGHTS, CUTS[0], BUDGETS[model])]
+    if not shown:
+        return
+    figure = Figure(figsize=(4 * len(shown), 3), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)
+    for axis, model in zip(axes[0], shown, strict=True):
+        for name, label in ((OURS, "kept weights"), (NEW_WEIGHTS, "new weights")):
+            curves = [
+                {int(step): loss for step, loss in one["result"]["held_out"].items()}
+                for one in _chosen(found[model], name, CUTS[0], BUDGETS[model])
+                if "held_out" in one["result"]
+            ]
+            steps = sorted(curves[0]) if curves else []
+            axis.plot(steps, [np.mean([curve[step] for curve in curves]) for step in steps], label=label)
+        axis.set(title=f"zoo:{model}", xlabel="finetuning steps", ylabel="held-out loss", yscale="log")
+        axis.legend()
+    figure.savefig(CURVES, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
