@@ -286,3 +286,11 @@ def test_latents_that_are_not_finite_are_told(fresh: DiffusionPipeline, tiny: Di
     torch.nn.init.constant_(fresh.unet.conv_out.bias, float("nan"))
     with pytest.raises(NonFiniteLatents, match="not finite"):
         evaluate(fresh, tiny, PROBE, metrics=LATENT_ONLY)
+
+
+def test_without_torchmetrics_all_else_is_measured(
+    satellite: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldpruner.evaluation.find_spec", lambda name: None)
+    found = evaluate(satellite, satellite, ldpruner.Probe(samples=6, steps=2))
+    assert {row.metric for row in found.metrics} == set(METRICS) - {"ssim", "clip_score", "inception_score"}

@@ -1,8 +1,10 @@
 """A pruned pipeline beside its original: what each costs, and how good what they draw is."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +39,8 @@ METRICS = (*COSTS, "latent_distance", *OF_SETS, "clip_score", *PAIRED)
 DECODED_BATCH = 8  # pictures made at once: decoding takes more memory than denoising
 FEWEST = quality.NEIGHBOURS + 2  # samples: each one drawn has its third nearest neighbour
 PACKAGES = ("ld-pruner", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy")
+
+logger = logging.getLogger(__name__)
 
 Observations: TypeAlias = Mapping[str, Floats]  # of each sample, by what was looked at
 
@@ -105,6 +109,9 @@ def evaluate(
         EvaluationError: features or settings do not fit the pipeline.
         NonFiniteLatents: one of the pipelines draws what is not a number.
     """
+    if metrics is METRICS and find_spec("torchmetrics") is None:
+        logger.info('no SSIM, which needs torchmetrics: pip install "ld-pruner[evaluation]"')
+        metrics = tuple(name for name in METRICS if name != "ssim")
     probe = (probe or Probe()).completed(reference)
     _check(probe, data, features, metrics)
     if clip is not None and "prompt" not in probe.arguments(reference, [0]):
