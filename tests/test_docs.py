@@ -1,5 +1,6 @@
 """What the documents tell a user to paste runs, on small pipelines in the place of the published ones."""
 
+import json
 import re
 import shlex
 import sys
@@ -23,6 +24,8 @@ STAND_INS = {
 }
 # What suits the published pipelines, and what the small ones.
 SMALLER = (
+    (r"samples=500", "samples= 5"),
+    (r"batch=64, accumulate=4", "batch=4, accumulate=2"),
     (r"samples(=| )\d+", r"samples\g<1>2"),
     (r"steps(=| )\d+", r"steps\g<1>4"),
     (r"(height|width)(\": |=)\d+", r"\g<1>\g<2>16"),
@@ -53,8 +56,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the examples name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red cat\nthe blue sea\n")
-    for name in ("first.png", "second.png"):
-        Image.new("RGB", (16, 16), "red").save(tmp_path / name)
+    (tmp_path / "pictures").mkdir()
+    rows = [{"file_name": name, "text": f"a red {name}"} for name in ("first.png", "second.png")]
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for folder in (tmp_path, tmp_path / "pictures"):
+        for name in ("first.png", "second.png"):
+            Image.new("RGB", (16, 16), "red").save(folder / name)
     return tmp_path
 
 
