@@ -82,7 +82,7 @@ def _row(known: Sequence[dict[str, Any]]) -> list[str]:
 def _distance(results: Sequence[dict[str, Any]], when: str) -> str:
     """The mean over seeds and half of its 95 % interval (Student's t); of one seed the interval by resampling."""
     if any(when not in one for one in results):
-        return ""
+        return "diverged" if any("diverged" in one for one in results) else ""
     values = [one[when]["frechet_distance"] for one in results]
     if len(values) == 1:
         low, high = results[0][when]["interval"]

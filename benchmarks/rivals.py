@@ -28,7 +28,7 @@ from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, Subject, open_subject
 from ldpruner.bench import Spread
 from ldpruner.costs import timed_ms
-from ldpruner.errors import BudgetError
+from ldpruner.errors import BudgetError, FinetuningError
 from ldpruner.finetuning import Finetuning, Training
 from ldpruner.fingerprints import count_parameters
 from ldpruner.importance import frechet_distance
@@ -168,17 +168,24 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
     found = {**_costs(bench, pipeline, steps, seed), "before": _quality(bench, pipeline, steps, seed)}
     found["removed"] = [one.model_dump(mode="json", exclude={"score"}) for one in plan.removed] if plan else None
     if name != FEWER:
-        if name == NEW_WEIGHTS:
-            _renew_(find_denoiser(pipeline).module, seed)
-        work = bench.finetuning(pipeline, bench.training_of(name, seed), place, data=name != NO_DATA)
+        found |= _recovered(bench, name, pipeline, seed, place)
+        found["compute"] = _compute(bench, bench.training.steps, found["macs"] / found["original_macs"])
+    return found
+
+
+def _recovered(bench: Bench, name: str, pipeline: DiffusionPipeline, seed: int, place: str) -> dict[str, Any]:
+    """What finetuning brings; some plans leave a network that cannot be trained."""
+    if name == NEW_WEIGHTS:
+        _renew_(find_denoiser(pipeline).module, seed)
+    work = bench.finetuning(pipeline, bench.training_of(name, seed), place, data=name != NO_DATA)
+    try:
         for _ in work:
             pass
         history = work.finish()
-        kept = found["macs"] / found["original_macs"]
-        found |= {"after": _quality(bench, pipeline, steps, seed), "held_out": history.held_out}
-        found["compute"] = _compute(bench, history.steps, kept)
-        shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
-    return found
+    except FinetuningError as error:
+        return {"diverged": str(error)}
+    shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
+    return {"after": _quality(bench, pipeline, STEPS, seed), "held_out": history.held_out}
 
 
 def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPipeline, Plan | None]:
