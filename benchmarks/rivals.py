@@ -40,7 +40,7 @@ from ldpruner.scores import Scores
 from ldpruner.scoring import Scoring
 from ldpruner.selection import Plan
 from ldpruner.surgery import prune
-from ldpruner.workflow import fit
+from ldpruner.workflow import fit, prune_to_budget
 from zoo.digits import DIGITS
 from zoo.emoji import EMOJI
 from zoo.eye import features_of
@@ -58,9 +58,10 @@ RECIPES: Mapping[str, Recipe] = {"satellite": SATELLITE, "emoji": EMOJI, "digits
 BUDGETS = {"satellite": 300, "emoji": 200, "digits": 300}
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
+ROUNDS_OF_THREE = "ld-pruner in 3 rounds"
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
-NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, NO_DATA, NEW_WEIGHTS)
+NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, ROUNDS_OF_THREE, NO_DATA, NEW_WEIGHTS)
 # what is measured at every cut; all else only where half is removed, unless asked for
 EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL)
 EXAMPLES = 64  # from which channels' gradients are taken
@@ -88,10 +89,11 @@ class Bench:
     def probe(self, seed: int) -> ldpruner.Probe:
         return self.subject.probe(SAMPLES, STEPS, seed)
 
-    def scores(self, seed: int) -> Scores:
-        """ld-pruner's, on a probe of this seed; kept in the folder."""
+    def scores(self, seed: int, pipeline: DiffusionPipeline | None = None, run: str = "") -> Scores:
+        """ld-pruner's, on a probe of this seed; those of the original are kept in the folder."""
         probe = self.subject.probe(SAMPLES, SCORING_STEPS, seed)
-        with Scoring(self.subject.pipeline, None, probe, run=self.folder / f"scores-{seed}") as scoring:
+        folder = self.folder / f"scores-{seed}{run}"
+        with Scoring(pipeline or self.subject.pipeline, None, probe, run=folder) as scoring:
             for _ in scoring:
                 pass
             return scoring.scores()
@@ -199,6 +201,14 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
         gradients = _gradients(bench, seed) if name == CHANNELS[1] else None
         narrowed = functools.partial(channel_pruned, original, gradients=gradients)
         return fit(lambda kept: narrowed(1 - kept), lambda one: left(one).median, 1 - cut), None
+    if name == ROUNDS_OF_THREE:
+        return prune_to_budget(
+            original,
+            lambda current, place: bench.scores(seed, current, f"-{cut:g}-{place}" if place else ""),
+            ldpruner.Budget(latency=1 - cut),
+            rounds=3,
+            measure=lambda one: left(one).median,
+        )
     planner = OPERATORS.get(name, OPERATORS[OURS])(case)
 
     def made(kept: float) -> tuple[DiffusionPipeline, Plan]:

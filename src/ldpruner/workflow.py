@@ -52,7 +52,13 @@ class Outcome(Value):
 
 
 def prune_to_budget(
-    pipeline: DiffusionPipeline, score: Scorer, budget: Budget, *, rounds: int = 1, rule: Rule = "knapsack"
+    pipeline: DiffusionPipeline,
+    score: Scorer,
+    budget: Budget,
+    *,
+    rounds: int = 1,
+    rule: Rule = "knapsack",
+    measure: Callable[[DiffusionPipeline], float] | None = None,
 ) -> tuple[DiffusionPipeline, Plan]:
     """Scores, selects and prunes; a latency budget is then measured, and the selection moved until it is just met.
 
@@ -65,6 +71,7 @@ def prune_to_budget(
         budget: what may be left of the original.
         rounds: in how many the budget is reached, by the same factor each.
         rule: how to select.
+        measure: the latency of a pruned pipeline, over the original's; None times whole calls in turn.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -81,6 +88,8 @@ def prune_to_budget(
         return prune(current, plan), plan
 
     def measured(found: tuple[DiffusionPipeline, Plan]) -> float:
+        if measure is not None:
+            return measure(found[0])
         pair = {"original": pipeline, "pruned": found[0]}
         return compare(pair, scores.probe, component=scores.component).ratio
 
