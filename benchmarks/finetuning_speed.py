@@ -3,7 +3,8 @@
     python -m benchmarks.finetuning_speed [--models satellite] [--rounds 8] [--steps 8]
 
 The bare loop calls teacher and student on noisy latents that lie ready, takes the same losses, goes backwards and lets
-torch's AdamW step. What finetuning adds is drawing examples and noise, clipping, the moving average, and Accelerate.
+torch's fused AdamW step. What finetuning adds is drawing examples and noise, clipping, the moving average, and
+Accelerate.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def main() -> None:
 
 def _measured(name: str, rounds: int, steps: int) -> dict[str, Any]:
     teacher = ldpruner.load(f"zoo:{name}")
-    training = Training(steps=MANY, batch=BATCH, check_every=MANY, checkpoint_every=MANY)
+    training = Training(steps=MANY, batch=BATCH, task=1.0, check_every=MANY, checkpoint_every=MANY)
     probe = ldpruner.Probe(samples=64, steps=4)
     work = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
     bare = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
@@ -63,7 +64,7 @@ def _measured(name: str, rounds: int, steps: int) -> dict[str, Any]:
 def _bare(work: Finetuning) -> Iterator[None]:
     """The same passes, and nothing else."""
     lesson, training, module = work.lesson, work.training, work.state.module
-    optimizer = torch.optim.AdamW(module.parameters(), training.rate)
+    optimizer = torch.optim.AdamW(module.parameters(), training.rate, fused=True)
     indices = torch.arange(training.batch)
     latents, given = lesson.examples.batch(indices, torch.zeros_like(indices))
     levels = random_levels(training.batch, torch.Generator())
@@ -76,7 +77,7 @@ def _bare(work: Finetuning) -> Iterator[None]:
             with torch.no_grad():
                 shown = predicted(lesson.teacher(**call), noisy)
             found = predicted(module(**call), noisy)
-            loss = training.task * mse(found, target) + training.output * mse(found, shown)
+            loss = (training.task or 0.0) * mse(found, target) + training.output * mse(found, shown)
             loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
             loss.backward()
             optimizer.step()

@@ -71,7 +71,7 @@ def _row(known: Sequence[dict[str, Any]]) -> list[str]:
     kept = [np.mean([one[name] / one[f"original_{name}"] for one in results]) for name in ("parameters", "macs")]
     latency = [one["latency_ratio"]["median"] for one in results]
     return [
-        str(len(results)),
+        str(len(results)) + (f" of {len(known)}" if len(results) < len(known) else ""),
         f"{np.mean(latency):.1%}" + (f" ({min(latency):.1%} to {max(latency):.1%})" if len(latency) > 1 else ""),
         *(f"{share:.1%}" for share in kept),
         _distance(results, "before"),

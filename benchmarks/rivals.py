@@ -4,7 +4,7 @@
 
 FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. Every rival prunes
 until the same share of the latency is gone, as measured; then it is finetuned with the same settings, seed and data.
-One JSON for each model, cut, rival and seed; an interrupted cell goes on from its checkpoint.
+One JSON for each model, cut, rival and seed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 import ldpruner
-from benchmarks.channels import Examples, channel_pruned, denoising_gradients
+from benchmarks.channels import Examples, channel_pruned, denoising_gradients, to_latency
 from benchmarks.criteria import RIVALS, Case
 from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, Subject, open_subject
@@ -101,12 +101,13 @@ class Bench:
     def training_of(self, name: str, seed: int) -> Training:
         """A rival's training; the original has no teacher but the data."""
         alone = {"output": 0.0, "features": 0.0} if name == ORIGINAL else {}
-        return self.training.model_copy(update={"seed": seed, **alone})
+        task = {"task": 0.0 if name == NO_DATA else 1.0}
+        return self.training.model_copy(update={"seed": seed, **task, **alone})
 
     def finetuning(
         self, pipeline: DiffusionPipeline, training: Training, place: str, *, data: bool = True
     ) -> Finetuning:
-        """The training of a pruned pipeline, from its checkpoint if there is one; all share their examples."""
+        """The training of a pruned pipeline; all share their examples."""
         run, shared = self.folder / "cells" / place, self.folder / "examples"
         run.mkdir(parents=True, exist_ok=True)
         shared.mkdir(exist_ok=True)
@@ -171,14 +172,14 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
     found["removed"] = [one.model_dump(mode="json", exclude={"score"}) for one in plan.removed] if plan else None
     if name != FEWER:
         found |= _recovered(bench, name, pipeline, seed, place)
-        found["compute"] = _compute(bench, bench.training.steps, found["macs"] / found["original_macs"])
+        found["compute"] = _compute(bench, name, found["macs"] / found["original_macs"])
     return found
 
 
 def _recovered(bench: Bench, name: str, pipeline: DiffusionPipeline, seed: int, place: str) -> dict[str, Any]:
     """What finetuning brings; some plans leave a network that cannot be trained."""
-    if name == NEW_WEIGHTS:
-        _renew_(find_denoiser(pipeline).module, seed)
+    # measured again, a plan may be another, and not that of the checkpoint
+    shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
     work = bench.finetuning(pipeline, bench.training_of(name, seed), place, data=name != NO_DATA)
     try:
         for _ in work:
@@ -200,7 +201,7 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
     if name in CHANNELS:
         gradients = _gradients(bench, seed) if name == CHANNELS[1] else None
         narrowed = functools.partial(channel_pruned, original, gradients=gradients)
-        return fit(lambda kept: narrowed(1 - kept), lambda one: left(one).median, 1 - cut), None
+        return _narrowed(narrowed, lambda one: left(one).median, 1 - cut), None
     if name == ROUNDS_OF_THREE:
         return prune_to_budget(
             original,
@@ -215,7 +216,19 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
         plan = planner(1 - kept)
         return prune(original, plan), plan
 
-    return fit(made, lambda one: left(one[0]).median, 1 - cut)
+    pipeline, plan = fit(made, lambda one: left(one[0]).median, 1 - cut)
+    if name == NEW_WEIGHTS:
+        _renew_(find_denoiser(pipeline).module, seed)
+    return pipeline, plan
+
+
+def _narrowed(
+    narrowed: Callable[[float], DiffusionPipeline], left: Callable[[DiffusionPipeline], float], wanted: float
+) -> DiffusionPipeline:
+    reached = to_latency(narrowed, left, wanted)
+    if reached.latency > wanted:
+        raise BudgetError(f"the fastest cut of channels measured latency={reached.latency:.3f}")
+    return reached.pipeline
 
 
 def _renew_(network: nn.Module, seed: int) -> None:
@@ -232,7 +245,7 @@ def _gradients(bench: Bench, seed: int) -> dict[str, torch.Tensor]:
     copy = prune(bench.subject.pipeline, Plan(removed=()))
     lesson = bench.finetuning(copy, bench.training_of(ORIGINAL, seed), "gradients").lesson
     chosen = torch.randperm(len(lesson.examples), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]
-    latents, given = lesson.examples.batch(chosen, torch.full_like(chosen, lesson.conditions.copies - 1))
+    latents, given = lesson.examples.batch(chosen, torch.full_like(chosen, lesson.copies - 1))
     names = ("encoder_hidden_states",)[: len(given)]
     conditions = {name: one.flatten(0, 1) for name, one in zip(names, given, strict=True)}
     return denoising_gradients(bench.subject.pipeline, Examples(latents, conditions), seed=seed)
@@ -280,12 +293,13 @@ def _quality(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -
     return {"frechet_distance": frechet_distance(features, real), "interval": frechet_interval(features, real)}
 
 
-def _compute(bench: Bench, steps: int, kept: float) -> float:
+def _compute(bench: Bench, name: str, kept: float) -> float:
     """Finetuning's share of the denoiser's training: backwards counts as two calls, the teacher as one."""
     recipe = RECIPES[bench.subject.name]
     schedules = (recipe.denoiser_schedule, recipe.refinement_schedule)
     trained = sum(schedule.steps * schedule.batch for schedule in schedules)
-    return steps * bench.training.batch * (1 + 3 * kept) / (3 * trained)
+    calls = 3 * kept + (0 if name == ORIGINAL else 1)
+    return bench.training.steps * bench.training.batch * calls / (3 * trained)
 
 
 if __name__ == "__main__":

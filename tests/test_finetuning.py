@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ldpruner.errors import FinetuningError, LdPrunerError
 from ldpruner.finetuning import Finetuning, Training, finetune
 from ldpruner.finetuning.calls import named_arguments, watch_conditions
 from ldpruner.finetuning.encoding import find_encoder
+from ldpruner.finetuning.lesson import prepare_lesson
 from ldpruner.finetuning.losses import features_of, stages
 from ldpruner.finetuning.objectives import objective_of
 from ldpruner.latents import draw_latents
@@ -32,7 +34,7 @@ from ldpruner.pipelines import find_denoiser, networks
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
 
-SHORT = Training(steps=6, batch=4, warmup=2, check_every=3, checkpoint_every=2)
+SHORT = Training(steps=6, batch=4, task=1.0, warmup=2, check_every=3, checkpoint_every=2)
 PROBE = ldpruner.Probe(samples=8, steps=3)
 
 # Every way in which a pipeline gives its denoiser more than latents and noise levels.
@@ -44,11 +46,13 @@ CALLED = (
         "stable-diffusion-xl",
         "instruct-pix2pix",
     ),
-    *("stable-diffusion-controlnet", "stable-diffusion-inpaint", "ldm", "audio-diffusion", "animatediff"),
+    *("stable-diffusion-inpaint", "ldm", "audio-diffusion", "animatediff", "cogvideox"),
     *("dit", "pixart-alpha", "stable-diffusion-3", "flux", "sana", "hunyuan-dit", "wan", "ltx", "lumina2"),
 )
 # What cannot be finetuned says so in one line.
 REFUSED = {
+    "stable-diffusion-controlnet": "change from step to step",
+    "wan-two-denoisers-2": "two denoisers",
     "stable-cascade": "objective that is not known",
     "consistency": "objective that is not known",
     "latent-upscaler": "noise levels of its own",
@@ -84,7 +88,7 @@ def test_a_call_is_repeated_as_the_pipeline_makes_it(name: str) -> None:
             if conditions.appended is None
             else whole[rows].narrow(conditions.appended, 0, conditions.latents[conditions.appended - 1])
         )
-        given = [one[:, place] for one in conditions.of(recorded, 2)]
+        given = [one[:, place] for one in conditions.of([recorded], 2)]
         level = (float(torch.as_tensor(recorded[conditions.time]).flatten()[0]) - conditions.shift) / conditions.scale
         again = conditions.arguments(latents, torch.full((2,), level), given)
         assert again.keys() == recorded.keys()
@@ -132,7 +136,7 @@ def test_the_same_command_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> 
         "import sys, torch, ldpruner; from ldpruner.finetuning import Finetuning, Training\n"
         "torch.set_num_threads(1)\n"
         "teacher, student = ldpruner.load(sys.argv[1]), ldpruner.load(sys.argv[1])\n"
-        "training = Training(steps=60, batch=4, warmup=2, check_every=20, checkpoint_every=7, patience=None)\n"
+        "training = Training(steps=60, batch=4, task=1.0, warmup=2, check_every=20, checkpoint_every=7, patience=None)\n"
         "probe = ldpruner.Probe(samples=8, steps=3)\n"
         "work = Finetuning(student, teacher, probe=probe, training=training, run=sys.argv[2])\n"
         "for step in work: print(step, flush=True)\n"
@@ -162,7 +166,7 @@ def test_two_processes_learn_as_one(folder: Path, tmp_path: Path) -> None:
         "import sys, torch, ldpruner; from ldpruner.finetuning import Finetuning, Training\n"
         "torch.set_num_threads(1)\n"
         "teacher, student = ldpruner.load(sys.argv[1]), ldpruner.load(sys.argv[1])\n"
-        "training = Training(steps=5, batch=4, warmup=2, check_every=5)\n"
+        "training = Training(steps=5, batch=4, task=1.0, warmup=2, check_every=5)\n"
         "probe = ldpruner.Probe(samples=8, steps=3)\n"
         "work = Finetuning(student, teacher, probe=probe, training=training, run=sys.argv[2])\n"
         "for step in work: pass\n"
@@ -297,8 +301,8 @@ def test_pictures_of_a_folder_are_learnt_with_their_captions(
     tiny_text: DiffusionPipeline, pictures: Path, tmp_path: Path
 ) -> None:
     work = Finetuning(copy.deepcopy(tiny_text), tiny_text, pictures, probe=PROBE, training=SHORT, run=tmp_path / "run")
-    (text,) = work.lesson.examples.given
-    assert work.lesson.examples.latents.shape == (6, 4, 8, 8)
+    (text,) = [chunk["given.0"] for chunk in work.lesson.examples.chunks]
+    assert (len(work.lesson.examples), *work.lesson.examples.shape) == (6, 4, 8, 8)
     assert text.shape[:2] == (6, 2)
     assert torch.equal(text[0], text[2])
     assert not torch.equal(text[0, 1], text[1, 1])  # captions
@@ -359,6 +363,46 @@ def test_the_objective_is_the_one_that_the_scheduler_steps_by(prediction: str) -
     torch.testing.assert_close(scheduler.step(target, int(times), noisy).prev_sample, clean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["cogvideox", "stable-diffusion-euler", "stable-diffusion-pndm", "hunyuan-dit"])
+def test_noise_is_as_strong_as_the_scheduler_has_it(name: str) -> None:
+    scheduler: Any = FAMILIES[name].pipeline().components["scheduler"]
+    clean, times = torch.ones(3, 1), torch.tensor([100, 500, 900])
+    noisy, _, found = objective_of(scheduler).noised(clean, torch.zeros(3, 1), (times + 0.5) / 1000)
+    assert torch.equal(found, times)
+    torch.testing.assert_close(noisy.flatten() ** 2, scheduler.alphas_cumprod[times].float())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_guidance_in_separate_calls_is_learnt_from_both() -> None:
+    family = FAMILIES["wan"]
+    work = Finetuning(
+        family.pipeline(), family.pipeline(), probe=ldpruner.Probe(samples=4, steps=3, prompts=PROMPTS), training=SHORT
+    )
+    (text,) = [chunk["given.0"] for chunk in work.lesson.examples.chunks]
+    assert work.lesson.copies == text.shape[1] == 2
+    assert not torch.equal(text[0, 0], text[0, 1])
+    assert torch.equal(text[0, 1], text[1, 1])
+
+
+class Turned(torch.nn.Module):
+    """A denoiser that finds the opposite."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        return (-self.inner(*args, **kwargs)[0],)
+
+
+def test_a_pipeline_that_turns_round_what_is_found_is_noticed() -> None:
+    satellite = ldpruner.load("zoo:satellite")
+    lesson = prepare_lesson(satellite, None, PROBE, None, None)
+    assert lesson.sign == 1
+    assert replace(lesson, teacher=Turned(lesson.teacher)).rehearsed("one").sign == -1
+
+
 def test_flow_matching_leads_back_along_a_straight_path() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     clean, noise = torch.randn(2, 2, 4, 4).unbind(0)
@@ -377,7 +421,7 @@ def test_features_are_seen_through_a_wrapper(tiny: DiffusionPipeline, pruned: Di
     with features_of(student, names) as found:
         student_input = (torch.randn(1, 4, 8, 8), torch.tensor([3]))
         wrapped.get_submodule("module")(*student_input)
-        assert found.keys() == set(names)
+        assert found.keys() == {f"{name} 0" for name in names}
     assert not any(part._forward_hooks for part in student.modules())
 
 
@@ -392,3 +436,9 @@ def test_command_line_finetunes_a_run(folder: Path, tmp_path: Path) -> None:
     assert answer["steps"] == 3
     recovered = ldpruner.load(tmp_path / "run" / "recovered")
     assert type(networks(recovered)["unet"]).__name__ == "PrunedUNet2DModel"
+
+
+def test_without_data_the_teacher_alone_tells_what_is_to_be_found(tiny: DiffusionPipeline) -> None:
+    assert Finetuning(copy.deepcopy(tiny), tiny, probe=PROBE).training.task == 0
+    assert Training().resolved(data=True).task == 1
+    assert Training(task=0.5).resolved(data=False).task == 0.5

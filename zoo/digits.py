@@ -67,7 +67,7 @@ DIGITS = Recipe(
         "norm_num_groups": 16,
     },
     denoiser_schedule=Schedule(steps=1000, horizon=4000, batch=32, rate=1e-3, warmup=100, seed=2),
-    refinement_schedule=Schedule(steps=3300, batch=32, rate=8e-4, warmup=25, average=0.998, seed=5),
+    refinement_schedule=Schedule(steps=12000, batch=32, rate=8e-4, warmup=100, seed=5),
     scheduler=VELOCITY,
     judge_schedule=Schedule(steps=600, batch=64, rate=2e-3, warmup=100, weight_decay=0.05, seed=3),
     sampling_steps=25,

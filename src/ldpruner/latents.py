@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.errors import ProbeError
-from ldpruner.pipelines import Interruption, overridden, run_pipeline, schedulers, stepping
+from ldpruner.pipelines import Interruption, keeping_precision, overridden, run_pipeline, schedulers, stepping
 from ldpruner.probe import Probe
 
 ALIKE = 0.05  # relative difference of a sample drawn alone and in a batch, more than rounding makes
@@ -29,6 +29,7 @@ def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[in
     with contextlib.ExitStack() as stack:
         for part in pipeline.components.values():
             if hasattr(part, "decode") and isinstance(part, torch.nn.Module):
+                stack.enter_context(keeping_precision(part))
                 stack.enter_context(overridden(part, "decode", _leave))
         return _watched(pipeline, probe, samples)[0]
 

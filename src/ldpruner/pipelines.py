@@ -164,6 +164,18 @@ def stepping(scheduler: Any, step: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def keeping_precision(part: nn.Module) -> Iterator[None]:
+    """Restores the precision of a network's weights: some pipelines raise that of an autoencoder while it decodes."""
+    before = [(weight, weight.dtype) for weight in part.parameters()]
+    try:
+        yield
+    finally:
+        for weight, dtype in before:
+            if weight.dtype != dtype:
+                weight.data = weight.data.to(dtype)
+
+
+@contextlib.contextmanager
 def overridden(thing: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """Puts a function in the place of a method of one object for a while.
 

@@ -156,6 +156,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
         provenance={
             "probe": scores.probe.model_dump(mode="json", exclude_none=True),
             "metric": scores.metric,
+            "rounds": 1,
             "denoiser_calls": scores.denoiser_calls,
         },
     )

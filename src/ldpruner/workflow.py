@@ -119,6 +119,8 @@ def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted
     Raises:
         BudgetError: it cannot be reached.
     """
+    if wanted == 1:
+        return made(1.0)
     asked, best, best_latency, problem = wanted, None, 0.0, ""
     for _ in range(ATTEMPTS):
         try:

@@ -1,6 +1,7 @@
 """What all commands share: the application, its options, opening a pipeline, a run's facts, JSON out."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -49,7 +50,8 @@ DEVICE = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps. 
 def open_pipeline(model: str | Path, device: str | None, dtype: str | None) -> DiffusionPipeline:
     """A pipeline where it shall run."""
     pipeline = load(model, torch_dtype=parsing.precision(dtype))
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rank = os.environ.get("LOCAL_RANK", "0")  # which process of a launcher this is
+    place = device or (f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     try:
         return pipeline if place == "cpu" else pipeline.to(place)
     except (RuntimeError, AssertionError) as error:

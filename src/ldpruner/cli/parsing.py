@@ -40,9 +40,10 @@ def training_of(texts: list[str] | None) -> Training:
     return Training(**{name: _literal(value) for name, value in pairs.items()})
 
 
-def with_prompts(probe: Probe, path: Path | None) -> Probe:
-    """The probe with the prompts of a text file, if one is given."""
-    return probe if path is None else probe.model_copy(update={"prompts": Probe(prompts=path).prompts})
+def changed(probe: Probe, prompts: Path | None, call: list[str] | None) -> Probe:
+    """A run's probe with the prompts of a text file, and with other arguments of the call; images are given anew."""
+    read = {"prompts": Probe(prompts=prompts).prompts} if prompts is not None else {}
+    return probe.model_copy(update={**read, "call": {**probe.call, **call_arguments(call)}})
 
 
 def one_of(value: str, known: tuple[Any, ...], option: str) -> Any:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ldpruner.cli import parsing, tables
 from ldpruner.cli.app import JSON, app, known_scores, open_pipeline, print_json
 from ldpruner.cli.pruning import outcome_json, run_all, show_outcome
-from ldpruner.cli.recovering import finetune_run, show_history, write_evaluation
+from ldpruner.cli.recovering import check_pruned, finetune_run, latest, show_history, write_evaluation
 from ldpruner.errors import PipelineNotFound
 from ldpruner.evaluation import Evaluation, evaluate
 from ldpruner.finetuning import History
@@ -94,20 +94,18 @@ def _prune(recipe: Recipe) -> Outcome | None:
 
 
 def _finetune(recipe: Recipe) -> History | None:
-    probe = known_scores(recipe.run).probe.model_copy(update={"samples": recipe.examples})
+    probe = _with_images(recipe).probe.probe().model_copy(update={"samples": recipe.examples})
     place: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype}
     return finetune_run(recipe.run, recipe.training, probe, data=recipe.data, **place)
 
 
 def _evaluate(recipe: Recipe) -> Evaluation:
     asked, scores = recipe.evaluation, known_scores(recipe.run)
-    probe = scores.probe.model_copy(update={"samples": asked.samples})
+    probe = _with_images(recipe).probe.probe().model_copy(update={"samples": asked.samples})
     if asked.prompts is not None:
         probe = probe.model_copy(update={"prompts": Probe(prompts=asked.prompts).prompts})
-    folders = [folder for folder in (recipe.run / "recovered", recipe.run / "pruned") if folder.is_dir()]
-    if not folders:
-        raise PipelineNotFound(f"no pruned pipeline in {recipe.run}; run the recipe without --only first")
-    pair = [open_pipeline(model, recipe.device, recipe.dtype) for model in (folders[0], recipe.model)]
+    check_pruned(recipe.run)
+    pair = [open_pipeline(model, recipe.device, recipe.dtype) for model in (latest(recipe.run), recipe.model)]
     options: dict[str, Any] = {"data": asked.data, "features": asked.features, "clip": asked.clip}
     found = evaluate(pair[0], pair[1], probe, component=scores.component, **options)
     write_evaluation(found, recipe.run)

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ldpruner.cli import parsing, tables
 from ldpruner.cli.app import (
+    CALL,
     DEVICE,
     DRY,
     DTYPE,
@@ -49,6 +50,7 @@ def finetune_command(
     training: TRAINING = None,
     samples: Annotated[int, typer.Option(help="Of the original, where there is no data.", min=2)] = SAMPLES,
     prompts: PROMPTS = None,
+    call: CALL = None,
     tracker: TRACKER = None,
     device: DEVICE = None,
     dtype: DTYPE = None,
@@ -62,7 +64,7 @@ def finetune_command(
     Example: accelerate launch -m ldpruner finetune --run runs/a
     """
     settings, model = parsing.training_of(training), fact(run, "model")
-    probe = parsing.with_prompts(known_scores(run).probe.model_copy(update={"samples": samples}), prompts)
+    probe = parsing.changed(known_scores(run).probe.model_copy(update={"samples": samples}), prompts, call)
     if dry_run:
         resolved = {"model": model, "data": str(data) if data else None, "training": settings.model_dump()}
         print_json({"run": str(run), **resolved, "probe": probe.model_dump(mode="json")})
@@ -87,7 +89,7 @@ def finetune_run(
     dtype: str | None = None,
 ) -> History | None:
     """Trains the pruned pipeline of a run folder, with a progress bar; None in all processes but the first."""
-    _check_pruned(run)
+    check_pruned(run)
     teacher = open_pipeline(fact(run, "model"), device, dtype)
     pruned = load(run / "pruned", torch_dtype=parsing.precision(dtype))
     component = known_scores(run).component
@@ -122,6 +124,7 @@ def evaluate_command(
     clip: Annotated[str | None, typer.Option(help="A folder or Hub id of a CLIP model, for the CLIP score.")] = None,
     samples: Annotated[int, typer.Option(help="Of each pipeline.", min=2)] = 64,
     prompts: PROMPTS = None,
+    call: CALL = None,
     device: DEVICE = None,
     dtype: DTYPE = None,
     as_json: JSON = False,
@@ -132,9 +135,9 @@ def evaluate_command(
     Example: ldpruner evaluate --run runs/a --samples 256 --data images/ --features inception
     """
     model, scores = fact(run, "model"), known_scores(run)
-    probe = parsing.with_prompts(scores.probe.model_copy(update={"samples": samples}), prompts)
-    _check_pruned(run)
-    folder = _newest(run)
+    probe = parsing.changed(scores.probe.model_copy(update={"samples": samples}), prompts, call)
+    check_pruned(run)
+    folder = latest(run)
     if dry_run:
         resolved = {"original": model, "pruned": str(folder), "data": str(data) if data else None, "clip": clip}
         print_json({**resolved, "features": features, "probe": probe.model_dump(mode="json")})
@@ -151,17 +154,25 @@ def evaluate_command(
 def write_evaluation(found: Evaluation, run: Path) -> None:
     """Keeps an evaluation in the run folder, with the name of the pipeline that it is of."""
     path = run / "evaluation.json"
-    written = {"pipeline": _newest(run).name, **found.model_dump(mode="json")}
+    written = {"pipeline": latest(run).name, **found.model_dump(mode="json")}
     try:
         path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _newest(run: Path) -> Path:
-    return next(place for place in (run / "recovered", run / "pruned") if place.is_dir())
+def latest(run: Path) -> Path:
+    """The recovered pipeline of a run folder, if it is of the pruned one that is there now; else the pruned one."""
+    kept = [_removals(run / name) for name in ("recovered", "pruned")]
+    return run / ("recovered" if kept[0] == kept[1] else "pruned")
 
 
-def _check_pruned(run: Path) -> None:
+def _removals(folder: Path) -> list[Any]:
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/config.json"))]
+    return [config["removals"] for config in configs if "removals" in config]
+
+
+def check_pruned(run: Path) -> None:
+    """Raises where a run folder has no pruned pipeline."""
     if not (run / "pruned").is_dir():
         raise PipelineNotFound(f"no pruned pipeline in {run}; make one with 'ldpruner prune --run {run}'")

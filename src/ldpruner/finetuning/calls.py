@@ -16,12 +16,22 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ldpruner.errors import FinetuningError
-from ldpruner.pipelines import Denoiser, Interruption, find_denoiser, run_pipeline, schedulers, stepping
+from ldpruner.pipelines import (
+    Denoiser,
+    Interruption,
+    find_denoiser,
+    networks,
+    run_pipeline,
+    schedulers,
+    stepping,
+)
 from ldpruner.probe import Probe
 
 WATCHED = 6  # steps at most
 LEVELS = 3  # noise levels that tell how a call is given them
 
+# from the scheduler's noise level to the denoiser's: as it is, as a share of 1000, or backwards
+USUAL = ((1.0, 0.0), (1e-3, 0.0), (-1e-3, 1.0))
 CANNOT = "such pipelines cannot be finetuned yet"
 
 Arguments = Mapping[str, Any]
@@ -37,7 +47,7 @@ class Conditions:
         rows: the places, among all values inside the arguments, of tensors that belong to samples.
         latents: the shape of one sample's latents.
         appended: the dimension in which the pipeline appends more to the latents, None if it appends nothing.
-        copies: rows of the call for each sample: 2 under classifier-free guidance.
+        copies, calls: rows of a call for each sample, and calls in a step: classifier-free guidance takes 2 of one.
         scale, shift: from the scheduler's noise level to that of the call.
     """
 
@@ -48,11 +58,16 @@ class Conditions:
     latents: torch.Size
     appended: int | None
     copies: int
+    calls: int
     scale: float
     shift: float
 
-    def of(self, arguments: Arguments, samples: int) -> list[Tensor]:
-        """What a call gives each sample beside its latents: tensors [samples, copies, ...]."""
+    def of(self, calls: Sequence[Arguments], samples: int) -> list[Tensor]:
+        """What the calls of a step give each sample beside its latents: tensors [samples, copies, ...]."""
+        parts = [self._of(call, samples) for call in calls[: self.calls]]
+        return [torch.cat(tensors, 1) for tensors in zip(*parts, strict=True)]
+
+    def _of(self, arguments: Arguments, samples: int) -> list[Tensor]:
         leaves = pytree.tree_leaves(dict(arguments))
         found = [leaves[place] for place in self.rows]
         if self.appended is not None:
@@ -114,45 +129,61 @@ def watch_conditions(pipeline: DiffusionPipeline, component: str, probe: Probe, 
     Raises:
         FinetuningError: the denoiser is called in a way that cannot be repeated with latents of one's own.
     """
-    name = type(pipeline).__name__
-    first = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
-    one = named_arguments(first)
+    name, parts = type(pipeline).__name__, networks(pipeline)
+    module = parts[component]
+    if any(other is not module and type(other) is type(module) for other in parts.values()):
+        raise FinetuningError(f"{name} has two denoisers, each for a part of the noise levels; {CANNOT}")
+    steps = watch_steps(pipeline, module, probe.arguments(pipeline, [0]), LEVELS)
+    if len({step.time for step in steps}) < 2:
+        raise FinetuningError(f"{name} makes {probe.steps} steps; two noise levels must be seen")
+    one = steps[0].calls[0]
     pair = named_arguments(find_denoiser(pipeline, component, probe.arguments(pipeline, [0, 1]))) if batches else None
-    steps = _watch_steps(pipeline, first.module, probe)
     sample, time = _names(one, name)
-    scale, shift = _affine([(step.time, _level(step.arguments[time])) for step in steps], name)
     whole, latents = one[sample], steps[0].latents
     # some step the guided and the unguided copy of a sample together
     if whole.ndim != latents.ndim or len(latents) not in (1, len(whole)):
         raise FinetuningError(
             f"{name} gives its denoiser {tuple(whole.shape)} for latents {tuple(latents.shape)}; {CANNOT}"
         )
+    rows = _places_of_rows(one, pair, {sample, time}, len(whole))
+    _check_constant(steps, rows, name)
+    scale, shift = _affine([(step.time, step.calls[0][time]) for step in steps], name)
     return Conditions(
         template=one,
         sample=sample,
         time=time,
-        rows=_places_of_rows(one, pair, {sample, time}, len(whole)),
+        rows=rows,
         latents=latents.shape[1:],
         appended=_appended(whole, latents),
         copies=len(whole),
+        calls=len(steps[0].calls) if _are_alike(steps[0].calls) else 1,
         scale=scale,
         shift=shift,
     )
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The first denoiser call of a step, and what the scheduler was given: its noise level, and [samples, ...]."""
+def recorded_calls(
+    pipeline: DiffusionPipeline, component: str, conditions: Conditions, arguments: Arguments
+) -> list[dict[str, Any]]:
+    """The denoiser calls of a pipeline's first step; the denoiser runs only if guidance calls it again."""
+    if conditions.calls == 1:
+        return [named_arguments(find_denoiser(pipeline, component, arguments))]
+    return watch_steps(pipeline, networks(pipeline)[component], arguments, 1)[0].calls
 
-    arguments: dict[str, Any]
+
+@dataclass(frozen=True)
+class Step:
+    """The denoiser calls of a step, and what the scheduler was given: its noise level, and latents [samples, ...]."""
+
+    calls: list[dict[str, Any]]
     time: float
     latents: Tensor
 
 
-def _watch_steps(pipeline: DiffusionPipeline, module: nn.Module, probe: Probe) -> list[_Step]:
-    """Runs a pipeline for a few noise levels."""
+def watch_steps(pipeline: DiffusionPipeline, module: nn.Module, arguments: Arguments, levels: int) -> list[Step]:
+    """Runs a pipeline for some noise levels."""
     calls: list[dict[str, Any]] = []
-    steps: list[_Step] = []
+    steps: list[Step] = []
 
     def record(_: nn.Module, args: Any, kwargs: Any) -> None:
         calls.append(_named(module, args, kwargs))
@@ -163,9 +194,9 @@ def _watch_steps(pipeline: DiffusionPipeline, module: nn.Module, probe: Probe) -
         def step(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             if calls:
-                steps.append(_Step(calls[0], _level(given["timestep"]), given["sample"]))
+                steps.append(Step(list(calls), _level(given["timestep"]), given["sample"]))
                 calls.clear()
-            if len(steps) == WATCHED or len({one.time for one in steps}) == LEVELS:
+            if len(steps) == WATCHED or len({one.time for one in steps}) == levels:
                 raise Interruption
             return original(*args, **kwargs)
 
@@ -175,10 +206,23 @@ def _watch_steps(pipeline: DiffusionPipeline, module: nn.Module, probe: Probe) -
         stack.callback(module.register_forward_pre_hook(record, with_kwargs=True).remove)
         for scheduler in schedulers(pipeline):
             stack.enter_context(stepping(scheduler, watched(type(scheduler).step)))
-        run_pipeline(pipeline, probe.arguments(pipeline, [0]))
-    if len({one.time for one in steps}) < 2:
-        raise FinetuningError(f"{type(pipeline).__name__} makes {probe.steps} steps; two noise levels must be seen")
+        run_pipeline(pipeline, dict(arguments))
+    if not steps:
+        raise FinetuningError(f"{type(pipeline).__name__} makes no step in which its denoiser is called")
     return steps
+
+
+def _are_alike(calls: Sequence[Arguments]) -> bool:
+    """Whether guidance calls the denoiser again with arguments of the same shapes."""
+    shapes = [[getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(dict(call))] for call in calls]
+    return all(one == shapes[0] for one in shapes)
+
+
+def _check_constant(steps: Sequence[Step], rows: Sequence[int], pipeline: str) -> None:
+    """Raises where a condition depends on the noise level, as what a ControlNet adds does."""
+    first, last = (pytree.tree_leaves(step.calls[0]) for step in (steps[0], steps[-1]))
+    if any(not torch.equal(first[place], last[place]) for place in rows):
+        raise FinetuningError(f"{pipeline} gives its denoiser conditions that change from step to step; {CANNOT}")
 
 
 def _names(arguments: Arguments, pipeline: str) -> tuple[str, str]:
@@ -223,13 +267,18 @@ def _level(time: Any) -> float:
     return float(torch.as_tensor(time).flatten()[0])
 
 
-def _affine(pairs: Sequence[tuple[float, float]], pipeline: str) -> tuple[float, float]:
-    """Scale and shift of the line through pairs."""
-    x, y = np.array(pairs).T
-    scale, shift = (1.0, 0.0) if np.allclose(x, y) else np.polyfit(x, y, 1).tolist()
-    if not np.allclose(x * scale + shift, y, rtol=1e-4, atol=1e-4 * np.abs(y).max()):
-        raise FinetuningError(f"{pipeline} gives its denoiser noise levels of its own making; {CANNOT}")
-    return scale, shift
+def _affine(pairs: Sequence[tuple[float, Any]], pipeline: str) -> tuple[float, float]:
+    """Scale and shift from the scheduler's noise levels to those of the calls."""
+    precision = torch.as_tensor(pairs[0][1]).dtype
+    coarse = precision in (torch.float16, torch.bfloat16)
+    x, y = np.array([(time, _level(level)) for time, level in pairs]).T
+    tolerance = (1e-2 if coarse else 1e-4) * max(np.abs(y).max(), 1e-3)
+    fitted = tuple(np.polyfit(x, y, 1).tolist())
+    # rounded levels would give a line that is a little off
+    for scale, shift in (*USUAL, *(() if coarse else (fitted,))):
+        if np.abs(x * scale + shift - y).max() <= tolerance:
+            return scale, shift
+    raise FinetuningError(f"{pipeline} gives its denoiser noise levels of its own making; {CANNOT}")
 
 
 def _like(tensor: Tensor, latents: Tensor) -> Tensor:

@@ -49,9 +49,11 @@ class FolderRows(Sequence[Row]):
         if found is None:
             return {}
         try:
-            lines = found.read_text(encoding="utf-8").splitlines()
-            rows = map(json.loads, filter(str.strip, lines)) if found.suffix == ".jsonl" else csv.DictReader(lines)
-            return {str(row["file_name"]): row for row in rows}
+            with found.open(encoding="utf-8-sig", newline="") as opened:
+                rows = (
+                    map(json.loads, filter(str.strip, opened)) if found.suffix == ".jsonl" else csv.DictReader(opened)
+                )
+                return {str(row["file_name"]): row for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"cannot read {found}: {one_line(error)}") from error
 
@@ -104,7 +106,10 @@ def _asked(row: Row, pipeline: DiffusionPipeline) -> dict[str, Any]:
         raise FinetuningError(
             f"{type(pipeline).__name__} needs data with a column {' or '.join(columns)}; this has {', '.join(row)}"
         )
-    return {name: row[column] if name == "prompt" else int(row[column])}
+    try:
+        return {name: row[column] if name == "prompt" else int(row[column])}
+    except ValueError as error:
+        raise FinetuningError(f"label={row[column]!r} is no number of a class; give the number") from error
 
 
 def _pictures(row: Row, pipeline: DiffusionPipeline) -> list[Image.Image]:

@@ -11,11 +11,20 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError
-from ldpruner.pipelines import Interruption, networks, overridden, run_pipeline, schedulers, stepping
+from ldpruner.pipelines import (
+    Interruption,
+    keeping_precision,
+    networks,
+    overridden,
+    run_pipeline,
+    schedulers,
+    stepping,
+)
 from ldpruner.probe import Probe
 
-EXACT = 1e-3  # relative error of the way back
+EXACT = 1e-3  # relative error of the way back, where the precision allows
 
 
 @dataclass(frozen=True)
@@ -25,20 +34,24 @@ class Encoder:
     Attributes:
         autoencoder: the network.
         size: channels, height and width of a picture.
+        precision: in which the pipeline decodes, and so encodes: some raise it.
         scale, shift: for each channel, in the shape of latents.
     """
 
     autoencoder: nn.Module
     size: tuple[int, int, int]
+    precision: torch.dtype
     scale: Tensor
     shift: Tensor
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         """The latents of pictures, which are cropped and resized to what the pipeline draws: [pictures, ...]."""
-        weight = next(self.autoencoder.parameters())
-        pixels = torch.stack([self._pixels(one) for one in pictures]).to(weight.device, weight.dtype)
-        encoded: Any = self.autoencoder.encode(pixels)  # type: ignore[operator]
+        pixels = torch.stack([self._pixels(one) for one in pictures])
+        with keeping_precision(self.autoencoder):
+            self.autoencoder.to(self.precision)
+            encode: Any = self.autoencoder.encode
+            encoded = encode(pixels.to(device_of(self.autoencoder), self.precision))
         latents: Tensor = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
         return ((latents.cpu() - self.shift) / self.scale).float()
 
@@ -61,16 +74,18 @@ def find_encoder(pipeline: DiffusionPipeline, probe: Probe) -> Encoder:
     last, decoded, autoencoder, output = _watch_decoding(pipeline, probe)
     name = type(pipeline).__name__
     advice = "finetune without data: the teacher's own samples are used"
+    last = last[: len(decoded)]  # some step the unguided copy with the guided one
     if last.shape != decoded.shape or output.ndim != 4:
         raise FinetuningError(
             f"{name} rearranges its latents {tuple(last.shape)} to {tuple(decoded.shape)} before it decodes "
             f"{tuple(output.shape)}; data cannot be encoded for it yet, {advice}"
         )
     scale, shift = _line(last, decoded)
-    if float((last * scale + shift - decoded).norm()) > EXACT * float(decoded.norm()):
+    exact = max(EXACT, 8 * torch.finfo(last.dtype).eps, 8 * torch.finfo(decoded.dtype).eps)
+    if float((last * scale + shift - decoded).norm()) > exact * float(decoded.norm()):
         raise FinetuningError(f"{name} does more than scale its latents before it decodes them; {advice}")
     _, channels, height, width = output.shape
-    return Encoder(autoencoder, (channels, height, width), scale, shift)
+    return Encoder(autoencoder, (channels, height, width), decoded.dtype, scale, shift)
 
 
 def _watch_decoding(pipeline: DiffusionPipeline, probe: Probe) -> tuple[Tensor, Tensor, nn.Module, Tensor]:
@@ -82,12 +97,13 @@ def _watch_decoding(pipeline: DiffusionPipeline, probe: Probe) -> tuple[Tensor, 
             stack.enter_context(stepping(scheduler, _kept(type(scheduler).step, stepped)))
         for part in networks(pipeline).values():
             if all(callable(getattr(part, way, None)) for way in ("encode", "decode")):
+                stack.enter_context(keeping_precision(part))
                 stack.enter_context(overridden(part, "decode", _last(part, decodings)))
         run_pipeline(pipeline, probe.without("output_type").arguments(pipeline, [0]))
     if not stepped or not decodings:
         raise FinetuningError(f"{type(pipeline).__name__} decodes nothing that it could encode; finetune without data")
     latents, autoencoder, output = decodings[0]
-    return stepped[-1].float().cpu(), latents.float().cpu(), autoencoder, output
+    return stepped[-1].cpu(), latents.cpu(), autoencoder, output
 
 
 def _kept(original: Any, results: list[Tensor]) -> Any:
@@ -114,7 +130,7 @@ def _last(part: Any, results: list[tuple[Tensor, nn.Module, Tensor]]) -> Any:
 
 def _line(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift of each channel by least squares, in the shape of latents: [1, channels, 1, ...]."""
-    x, y = (one.transpose(0, 1).flatten(1).double() for one in (before, after))
+    x, y = (one.double().transpose(0, 1).flatten(1) for one in (before, after))
     mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
     scale = ((x - mean_x) * (y - mean_y)).sum(1, keepdim=True) / (x - mean_x).square().sum(1, keepdim=True)
     shape = (1, -1, *[1] * (before.ndim - 2))

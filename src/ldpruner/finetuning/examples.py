@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -13,12 +14,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ldpruner.errors import FinetuningError, StorageError
-from ldpruner.finetuning.calls import Conditions, named_arguments
+from ldpruner.finetuning.calls import Conditions, recorded_calls
 from ldpruner.finetuning.dataset import Item, Rows, items
 from ldpruner.finetuning.encoding import Encoder, find_encoder
 from ldpruner.fingerprints import weights_digest
 from ldpruner.latents import draw_latents
-from ldpruner.pipelines import find_denoiser, networks
+from ldpruner.pipelines import networks
 from ldpruner.probe import Probe
 
 CHUNK = 64  # examples in one file
@@ -29,22 +30,45 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples in memory, or mapped from their files.
+    """Examples in chunks, as they are mapped from their files: a large set need not fit into memory.
 
     Attributes:
-        latents: [examples, ...], as the scheduler steps them.
-        given: what the denoiser is given with each, [examples, copies, rows, ...].
+        chunks: of each example its latents, as the scheduler steps them, [examples, ...], and what the denoiser is
+            given with it, [examples, copies, rows, ...].
+        digest: tells them from others.
     """
 
-    latents: Tensor
-    given: tuple[Tensor, ...]
+    chunks: tuple[dict[str, Tensor], ...]
+    digest: str
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return torch.tensor([len(chunk[LATENTS]) for chunk in self.chunks]).cumsum(0)
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return int(self._ends[-1]) if self.chunks else 0
+
+    @property
+    def names(self) -> list[str]:
+        """Of what is given."""
+        return [name for name in self.chunks[0] if name != LATENTS]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of one example's latents."""
+        return self.chunks[0][LATENTS].shape[1:]
 
     def batch(self, indices: Tensor, copies: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Latents [batch, ...] of some examples, and one copy of what is given with each: [batch, rows, ...]."""
-        return self.latents[indices].float(), [one[indices, copies] for one in self.given]
+        chunks = torch.searchsorted(self._ends, indices, right=True)
+        rows = indices - torch.cat([torch.zeros(1, dtype=torch.long), self._ends])[chunks]
+        places = list(zip(chunks.tolist(), rows.tolist(), copies.tolist(), strict=True))
+        latents = torch.stack([self.chunks[chunk][LATENTS][row] for chunk, row, _ in places])
+
+        def one_copy(name: str) -> Tensor:
+            return torch.stack([self.chunks[chunk][name][row, copy] for chunk, row, copy in places])
+
+        return latents.float(), [one_copy(name) for name in self.names]
 
 
 @dataclass(frozen=True)
@@ -74,21 +98,19 @@ class Source:
             FinetuningError: there are none.
             StorageError: the folder cannot be written.
         """
-        place = folder / f"{self._digest()}" if folder is not None and self._digest() else None
-        parts = list(self._chunks(place))
-        if not parts:
+        digest = self._digest()
+        chunks = tuple(self._chunks(folder / digest if folder is not None and digest is not None else None))
+        if not chunks:
             raise FinetuningError("the data holds no example")
-        given = [name for name in parts[0] if name != LATENTS]
-        whole = {name: torch.cat([part[name] for part in parts]) for name in (LATENTS, *given)}
-        return Examples(whole[LATENTS], tuple(whole[name] for name in given))
+        return Examples(chunks, digest or f"{sum(len(chunk[LATENTS]) for chunk in chunks)} of memory")
 
     def _chunks(self, folder: Path | None) -> Iterator[dict[str, Tensor]]:
         total = self.probe.samples if self.rows is None else len(self.rows)
         encoder = None
         for first in range(0, total, CHUNK):
             path = folder / f"{first:07d}.safetensors" if folder is not None else None
-            if path is not None and path.exists():
-                yield safetensors.torch.load_file(path)
+            if path is not None and (known := _read(path)) is not None:
+                yield known
                 continue
             logger.info("%s %d of %d", "drawing" if self.rows is None else "encoding", first, total)
             wanted = range(first, min(first + CHUNK, total))
@@ -117,8 +139,9 @@ class Source:
         """What the denoiser is given with some samples; only what comes before it runs."""
         if not self.conditions.rows and self.conditions.appended is None:
             return []
-        call = find_denoiser(self.teacher, self.component, probe.arguments(self.teacher, batch))
-        return [one.cpu() for one in self.conditions.of(named_arguments(call), len(batch))]
+        arguments = probe.arguments(self.teacher, batch)
+        calls = recorded_calls(self.teacher, self.component, self.conditions, arguments)
+        return [one.cpu() for one in self.conditions.of(calls, len(batch))]
 
     def _digest(self) -> str | None:
         """Tells these examples from others; None for rows that nothing can tell from others."""
@@ -143,6 +166,17 @@ def _asking(probe: Probe, found: Sequence[Item]) -> Probe:
 def _chunk(latents: Tensor, given: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     columns = {f"given.{place}": torch.cat(parts).contiguous() for place, parts in enumerate(zip(*given, strict=True))}
     return {LATENTS: latents.contiguous(), **columns}
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """A chunk; None where there is none that can be read."""
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        return None
+    except safetensors.SafetensorError:
+        logger.warning("%s is damaged and is made again", path)
+        return None
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ldpruner.operators import STAND_INS
 
@@ -30,7 +29,10 @@ def _stages_of(name: str, part: nn.Module) -> list[str]:
 
 @contextmanager
 def features_of(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named submodules return first while the context is open, renewed in every call.
+    """What the named submodules return while the context is open, renewed in every call.
+
+    Of several tensors, such as the two streams of a joint block, each counts; what lies in a list, such as what a
+    U-Net keeps for its way up, does not.
 
     The hooks are on the submodules themselves, so they see calls through any wrapper around the network.
     """
@@ -39,7 +41,8 @@ def features_of(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, T
         for name in names:
 
             def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                found[name] = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+                parts = output if isinstance(output, (tuple, list)) else [output]
+                found.update({f"{name} {place}": one for place, one in enumerate(parts) if isinstance(one, Tensor)})
 
             stack.callback(module.get_submodule(name).register_forward_hook(keep).remove)
         yield found
@@ -51,7 +54,8 @@ def feature_loss(taught: Mapping[str, Tensor], learnt: Mapping[str, Tensor], *, 
     Normalised, each stage of each sample counts alike whatever the size of its features (Zhang et al. 2024). Stages
     whose shapes differ do not count.
     """
-    pairs = [(taught[name].float(), one.float()) for name, one in learnt.items() if taught[name].shape == one.shape]
+    known = {name: taught[name] for name in learnt if name in taught}
+    pairs = [(one.float(), learnt[name].float()) for name, one in known.items() if one.shape == learnt[name].shape]
     terms = [_difference(known, one, normalised) for known, one in pairs]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 

@@ -27,6 +27,7 @@ class Diffusion:
 
     def __init__(self, scheduler: Any) -> None:
         known: Any = DDPMScheduler.from_config(scheduler.config)
+        known.alphas_cumprod = scheduler.alphas_cumprod  # some shift them in ways of their own
         self.scheduler, self.prediction = known, known.config.prediction_type
 
     def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,8 @@ class Training(Value):
         weight_decay, clip: of the weights; of the gradient's norm.
         average: decay of the moving average of the weights, which is what is kept.
         task, output, features: weights of the losses: the noise in the latents, the teacher's output, the teacher's
-            features at each stage.
+            features at each stage. The first is 1 with data and 0 without if it is None: on samples of its own the
+            teacher knows better what is to be found, and guided ones would teach more guidance.
         normalised: whether each stage counts alike, whatever the size of its features.
         precision: of the products: `no` for full, `fp16` or `bf16`.
         gradient_checkpointing: less memory, more time.
@@ -39,13 +40,13 @@ class Training(Value):
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
     average: float = Field(default=0.999, ge=0, lt=1)
-    task: float = Field(default=1.0, ge=0)
+    task: float | None = Field(default=None, ge=0)
     output: float = Field(default=1.0, ge=0)
     features: float = Field(default=0.1, ge=0)
     normalised: bool = True
     precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     held_out: float = Field(default=0.05, gt=0, lt=1)
     check_every: int = Field(default=100, ge=1)
     patience: int | None = Field(default=5, ge=1)
@@ -58,10 +59,14 @@ class Training(Value):
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
             raise FinetuningError(f"training {field}={problem['input']!r}: {problem['msg']}") from error
-        if not self.task and not self.output and not self.features:
+        if self.task == self.output == self.features == 0:
             raise FinetuningError(
                 "training task=0, output=0, features=0: nothing is learnt; weigh one of them above 0"
             )
+
+    def resolved(self, *, data: bool) -> "Training":
+        """The same with the weight of the task that fits learning from data, or from the teacher alone."""
+        return self if self.task is not None else self.model_copy(update={"task": 1.0 if data else 0.0})
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""

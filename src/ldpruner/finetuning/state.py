@@ -54,7 +54,7 @@ class State:
             for weight, best in zip(self.module.parameters(), self.best, strict=True):
                 weight.copy_(best)
 
-    def write(self, path: Path, identity: dict[str, Any]) -> None:
+    def write(self, path: Path, identity: dict[str, Any], extra: dict[str, Any]) -> None:
         """Writes all of it; `identity` says which run it is of."""
         parts = {
             "weights": _numbered(list(self.module.parameters())),
@@ -63,10 +63,10 @@ class State:
             "optimizer": optimizer_tensors(self.optimizer),
         }
         facts = {"identity": identity, "best": self.best_step, "losses": self.losses, "held_out": self.held_out}
-        write_checkpoint(path, parts, {**facts, "averaged": self.average.optimization_step})
+        write_checkpoint(path, parts, {**facts, "averaged": self.average.optimization_step, "extra": extra})
 
-    def restore_(self, path: Path, identity: dict[str, Any]) -> None:
-        """Goes back to what `write` wrote.
+    def restore_(self, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+        """Goes back to what `write` wrote; returns what was written with it.
 
         Raises:
             FinetuningError: it is of another run.
@@ -82,6 +82,8 @@ class State:
         restore_optimizer_(self.optimizer, parts.get("optimizer", {}))
         self.losses, self.step = facts["losses"], len(facts["losses"])
         self.held_out = {int(step): loss for step, loss in facts["held_out"].items()}
+        extra: dict[str, Any] = facts["extra"]
+        return extra
 
 
 def _numbered(tensors: list[Any]) -> dict[str, Tensor]:

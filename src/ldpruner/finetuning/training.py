@@ -8,36 +8,34 @@ one.
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError, one_line
-from ldpruner.finetuning.calls import Conditions, predicted, watch_conditions
+from ldpruner.finetuning.calls import predicted
 from ldpruner.finetuning.dataset import Rows, open_data
-from ldpruner.finetuning.examples import Examples, Source
+from ldpruner.finetuning.lesson import prepare_lesson
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
-from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
+from ldpruner.finetuning.objectives import random_levels
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
 from ldpruner.fingerprints import architecture
-from ldpruner.latents import largest_batch
-from ldpruner.pipelines import find_denoiser, schedulers
 from ldpruner.probe import Probe
-from ldpruner.scoring import MISFITS
 
+MOST_HELD = 256  # examples held out: a look shall cost little
 SAMPLES = 256  # of the teacher, where there is no data
-BATCH = 16  # of them drawn at once
 PRIME = 1_000_003  # runs of neighbouring seeds share no step's seed
 CHECKPOINT = Path("finetuning", "state.safetensors")
+WITHOUT_EFFECT = ("accumulate", "gradient_checkpointing", "checkpoint_every")  # on the result
+LONG = timedelta(days=7)  # for which other processes wait while the first encodes
 
 logger = logging.getLogger(__name__)
 
@@ -94,23 +92,34 @@ class Finetuning:
         run: Path | str | None = None,
         trackers: Sequence[Any] = (),
     ) -> None:
-        self.training = training or Training()
+        self.training = (training or Training()).resolved(data=data is not None)
         self.folder = Path(run) if run is not None else None
         self.accelerator = _accelerator(self.training, teacher, self.folder, trackers)
-        lesson = self._lesson(teacher.to(self.accelerator.device), data, probe or Probe(samples=SAMPLES), component)
+        rows = open_data(data) if data is not None else None
+        with self.accelerator.main_process_first():
+            lesson = prepare_lesson(
+                teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, self.folder
+            )
         student = pruned.components[lesson.component].to(self.accelerator.device)
         self.lesson, self.dtype = lesson, student.dtype
+        self._save_memory(student)
         self.state = State(student, self.training)
-        if self.training.gradient_checkpointing:
-            student.enable_gradient_checkpointing()
         self.trained, self.held = _split(len(lesson.examples), self.training)
         self.identity = {
-            **self.training.model_dump(),
+            **self.training.model_dump(exclude=set(WITHOUT_EFFECT)),
             "network": architecture(student).digest,
-            "examples": [len(lesson.examples), float(lesson.examples.latents.double().std())],
+            "examples": lesson.examples.digest,
         }
         self.module, self.optimizer = self.accelerator.prepare(student, self.state.optimizer)
         self._fresh: list[Tensor] = []
+
+    def _save_memory(self, student: Any) -> None:
+        if not self.training.gradient_checkpointing:
+            return
+        try:
+            student.enable_gradient_checkpointing()
+        except ValueError as error:
+            raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
 
     def __len__(self) -> int:
         return self.training.steps
@@ -149,22 +158,6 @@ class Finetuning:
         self.accelerator.end_training()
         return self.state.history
 
-    def _lesson(
-        self, teacher: DiffusionPipeline, data: Path | str | Rows | None, probe: Probe, component: str | None
-    ) -> "_Lesson":
-        probe = probe.completed(teacher)
-        denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
-        batch = largest_batch(teacher, probe, BATCH)
-        conditions = watch_conditions(teacher, denoiser.component, probe, batches=batch > 1)
-        objective = objective_of(schedulers(teacher)[0])
-        rows = open_data(data) if data is not None else None
-        source = Source(teacher, denoiser.component, conditions, probe, batch, rows)
-        with self.accelerator.main_process_first():
-            examples = source.examples(self.folder / "examples" if self.folder is not None else None)
-        lesson = _Lesson(denoiser.component, denoiser.module, conditions, objective, examples)
-        lesson.rehearse(type(teacher).__name__)
-        return lesson
-
     def _advance(self, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> None:
         state = self.state
         for group in self.optimizer.param_groups:
@@ -187,13 +180,13 @@ class Finetuning:
     ) -> Iterator[Tensor]:
         """The losses on this process's share of the chosen examples, with noise drawn for all of them."""
         lesson = self.lesson
-        copies = torch.randint(lesson.conditions.copies, (len(chosen),), generator=generator)
+        copies = torch.randint(lesson.copies, (len(chosen),), generator=generator)
         levels = random_levels(len(chosen), generator)
-        noise = torch.randn((len(chosen), *lesson.examples.latents.shape[1:]), generator=generator)
+        noise = torch.randn((len(chosen), *lesson.examples.shape), generator=generator)
         mine = torch.arange(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
         for part in mine.chunk(self.training.accumulate):
             latents, given = lesson.examples.batch(chosen[part], copies[part])
-            noisy, target, times = lesson.objective.noised(latents, noise[part], levels[part])
+            noisy, target, times = lesson.noised(latents, noise[part], levels[part])
             yield self._loss(noisy, target, times, given, taught, learnt)
 
     def _loss(
@@ -209,7 +202,7 @@ class Finetuning:
         noisy, target = noisy.to(device), target.to(device)
         with self.accelerator.autocast():
             found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy)
-            loss = training.task * mse_loss(found.float(), target)
+            loss = (training.task or 0.0) * mse_loss(found.float(), target)
             if training.output or training.features:
                 shown = lesson.shown(noisy, times, given)
                 loss = loss + training.output * mse_loss(found.float(), shown.float())
@@ -252,61 +245,40 @@ class Finetuning:
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT if self.folder is not None else None
         if path is not None and path.exists() and not self.state.losses:
-            self.state.restore_(path, self.identity)
+            extra = self.state.restore_(path, self.identity)
+            if self.accelerator.scaler is not None and extra["scaler"]:
+                self.accelerator.scaler.load_state_dict(extra["scaler"])
             logger.info("finetuning goes on from step %d", self.state.step)
 
     def _write(self) -> None:
         self._flush()
         if self.folder is not None and self.accelerator.is_main_process:
-            self.state.write(self.folder / CHECKPOINT, self.identity)
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """The teacher, and what it teaches with."""
-
-    component: str
-    teacher: nn.Module
-    conditions: Conditions
-    objective: Objective
-    examples: Examples
-
-    @torch.no_grad()
-    def shown(self, noisy: Tensor, times: Tensor, given: Sequence[Tensor]) -> Tensor:
-        """What the teacher finds in noisy latents."""
-        noisy = noisy.to(dtype=next(self.teacher.parameters()).dtype)
-        return predicted(self.teacher(**self.conditions.arguments(noisy, times, given)), noisy)
-
-    def rehearse(self, pipeline: str) -> None:
-        """Calls the teacher once, to see that it can be called on noised latents.
-
-        Raises:
-            FinetuningError: it cannot.
-        """
-        chosen = torch.arange(min(2, len(self.examples)))
-        latents, given = self.examples.batch(chosen, torch.zeros_like(chosen))
-        noisy, _, times = self.objective.noised(
-            latents, torch.randn_like(latents), random_levels(len(chosen), torch.Generator())
-        )
-        try:
-            self.shown(noisy.to(device_of(self.teacher)), times, given)
-        except MISFITS as error:
-            raise FinetuningError(f"{pipeline} cannot be finetuned yet: {one_line(error)}") from error
+            scaler = self.accelerator.scaler
+            extra = {"scaler": scaler.state_dict() if scaler is not None else None}
+            self.state.write(self.folder / CHECKPOINT, self.identity, extra)
 
 
 def _accelerator(
     training: Training, teacher: DiffusionPipeline, folder: Path | None, trackers: Sequence[Any]
 ) -> Accelerator:
-    # It keeps the precision of the first one of a process otherwise.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=training.precision,
-        cpu=teacher.device.type == "cpu",
-        log_with=list(trackers) or None,
-        project_dir=str(folder or "."),
-        # a pruned network may hold a weight that nothing reads; and gradient checkpointing asks for it
-        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
-    )
+    # It keeps the precision and the device of the first one of a process otherwise.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    if teacher.device.type == "cuda":
+        torch.cuda.set_device(teacher.device)
+    # a pruned network may hold a weight that nothing reads; and gradient checkpointing asks for a static graph
+    handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=LONG)]
+    try:
+        accelerator = Accelerator(
+            mixed_precision=training.precision,
+            cpu=teacher.device.type == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=str(folder or "."),
+            kwargs_handlers=handlers,
+        )
+    except ValueError as error:
+        raise FinetuningError(f"trackers {list(trackers)}: {one_line(error)}") from error
+    if len(accelerator.log_with) != len(trackers):
+        raise FinetuningError(f"trackers {list(trackers)}: not all of their packages are installed")
     passes = accelerator.num_processes * training.accumulate
     if training.batch % passes:
         raise FinetuningError(
@@ -321,7 +293,7 @@ def _accelerator(
 def _split(count: int, training: Training) -> tuple[Tensor, Tensor]:
     """Which examples are trained on, and which are held out."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(training.seed))
-    held = max(1, round(count * training.held_out))
+    held = min(MOST_HELD, max(1, round(count * training.held_out)))
     if held >= count:
         raise FinetuningError(f"{count} examples are too few to train on and to hold some out; give at least 2")
     return order[held:], order[:held]
