@@ -376,9 +376,8 @@ def test_noise_is_as_strong_as_the_scheduler_has_it(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_guidance_in_separate_calls_is_learnt_from_both() -> None:
     family = FAMILIES["wan"]
-    work = Finetuning(
-        family.pipeline(), family.pipeline(), probe=ldpruner.Probe(samples=4, steps=3, prompts=PROMPTS), training=SHORT
-    )
+    probe = ldpruner.Probe(samples=4, steps=3, prompts=PROMPTS, call=dict(family.call))
+    work = Finetuning(family.pipeline(), family.pipeline(), probe=probe, training=SHORT)
     (text,) = [chunk["given.0"] for chunk in work.lesson.examples.chunks]
     assert work.lesson.copies == text.shape[1] == 2
     assert not torch.equal(text[0, 0], text[0, 1])

