@@ -136,7 +136,8 @@ def test_the_same_command_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> 
         "import sys, torch, ldpruner; from ldpruner.finetuning import Finetuning, Training\n"
         "torch.set_num_threads(1)\n"
         "teacher, student = ldpruner.load(sys.argv[1]), ldpruner.load(sys.argv[1])\n"
-        "training = Training(steps=60, batch=4, task=1.0, warmup=2, check_every=20, checkpoint_every=7, patience=None)\n"
+        "rhythm = {'check_every': 20, 'checkpoint_every': 7, 'patience': None}\n"
+        "training = Training(steps=60, batch=4, task=1.0, warmup=2, **rhythm)\n"
         "probe = ldpruner.Probe(samples=8, steps=3)\n"
         "work = Finetuning(student, teacher, probe=probe, training=training, run=sys.argv[2])\n"
         "for step in work: print(step, flush=True)\n"
@@ -382,6 +383,7 @@ def test_guidance_in_separate_calls_is_learnt_from_both() -> None:
     assert work.lesson.copies == text.shape[1] == 2
     assert not torch.equal(text[0, 0], text[0, 1])
     assert torch.equal(text[0, 1], text[1, 1])
+    torch.testing.assert_close(work.lesson.shares, torch.tensor([0.8, 0.2]))
 
 
 class Turned(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from ldpruner.scoring import MISFITS
 
 BATCH = 16  # samples of the teacher drawn at once
 REHEARSED = 8  # examples on which the teacher is tried
+UNGUIDED = 0.2  # of the examples, under classifier-free guidance; its authors use 0.1 to 0.2 (Ho and Salimans 2022)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Lesson:
         """Noisy latents, what the denoiser is to find in them, and the scheduler's timesteps."""
         noisy, target, times = self.objective.noised(clean, noise, levels)
         return noisy, self.sign * target, times
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """How often each copy is learnt from: those that are given the same whatever the sample, less often."""
+        first = self.examples.chunks[0]
+        alike = torch.ones(self.copies, dtype=torch.bool)
+        for name in self.examples.names:
+            alike &= (first[name] == first[name][:1]).flatten(2).all(2).all(0)
+        if alike.all() or not alike.any():
+            return torch.full((self.copies,), 1 / self.copies)
+        return torch.where(alike, UNGUIDED / alike.sum(), (1 - UNGUIDED) / (~alike).sum())
 
     @torch.no_grad()
     def shown(self, noisy: Tensor, times: Tensor, given: Sequence[Tensor]) -> Tensor:

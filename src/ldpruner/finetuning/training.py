@@ -180,7 +180,7 @@ class Finetuning:
     ) -> Iterator[Tensor]:
         """The losses on this process's share of the chosen examples, with noise drawn for all of them."""
         lesson = self.lesson
-        copies = torch.randint(lesson.copies, (len(chosen),), generator=generator)
+        copies = torch.multinomial(lesson.shares, len(chosen), replacement=True, generator=generator)
         levels = random_levels(len(chosen), generator)
         noise = torch.randn((len(chosen), *lesson.examples.shape), generator=generator)
         mine = torch.arange(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
