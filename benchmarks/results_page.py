@@ -51,10 +51,11 @@ def _tables(model: str, cells: Cells) -> Iterator[str]:
         if not any(name != ORIGINAL for name, _ in rows):
             continue
         yield f"### zoo:{model}, {cut:.0%} of the latency removed\n"
-        yield "| | seeds | latency kept | parameters kept | MACs kept | before | after |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| | seeds | latency kept | parameters kept | MACs kept | before | after | beside ld-pruner |"
+        yield "|---|---|---|---|---|---|---|---|"
+        ours = _chosen(cells, OURS, cut, BUDGETS[model])
         for name, known in rows:
-            yield f"| {name} | " + " | ".join(_row(known)) + " |"
+            yield f"| {name} | " + " | ".join([*_row(known), _beside(known, ours) if name != OURS else ""]) + " |"
         yield ""
 
 
@@ -77,6 +78,12 @@ def _row(known: Sequence[dict[str, Any]]) -> list[str]:
         _distance(results, "before"),
         _distance(results, "after"),
     ]
+
+
+def _beside(known: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> str:
+    """How much farther than ours it ends, on the same seeds; what is not finetuned counts as it is."""
+    pairs = _pairs(known, ours)
+    return _percent([_value(one, "after") / _value(other, "after") - 1 for one, other in pairs]) if pairs else ""
 
 
 def _distance(results: Sequence[dict[str, Any]], when: str) -> str:
@@ -118,14 +125,19 @@ def _headline(found: dict[str, Cells]) -> Iterator[str]:
 
 
 def _pairs(ones: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
-    """The results of cells of the same seed that were finetuned."""
-    known = {other["settings"]["seed"]: other["result"] for other in others if "after" in other["result"]}
-    seeds = [(one["settings"]["seed"], one["result"]) for one in ones if "after" in one["result"]]
+    """The results of cells of the same seed that came to an end."""
+    known = {other["settings"]["seed"]: other["result"] for other in others if _is_whole(other["result"])}
+    seeds = [(one["settings"]["seed"], one["result"]) for one in ones if _is_whole(one["result"])]
     return [(result, known[seed]) for seed, result in seeds if seed in known]
 
 
+def _is_whole(result: dict[str, Any]) -> bool:
+    return "before" in result and "diverged" not in result
+
+
 def _value(result: dict[str, Any], when: str) -> float:
-    return float(result[when]["frechet_distance"])
+    """A distance; after no finetuning it is what it was before."""
+    return float(result.get(when, result["before"])["frechet_distance"])
 
 
 def _percent(changes: Sequence[float]) -> str:
