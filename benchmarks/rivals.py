@@ -186,7 +186,7 @@ def _recovered(bench: Bench, name: str, pipeline: DiffusionPipeline, seed: int, 
             pass
         history = work.finish()
         # the last ones for all, as the best by a held-out loss of some rivals are those at the start
-        work.state.average.copy_to(work.state.module.parameters())
+        work.state.put_(work.state.average)
     except FinetuningError as error:
         return {"diverged": str(error)}
     shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)

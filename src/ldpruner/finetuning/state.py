@@ -1,12 +1,14 @@
 """The state of a training run: weights, their moving average, the optimizer, and what happened so far."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError
@@ -24,11 +26,14 @@ class State:
         # fused: all weights in one pass, which pays for the clipping and the average
         fused, decay = device_of(module).type in FUSED, training.weight_decay
         self.optimizer = torch.optim.AdamW(module.parameters(), training.rate, weight_decay=decay, fused=fused)
-        self.average = EMAModel(module.parameters(), decay=training.average, foreach=True)
-        self.best: list[Tensor] = [one.detach().clone() for one in module.parameters()]
+        self.average, self.best = _copies(self.weights), _copies(self.weights)
         self.step, self.best_step = 0, 0
         self.losses: list[float] = []
         self.held_out: dict[int, float] = {}
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        return list(self.module.parameters())
 
     @property
     def history(self) -> History:
@@ -46,24 +51,39 @@ class State:
         self.held_out[self.step] = loss
         if self.step and loss < min(one for step, one in self.held_out.items() if step < self.step):
             self.best_step = self.step
-            self.best = [one.detach().clone() for one in self.average.shadow_params]
+            self.best = _copies(self.average)
 
-    def keep_best_(self) -> None:
-        """Puts the best weights into the network."""
-        with torch.no_grad():
-            for weight, best in zip(self.module.parameters(), self.best, strict=True):
-                weight.copy_(best)
+    def average_(self) -> None:
+        """Lets the averaged weights follow; faster at first, so that they forget where they started."""
+        decay = min(self.training.average, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(self.average, self.weights, self.step)
+
+    @torch.no_grad()
+    def put_(self, weights: Sequence[Tensor]) -> None:
+        """Puts weights into the network."""
+        for own, new in zip(self.weights, weights, strict=True):
+            own.copy_(new)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network with its averaged weights, until the context ends."""
+        known = _copies(self.weights)
+        self.put_(self.average)
+        try:
+            yield
+        finally:
+            self.put_(known)
 
     def write(self, path: Path, identity: dict[str, Any], extra: dict[str, Any]) -> None:
         """Writes all of it; `identity` says which run it is of."""
         parts = {
-            "weights": _numbered(list(self.module.parameters())),
-            "average": _numbered(self.average.shadow_params),
+            "weights": _numbered(self.weights),
+            "average": _numbered(self.average),
             "best": _numbered(self.best),
             "optimizer": optimizer_tensors(self.optimizer),
         }
         facts = {"identity": identity, "best": self.best_step, "losses": self.losses, "held_out": self.held_out}
-        write_checkpoint(path, parts, {**facts, "averaged": self.average.optimization_step, "extra": extra})
+        write_checkpoint(path, parts, {**facts, "extra": extra})
 
     def restore_(self, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         """Goes back to what `write` wrote; returns what was written with it.
@@ -73,12 +93,9 @@ class State:
         """
         parts, facts = read_checkpoint(path, next(self.module.parameters()).device)
         _check_identity(path, facts["identity"], identity)
-        with torch.no_grad():
-            for weight, known in zip(self.module.parameters(), _listed(parts["weights"]), strict=True):
-                weight.copy_(known)
-        self.average.shadow_params = _listed(parts["average"])
-        self.average.optimization_step = facts["averaged"]
-        self.best, self.best_step = _listed(parts["best"]), facts["best"]
+        self.put_(_listed(parts["weights"]))
+        self.average, self.best = _listed(parts["average"]), _listed(parts["best"])
+        self.best_step = facts["best"]
         restore_optimizer_(self.optimizer, parts.get("optimizer", {}))
         self.losses, self.step = facts["losses"], len(facts["losses"])
         self.held_out = {int(step): loss for step, loss in facts["held_out"].items()}
@@ -86,7 +103,11 @@ class State:
         return extra
 
 
-def _numbered(tensors: list[Any]) -> dict[str, Tensor]:
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [one.detach().clone() for one in tensors]
+
+
+def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {str(place): one for place, one in enumerate(tensors)}
 
 

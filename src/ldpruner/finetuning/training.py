@@ -150,7 +150,7 @@ class Finetuning:
         self._flush()
         self.accelerator.wait_for_everyone()
         module = self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
-        self.state.keep_best_()
+        self.state.put_(self.state.best)
         if self.training.gradient_checkpointing:
             module.disable_gradient_checkpointing()
         if module.dtype != self.dtype:
@@ -171,7 +171,7 @@ class Finetuning:
         self.accelerator.clip_grad_norm_(self.module.parameters(), self.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        state.average.step(state.module.parameters())
+        state.average_()
         self._fresh.append(torch.stack(losses).mean())
         state.step += 1
 
@@ -212,16 +212,13 @@ class Finetuning:
     @torch.no_grad()
     def _look(self, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> None:
         """The loss of the averaged weights on the held-out examples, the same noise each time."""
-        state, weights = self.state, list(self.state.module.parameters())
+        state = self.state
         generator = torch.Generator().manual_seed((self.training.seed + 1) * PRIME - 1)
-        state.average.store(weights)
-        if state.step:
-            state.average.copy_to(weights)
         # whole batches, so that each process has a share: a few examples come twice, with other noise
         batches = torch.arange(-(-len(self.held) // self.training.batch) * self.training.batch) % len(self.held)
         parts = self.held[batches].split(self.training.batch)
-        losses = torch.stack([one for part in parts for one in self._losses(part, generator, taught, learnt)])
-        state.average.restore(weights)
+        with state.averaged():
+            losses = torch.stack([one for part in parts for one in self._losses(part, generator, taught, learnt)])
         loss = self.accelerator.reduce(losses.mean(), "mean")
         self._flush()
         state.note(float(loss))
