@@ -21,7 +21,8 @@ def some_moments(seed: int, samples: int = 8) -> Moments:
 
 def assert_same(one: Moments, other: Moments) -> None:
     assert one.count == other.count
-    assert (one.squared_error, one.cosine_distance) == (other.squared_error, other.cosine_distance)
+    np.testing.assert_array_equal(one.squared_errors, other.squared_errors)
+    np.testing.assert_array_equal(one.cosine_distances, other.cosine_distances)
     for name in ("mean", "m2", "pooled"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
@@ -89,6 +90,17 @@ def test_another_identity_is_refused_and_the_difference_told(tmp_path: Path) -> 
         Ledger(tmp_path, {"model": "a", "steps": 4})
     assert all(part in str(caught.value) for part in ("steps", "3 there", "4 here", str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_second_driver_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    with Ledger(tmp_path, {"model": "a"}) as first:
+        with pytest.raises(LedgerError, match="another process is writing"):
+            Ledger(tmp_path, {"model": "a"})
+        with Ledger(tmp_path) as reader:
+            assert reader.fact("identity") == {"model": "a"}
+        first.set_fact("costs", 1)
+    with Ledger(tmp_path, {"model": "a"}) as second:
+        assert second.fact("costs") == 1
 
 
 def test_a_corrupt_ledger_is_told(tmp_path: Path) -> None:

@@ -25,16 +25,16 @@ class Moments:
         count: how many samples.
         mean: [elements] their mean.
         m2: [elements] sum of squared deviations from the mean.
-        squared_error: sum over samples of the mean squared difference from the untouched latents.
-        cosine_distance: sum over samples of 1 - cosine with the untouched latents.
+        squared_errors: [samples] each sample's mean squared difference from its untouched twin.
+        cosine_distances: [samples] 1 - the cosine of each sample and its untouched twin.
         pooled: [samples, channels] each sample's mean over space.
     """
 
     count: int
     mean: Floats
     m2: Floats
-    squared_error: float
-    cosine_distance: float
+    squared_errors: Floats
+    cosine_distances: Floats
     pooled: Floats
 
     @property
@@ -56,8 +56,8 @@ def moments(latents: Floats, untouched: Floats) -> Moments:
         count=len(flat),
         mean=mean,
         m2=((flat - mean) ** 2).sum(axis=0),
-        squared_error=float(((flat - twin) ** 2).mean(axis=1).sum()),
-        cosine_distance=float((1 - cosine).sum()),
+        squared_errors=((flat - twin) ** 2).mean(axis=1),
+        cosine_distances=1 - cosine,
         pooled=latents.reshape(*latents.shape[:2], -1).mean(axis=2),
     )
 
@@ -71,8 +71,8 @@ def merged(parts: Sequence[Moments]) -> Moments:
         count=count,
         mean=mean,
         m2=np.asarray(sum(part.m2 for part in parts) + between),
-        squared_error=sum(part.squared_error for part in parts),
-        cosine_distance=sum(part.cosine_distance for part in parts),
+        squared_errors=np.concatenate([part.squared_errors for part in parts]),
+        cosine_distances=np.concatenate([part.cosine_distances for part in parts]),
         pooled=np.concatenate([part.pooled for part in parts]),
     )
 
@@ -113,8 +113,8 @@ _SCORES: dict[Metric, Callable[[Moments, Moments], float]] = {
     "mean_variance": lambda z, other: _mean(z, other) + _variance(z, other),
     "mean": _mean,
     "std": _std,
-    "mse": lambda _, other: other.squared_error / other.count,
-    "cosine": lambda _, other: other.cosine_distance / other.count,
+    "mse": lambda _, other: float(other.squared_errors.mean()),
+    "cosine": lambda _, other: float(other.cosine_distances.mean()),
     "frechet": _frechet,
 }
 

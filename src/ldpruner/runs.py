@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ldpruner.errors import LedgerError, StorageError
 from ldpruner.importance import Floats, Moments
 
 APPLICATION_ID = 0x4C445052  # "LDPR": tells a ledger from any other SQLite file
-FORMAT = 1
+FORMAT = 2
 UNTOUCHED = ("", "")  # the key of the untouched pipeline
 
 _TABLES = """
@@ -22,7 +23,7 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE evaluations (
     operator TEXT, modification TEXT, block INTEGER, denoiser_calls INTEGER NOT NULL,
     count INTEGER NOT NULL, mean BLOB NOT NULL, m2 BLOB NOT NULL,
-    squared_error REAL, cosine_distance REAL, pooled BLOB NOT NULL,
+    squared_errors BLOB NOT NULL, cosine_distances BLOB NOT NULL, pooled BLOB NOT NULL,
     PRIMARY KEY (operator, modification, block)
 );
 CREATE TABLE untouched (block INTEGER PRIMARY KEY, shape TEXT NOT NULL, latents BLOB NOT NULL);
@@ -37,10 +38,11 @@ class Ledger:
 
     Args:
         folder: the run folder, made if need be.
-        identity: what the results depend on; a ledger with another identity is refused. None reads any.
+        identity: what the results depend on; a ledger with another identity is refused, and no other process may
+            open it with one until this is closed. None reads any.
 
     Raises:
-        LedgerError: the file is corrupt, or is the ledger of another model or probe.
+        LedgerError: the file is corrupt, is the ledger of another model or probe, or another process's.
         StorageError: the folder cannot be written.
     """
 
@@ -49,6 +51,7 @@ class Ledger:
         with _told(self.path):
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.path) if self.path is not None and identity is not None else None
             self._database = sqlite3.connect(self.path or ":memory:", isolation_level=None)
         try:
             with _told(self.path):
@@ -56,7 +59,7 @@ class Ledger:
             if identity is not None:
                 self._check_identity(json.loads(json.dumps(identity)))
         except BaseException:
-            self._database.close()
+            self.close()
             raise
 
     def __enter__(self) -> "Ledger":
@@ -68,7 +71,13 @@ class Ledger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; another process may open it."""
         self._database.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def _prepare(self) -> None:
         (application,) = self._database.execute("PRAGMA application_id").fetchone()
@@ -109,7 +118,7 @@ class Ledger:
 
     def finished(self, key: Key) -> dict[int, Moments]:
         """The finished blocks of a modification."""
-        columns = "block, count, mean, m2, squared_error, cosine_distance, pooled"
+        columns = "block, count, mean, m2, squared_errors, cosine_distances, pooled"
         query = f"SELECT {columns} FROM evaluations WHERE operator = ? AND modification = ? ORDER BY block"
         return {row[0]: _moments(*row[1:]) for row in self._execute(query, key)}
 
@@ -132,7 +141,7 @@ class Ledger:
         rows = [
             (
                 *(*key, block, denoiser_calls, one.count, one.mean.tobytes(), one.m2.tobytes()),
-                *(one.squared_error, one.cosine_distance, one.pooled.tobytes()),
+                *(one.squared_errors.tobytes(), one.cosine_distances.tobytes(), one.pooled.tobytes()),
             )
             for block, one in blocks.items()
         ]
@@ -175,12 +184,19 @@ class Ledger:
             return self._database.execute(query, values)
 
 
-def _moments(count: int, mean: bytes, m2: bytes, squared_error: float, cosine: float, pooled: bytes) -> Moments:
-    def nan(value: float | None) -> float:
-        return float("nan") if value is None else value  # SQLite stores NaN as NULL
+def _locked(path: Path) -> FileLock:
+    """Held by the one process that may write; the system frees it when that process ends, however it ends."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LedgerError(f"another process is writing {path}; wait for it or choose another run folder") from error
+    return lock
 
-    features = np.frombuffer(pooled).reshape(count, -1)
-    return Moments(count, np.frombuffer(mean), np.frombuffer(m2), nan(squared_error), nan(cosine), features)
+
+def _moments(count: int, *stored: bytes) -> Moments:
+    mean, m2, errors, cosines, pooled = map(np.frombuffer, stored)
+    return Moments(count, mean, m2, errors, cosines, pooled.reshape(count, -1))
 
 
 def _differing(there: Any, here: Any) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Scoring operators: every modification on every sample of the probe, as in the paper."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from ldpruner.scores import Savings, Score, Scores
 logger = logging.getLogger(__name__)
 
 BLOCK = 8  # samples whose moments are kept together, whatever the batch
+FIRST = (2, 2, 4)  # the first blocks are smaller: few samples tell most operators apart
 BATCH = 16  # samples drawn at once
 # What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
 MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
@@ -87,10 +89,14 @@ class Scoring:
         self.denoiser = find_denoiser(pipeline, component, self.probe.arguments(pipeline, [0]))
         self.operators = operators_of(self.denoiser) if operators is None else tuple(operators)
         self._check_operators()
-        self.ledger = Ledger(run, self._identity())
-        self.batch_size = batch_size if self._batches_are_safe() else 1
-        self.untouched = self.ledger.untouched()
         self._calls = 0
+        self.ledger = Ledger(run, self._identity())
+        try:
+            self.batch_size = batch_size if self._batches_are_safe() else 1
+            self.untouched = self.ledger.untouched()
+        except BaseException:
+            self.ledger.close()
+            raise
 
     def _completed(self, probe: Probe) -> Probe:
         completed = probe.completed(self.pipeline)
@@ -116,7 +122,7 @@ class Scoring:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ledger.__exit__(None, None, None)
+        self.ledger.close()
 
     def __len__(self) -> int:
         """How many draws the whole run takes, finished ones included."""
@@ -184,16 +190,24 @@ class Scoring:
     def _candidates(self) -> list[tuple[Operator, Candidate]]:
         return [(operator, candidate) for operator in self.operators for candidate in operator.candidates]
 
-    def _groups(self) -> list[range]:
+    def _groups(self) -> list[list[int]]:
         """The blocks that are drawn together."""
-        blocks = -(-self.probe.samples // BLOCK)
-        at_once = max(1, self.batch_size // BLOCK)
-        return [range(first, min(first + at_once, blocks)) for first in range(0, blocks, at_once)]
+        groups: list[list[int]] = []
+        for block in itertools.takewhile(self._samples, itertools.count()):
+            end = self._samples(block).stop
+            if groups and end - self._samples(groups[-1][0]).start <= self.batch_size:
+                groups[-1].append(block)
+            else:
+                groups.append([block])
+        return groups
 
     def _samples(self, block: int) -> range:
-        return range(block * BLOCK, min((block + 1) * BLOCK, self.probe.samples))
+        small, large = FIRST[: block + 1], max(0, block + 1 - len(FIRST))
+        end = sum(small) + large * BLOCK
+        size = BLOCK if large else small[-1]
+        return range(end - size, min(end, self.probe.samples))
 
-    def _draw_untouched(self, group: range) -> None:
+    def _draw_untouched(self, group: Sequence[int]) -> None:
         missing = self._missing(UNTOUCHED, group)
         if not missing:
             return
@@ -207,7 +221,7 @@ class Scoring:
         self.ledger.record(UNTOUCHED, {block: moments(one, one) for block, one in blocks.items()}, calls, blocks)
         self.untouched |= blocks
 
-    def _draw_modified(self, candidate: Candidate, group: range) -> None:
+    def _draw_modified(self, candidate: Candidate, group: Sequence[int]) -> None:
         key = (candidate.operator, candidate.modification)
         missing = self._missing(key, group)
         if not missing or any(not one.is_finite for one in self._finished(key).values()):
@@ -232,7 +246,7 @@ class Scoring:
     def _is_whole(self, block: int, found: Moments) -> bool:
         return found.count == len(self._samples(block))
 
-    def _missing(self, key: Key, group: range) -> list[int]:
+    def _missing(self, key: Key, group: Sequence[int]) -> list[int]:
         finished = self._finished(key)
         return [block for block in group if block not in finished]
 
