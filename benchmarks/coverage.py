@@ -21,10 +21,10 @@ from PIL import Image
 from benchmarks.records import ROOT, cell, write_between
 from ldpruner.dataflow import trace
 from ldpruner.fingerprints import count_parameters
+from ldpruner.knapsack import exclusions
 from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.pipelines import find_denoiser
 from ldpruner.saving import load_weightless
-from ldpruner.selection import exclusions
 
 FOLDERS = ROOT / "tests" / "architectures"
 DOCUMENT = ROOT / "docs" / "pipelines.md"

@@ -207,7 +207,7 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
     if name == ROUNDS_OF_THREE:
         return prune_to_budget(
             original,
-            lambda current, place: bench.scores(seed, current, f"-{cut:g}-{place}" if place else ""),
+            lambda current, place, _: bench.scores(seed, current, f"-{cut:g}-{place}" if place else ""),
             ldpruner.Budget(latency=1 - cut),
             rounds=3,
             measure=lambda one: left(one).median,

@@ -51,7 +51,7 @@ def _times(probe: ldpruner.Probe, rounds: int) -> dict[str, Any]:
     pairs = []
     for _ in range(rounds):
         start = time.perf_counter()
-        scores = ldpruner.score_operators(pipeline, None, probe)
+        scores = ldpruner.score_operators(pipeline, None, probe, budgets=None)
         middle = time.perf_counter()
         _bare_loop(pipeline, probe)
         pairs.append((middle - start, time.perf_counter() - middle))
@@ -90,7 +90,7 @@ def _peaks(options: argparse.Namespace) -> dict[str, Any]:
 def _peak(what: str, probe: ldpruner.Probe) -> dict[str, int]:
     pipeline = ldpruner.load(MODEL)
     if what == "scoring":
-        ldpruner.score_operators(pipeline, None, probe)
+        ldpruner.score_operators(pipeline, None, probe, budgets=None)
     else:
         pipeline(**probe.arguments(pipeline, range(min(BATCH, probe.samples))))
     unit = 1 if sys.platform == "darwin" else 1024

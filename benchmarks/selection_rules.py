@@ -16,8 +16,9 @@ import numpy as np
 import ldpruner
 from benchmarks.records import cell, write_between
 from ldpruner.bench import compare, latent_distance
+from ldpruner.knapsack import predict
 from ldpruner.scores import Score, Scores
-from ldpruner.selection import Choice, predict
+from ldpruner.selection import Choice
 from ldpruner.workflow import ATTEMPTS
 
 MODEL = "zoo:satellite"
@@ -36,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = ldpruner.load(MODEL)
     probe = ldpruner.Probe(samples=options.samples, steps=options.steps)
-    scores = ldpruner.score_operators(pipeline, None, probe, run=options.run)
+    scores = ldpruner.score_operators(pipeline, None, probe, run=options.run, budgets=None)
     rows = [_row(pipeline, scores, rule, budget) for budget in options.budgets for rule in RULES]
     header = "| latency asked | rule | removals | predicted | measured | MACs left | moved by |\n" + "|---" * 7 + "|\n"
     floor = cell("noise_floor", {"model": MODEL, "steps": options.steps}, lambda: _noise_floor(pipeline, probe))

@@ -154,7 +154,7 @@ def scores(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
 ) -> ldpruner.Scores:
     """Of every modification of the tiny pipeline."""
-    return ldpruner.score_operators(tiny, operators, probe)
+    return ldpruner.score_operators(tiny, operators, probe, budgets=None)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 
 import ldpruner
 from ldpruner import cli
+from ldpruner.budgets import Budget
 from ldpruner.recipes import Recipe, RecipeError, estimate, read_recipe
-from ldpruner.selection import Budget
 from ldpruner.weightless import open_weightless
 
 Run = Callable[..., tuple[int, str, str]]

@@ -1,5 +1,6 @@
 """The bundled model: its scores, and that pruning it keeps what the method promises."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from ldpruner.workflow import prune_to_budget
 PROBE = ldpruner.Probe(samples=3, steps=2)
 RESOLUTION = 3e-6  # of a score in float32: kernels for other batches round otherwise, and latents have a norm of 16
 
+# on all samples, as in the paper
+score_all = functools.partial(ldpruner.score_operators, budgets=None)
+
 
 @pytest.fixture(scope="module")
 def satellite() -> DiffusionPipeline:
@@ -26,7 +30,7 @@ def satellite() -> DiffusionPipeline:
 @pytest.fixture(scope="module")
 def scores(satellite: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Scores:
     folder = tmp_path_factory.mktemp("satellite")
-    return ldpruner.score_operators(satellite, None, PROBE, run=folder)
+    return score_all(satellite, None, PROBE, run=folder)
 
 
 def latents(pipeline: DiffusionPipeline) -> np.ndarray:
@@ -48,8 +52,7 @@ def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None
     operators = ldpruner.find_operators(satellite)[::20]
     probe = ldpruner.Probe(samples=64, steps=2)
     by_batch = [
-        [one.score for one in ldpruner.score_operators(satellite, operators, probe, batch_size=batch).scores]
-        for batch in (1, 7, 64)
+        [one.score for one in score_all(satellite, operators, probe, batch_size=batch).scores] for batch in (1, 7, 64)
     ]
     for scored in by_batch[1:]:
         assert scored == pytest.approx(by_batch[0], rel=1e-4, abs=RESOLUTION)
@@ -57,14 +60,14 @@ def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None
 
 def test_scores_do_not_depend_on_the_order(satellite: DiffusionPipeline, scores: Scores) -> None:
     operators = ldpruner.find_operators(satellite)[::10]
-    backwards = ldpruner.score_operators(satellite, operators[::-1], PROBE)
+    backwards = score_all(satellite, operators[::-1], PROBE)
     known = {(one.operator, one.modification): one.score for one in scores.scores}
     assert all(one.score == known[one.operator, one.modification] for one in backwards.scores)
 
 
 def test_a_third_of_the_measured_latency_can_be_cut(satellite: DiffusionPipeline, tmp_path: Path) -> None:
     probe = ldpruner.Probe(samples=1, steps=10)  # decoding, which no plan touches, is a small part of ten steps
-    scores = ldpruner.score_operators(satellite, None, probe)
+    scores = score_all(satellite, None, probe)
     pruned, plan = prune_to_budget(satellite, lambda *_: scores, ldpruner.Budget(latency=0.65))
     assert plan.predicted is not None
     # A busy machine slows some timings; a plan that was predicted wrongly misses every time.

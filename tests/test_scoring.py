@@ -1,6 +1,7 @@
 """Scoring: right, the same in any batch and order, and neither lost nor leaving anything behind when stopped."""
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -31,6 +32,9 @@ from tests.families import FAMILIES
 FEW = 6  # operators where the claim does not depend on which
 Values = dict[tuple[str, str], float]
 
+# on all samples, as in the paper
+score_all = functools.partial(ldpruner.score_operators, budgets=None)
+
 
 def values(scores: ldpruner.Scores) -> Values:
     return {(one.operator, one.modification): one.score for one in scores.scores}
@@ -57,7 +61,7 @@ def test_every_score_is_the_formula_on_latents_drawn_anew(fixture: str, request:
         operators, scores = request.getfixturevalue("operators"), request.getfixturevalue("scores")
     else:
         operators = ldpruner.find_operators(pipeline)[::9]
-        scores = ldpruner.score_operators(pipeline, operators, probe)
+        scores = score_all(pipeline, operators, probe)
     untouched = drawn(pipeline, probe)
     candidates = [candidate for operator in operators for candidate in operator.candidates]
     assert len(scores.scores) == len(candidates)
@@ -87,8 +91,8 @@ def test_another_metric_is_read_off_the_same_run(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path, metric: Metric
 ) -> None:
     probe = ldpruner.Probe(samples=3, steps=1)
-    first = ldpruner.score_operators(tiny, operators[:2], probe, run=tmp_path)
-    again = ldpruner.score_operators(tiny, operators[:2], probe, run=tmp_path, metric=metric)
+    first = score_all(tiny, operators[:2], probe, run=tmp_path)
+    again = score_all(tiny, operators[:2], probe, run=tmp_path, metric=metric)
     assert again.denoiser_calls == first.denoiser_calls
     assert again.metric == metric
     assert all(math.isfinite(score) and score > 0 for score in values(again).values())
@@ -100,9 +104,7 @@ def test_scores_do_not_depend_on_the_batch_size(
 ) -> None:
     probe = ldpruner.Probe(samples=20, steps=2)
     chosen = operators[:: len(operators) // 3]
-    one, seven, sixtyfour = (
-        values(ldpruner.score_operators(tiny, chosen, probe, batch_size=batch)) for batch in (1, 7, 64)
-    )
+    one, seven, sixtyfour = (values(score_all(tiny, chosen, probe, batch_size=batch)) for batch in (1, 7, 64))
     assert one == pytest.approx(seven, rel=1e-4)
     assert one == pytest.approx(sixtyfour, rel=1e-4)
 
@@ -110,9 +112,7 @@ def test_scores_do_not_depend_on_the_batch_size(
 def test_scores_of_a_guided_transformer_do_not_depend_on_the_batch_size(tiny_transformer: DiffusionPipeline) -> None:
     probe = ldpruner.Probe(samples=5, steps=2)
     chosen = ldpruner.find_operators(tiny_transformer)[5:7]
-    one, two, many = (
-        values(ldpruner.score_operators(tiny_transformer, chosen, probe, batch_size=batch)) for batch in (1, 2, 8)
-    )
+    one, two, many = (values(score_all(tiny_transformer, chosen, probe, batch_size=batch)) for batch in (1, 2, 8))
     assert one == pytest.approx(two, rel=1e-4)
     assert one == pytest.approx(many, rel=1e-4)
 
@@ -123,7 +123,7 @@ def test_scores_do_not_depend_on_the_order_to_the_bit(
     probe: ldpruner.Probe,
     scores: ldpruner.Scores,
 ) -> None:
-    backwards = ldpruner.score_operators(tiny, operators[::-1], probe)
+    backwards = score_all(tiny, operators[::-1], probe)
     assert [one.operator for one in backwards.scores] == [one.operator for one in scores.scores][::-1]
     assert values(backwards) == values(scores)
 
@@ -133,7 +133,7 @@ def test_scoring_decodes_nothing(
 ) -> None:
     decoded: list[int] = []
     fresh.vqvae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
-    ldpruner.score_operators(fresh, operators[:FEW], probe)
+    score_all(fresh, operators[:FEW], probe)
     assert decoded == []
     fresh(num_inference_steps=1)
     assert decoded  # the hook works
@@ -218,7 +218,7 @@ def test_scoring_leaves_the_pipeline_as_it_was(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
 ) -> None:
     before = Snapshot(fresh)
-    ldpruner.score_operators(fresh, operators[:FEW], probe)
+    score_all(fresh, operators[:FEW], probe)
     before.check()
 
 
@@ -233,7 +233,7 @@ def test_a_stopped_run_leaves_the_pipeline_as_it_was_and_carries_on(
     number: int,
 ) -> None:
     probe = ldpruner.Probe(samples=10, steps=2)  # blocks of 8 and 2: four calls for each modification
-    whole = ldpruner.score_operators(fresh, operators[:FEW], probe, batch_size=8)
+    whole = score_all(fresh, operators[:FEW], probe, batch_size=8)
     before = Snapshot(fresh)
     with Scoring(fresh, operators[:FEW], probe, run=tmp_path, batch_size=8) as scoring:
         draws = iter(scoring)
@@ -258,7 +258,7 @@ def test_a_stopped_run_leaves_the_pipeline_as_it_was_and_carries_on(
 def test_a_finished_run_computes_nothing_again(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
 ) -> None:
-    first = ldpruner.score_operators(fresh, operators[:FEW], probe, run=tmp_path)
+    first = score_all(fresh, operators[:FEW], probe, run=tmp_path)
     with Scoring(fresh, operators[:FEW], probe, run=tmp_path) as scoring, at_call(fresh.unet, 1, fail) as rows:
         list(scoring)
         again = scoring.scores()
@@ -269,8 +269,8 @@ def test_a_finished_run_computes_nothing_again(
 def test_a_run_can_go_on_with_more_operators(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
 ) -> None:
-    first = ldpruner.score_operators(tiny, operators[:3], probe, run=tmp_path)
-    more = ldpruner.score_operators(tiny, operators[:FEW], probe, run=tmp_path)
+    first = score_all(tiny, operators[:3], probe, run=tmp_path)
+    more = score_all(tiny, operators[:FEW], probe, run=tmp_path)
     assert more.denoiser_calls == first.denoiser_calls / 4 * (1 + FEW)
     assert values(first).items() <= values(more).items()
 
@@ -279,16 +279,16 @@ def test_a_run_can_go_on_with_more_samples(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
 ) -> None:
     few, many = ldpruner.Probe(samples=8, steps=1), ldpruner.Probe(samples=16, steps=1)
-    whole = ldpruner.score_operators(tiny, operators[:2], many, batch_size=8)
-    first = ldpruner.score_operators(tiny, operators[:2], few, run=tmp_path, batch_size=8)
-    more = ldpruner.score_operators(tiny, operators[:2], many, run=tmp_path, batch_size=8)
+    whole = score_all(tiny, operators[:2], many, batch_size=8)
+    first = score_all(tiny, operators[:2], few, run=tmp_path, batch_size=8)
+    more = score_all(tiny, operators[:2], many, run=tmp_path, batch_size=8)
     assert values(more) == values(whole) != values(first)
     assert [one.samples for one in more.scores] == [16, 16]
-    again = ldpruner.score_operators(tiny, operators[:2], few, run=tmp_path, batch_size=8)
+    again = score_all(tiny, operators[:2], few, run=tmp_path, batch_size=8)
     assert values(again) == values(first)
     odd = ldpruner.Probe(samples=11, steps=1)  # ends within a block that is there
-    within = ldpruner.score_operators(tiny, operators[:2], odd, run=tmp_path, batch_size=8)
-    assert values(within) == pytest.approx(values(ldpruner.score_operators(tiny, operators[:2], odd)), rel=1e-4)
+    within = score_all(tiny, operators[:2], odd, run=tmp_path, batch_size=8)
+    assert values(within) == pytest.approx(values(score_all(tiny, operators[:2], odd)), rel=1e-4)
     assert [one.samples for one in within.scores] == [11, 11]
 
 
@@ -297,10 +297,10 @@ def test_a_run_can_go_on_in_another_batch_size(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path, first: int, second: int
 ) -> None:
     probe = ldpruner.Probe(samples=20, steps=1)
-    whole = ldpruner.score_operators(fresh, operators[:2], probe, batch_size=8)
+    whole = score_all(fresh, operators[:2], probe, batch_size=8)
     with pytest.raises(ZeroDivisionError), at_call(fresh.unet, 2, fail):
-        ldpruner.score_operators(fresh, operators[:2], probe, run=tmp_path, batch_size=first)
-    resumed = ldpruner.score_operators(fresh, operators[:2], probe, run=tmp_path, batch_size=second)
+        score_all(fresh, operators[:2], probe, run=tmp_path, batch_size=first)
+    resumed = score_all(fresh, operators[:2], probe, run=tmp_path, batch_size=second)
     assert values(resumed) == pytest.approx(values(whole), rel=1e-4)
     assert resumed.denoiser_calls == whole.denoiser_calls
 
@@ -322,7 +322,7 @@ def test_a_killed_run_carries_on_with_the_same_result(
 ) -> None:
     pipeline = ldpruner.load(folder)
     probe = ldpruner.Probe(samples=10, steps=2)
-    whole = ldpruner.score_operators(pipeline, operators[:FEW], probe, batch_size=8)
+    whole = score_all(pipeline, operators[:FEW], probe, batch_size=8)
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder), str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -338,7 +338,7 @@ def test_a_killed_run_carries_on_with_the_same_result(
     with Ledger(tmp_path) as ledger:
         finished = ledger.denoiser_calls()
     assert 0 < finished < whole.denoiser_calls
-    resumed = ldpruner.score_operators(pipeline, operators[:FEW], probe, run=tmp_path, batch_size=8)
+    resumed = score_all(pipeline, operators[:FEW], probe, run=tmp_path, batch_size=8)
     assert values(resumed) == values(whole)
     assert resumed.denoiser_calls == whole.denoiser_calls
 
@@ -372,14 +372,14 @@ def test_a_modification_that_the_denoiser_does_not_survive_is_recorded_and_the_r
     fragile: DiffusionPipeline, tmp_path: Path
 ) -> None:
     probe = ldpruner.Probe(samples=10, steps=2)
-    scores = ldpruner.score_operators(fragile, probe=probe, run=tmp_path, batch_size=8)
+    scores = score_all(fragile, probe=probe, run=tmp_path, batch_size=8)
     of = {one.operator: one for one in scores.scores}
     assert list(of) == ["asked", "stem", "needed"]
     assert of["asked"].score == math.inf
     assert of["asked"].failure == "AttributeError: 'Identity' object has no attribute 'weight'"
     assert math.isfinite(of["stem"].score)
     assert of["stem"].samples == probe.samples
-    resumed = ldpruner.score_operators(fragile, probe=probe, run=tmp_path, batch_size=8)
+    resumed = score_all(fragile, probe=probe, run=tmp_path, batch_size=8)
     assert resumed == scores
 
 
@@ -387,7 +387,7 @@ def test_a_modification_with_latents_that_are_not_finite_scores_infinity_and_is_
     fragile: DiffusionPipeline, tmp_path: Path
 ) -> None:
     probe = ldpruner.Probe(samples=10, steps=2)
-    scores = ldpruner.score_operators(fragile, probe=probe, run=tmp_path, batch_size=8)
+    scores = score_all(fragile, probe=probe, run=tmp_path, batch_size=8)
     of = {one.operator: one for one in scores.scores}
     assert of["needed"].score == math.inf
     assert of["needed"].failure is None
@@ -405,7 +405,7 @@ def test_a_real_pipeline_goes_on_after_an_operator_that_cannot_go() -> None:
     pipeline, probe = family.pipeline(), ldpruner.Probe(samples=2, steps=1, prompts=("a",), call=dict(family.call))
     names = ("add_embedding", "time_embedding.act")
     chosen = [one for one in ldpruner.find_operators(pipeline) if one.name in names]
-    scores = {one.operator: one for one in ldpruner.score_operators(pipeline, chosen, probe).scores}
+    scores = {one.operator: one for one in score_all(pipeline, chosen, probe).scores}
     assert scores["add_embedding"].score == math.inf
     assert "linear_1" in (scores["add_embedding"].failure or "")
     assert math.isfinite(scores["time_embedding.act"].score)
@@ -427,7 +427,7 @@ def test_an_untouched_pipeline_with_latents_that_are_not_finite_is_refused(
     with torch.no_grad():
         fresh.unet.conv_in.weight[0, 0, 0, 0] = math.nan
     with pytest.raises(NonFiniteLatents) as caught:
-        ldpruner.score_operators(fresh, operators[:1], probe)
+        score_all(fresh, operators[:1], probe)
     assert one_line(caught.value, "samples [0, 1]")
 
 
@@ -436,12 +436,12 @@ def test_an_operator_of_another_pipeline_is_refused(
 ) -> None:
     foreign = next(one for one in ldpruner.find_operators(tiny_text) if one.kind == "transformer_block")
     with pytest.raises(OperatorNotFound) as caught:
-        ldpruner.score_operators(tiny, [foreign], probe)
+        score_all(tiny, [foreign], probe)
     assert one_line(caught.value, repr(foreign.name))
 
 
 def scored(pipeline: DiffusionPipeline, probe: ldpruner.Probe, run: Path) -> ldpruner.Scores:
-    return ldpruner.score_operators(pipeline, ldpruner.find_operators(pipeline)[:1], probe, run=run)
+    return score_all(pipeline, ldpruner.find_operators(pipeline)[:1], probe, run=run)
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ def test_a_full_disk_is_told_and_what_was_finished_is_kept(
 ) -> None:
     probe = ldpruner.Probe(samples=10, steps=2)
     operators = operators[:16]
-    whole = ldpruner.score_operators(fresh, operators, probe)
+    whole = score_all(fresh, operators, probe)
     before = Snapshot(fresh)
     with Scoring(fresh, operators, probe, run=tmp_path) as scoring:
         (pages,) = scoring.ledger._database.execute("PRAGMA page_count").fetchone()
@@ -505,7 +505,7 @@ def test_a_full_disk_is_told_and_what_was_finished_is_kept(
     assert one_line(caught.value, "run.sqlite", "full")
     assert 0 < finished < whole.denoiser_calls
     before.check()
-    assert values(ldpruner.score_operators(fresh, operators, probe, run=tmp_path)) == values(whole)
+    assert values(score_all(fresh, operators, probe, run=tmp_path)) == values(whole)
 
 
 def test_sqlite_files_of_a_run_need_no_pickle(tiny: DiffusionPipeline, probe: ldpruner.Probe, tmp_path: Path) -> None:

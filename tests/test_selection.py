@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ldpruner.budgets import QUANTITIES, Budget
 from ldpruner.costs import Costs
 from ldpruner.errors import BudgetError, PlanMismatch, StorageError
 from ldpruner.fingerprints import Architecture
+from ldpruner.knapsack import predict
 from ldpruner.operators import Candidate
 from ldpruner.probe import Probe
 from ldpruner.scores import Savings, Score, Scores
-from ldpruner.selection import QUANTITIES, RULES, Budget, Plan, Rule, predict, select
+from ldpruner.selection import RULES, Plan, Rule, select
 
 TOTAL = 1000
 

@@ -5,10 +5,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 import ldpruner
+from ldpruner.budgets import Predicted
 from ldpruner.errors import BudgetError
 from ldpruner.latents import draw_latents
 from ldpruner.scores import Scores
-from ldpruner.selection import Choice, Plan, Predicted, joined
+from ldpruner.selection import Choice, Plan, joined
 from ldpruner.workflow import fit, prune_to_budget
 
 PROBE = ldpruner.Probe(samples=2, steps=2)
@@ -40,9 +41,9 @@ def test_rounds_end_at_a_plan_for_the_original(tiny: DiffusionPipeline) -> None:
     """The plan of all rounds, applied at once, gives what pruning round after round gave."""
     scored: list[int] = []
 
-    def score(current: DiffusionPipeline, place: int) -> Scores:
+    def score(current: DiffusionPipeline, place: int, share: ldpruner.Budget) -> Scores:
         scored.append(sum(weight.numel() for weight in current.unet.parameters()))
-        return ldpruner.score_operators(current, None, PROBE)
+        return ldpruner.score_operators(current, None, PROBE, budgets=[share])
 
     budget = ldpruner.Budget(parameters=0.5)
     pruned, plan = prune_to_budget(tiny, score, budget, rounds=3)

@@ -9,6 +9,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from pydantic import Field, ValidationError, model_validator
 
+from ldpruner.budgets import Budget
 from ldpruner.dataflow import trace
 from ldpruner.errors import LdPrunerError, StorageError, one_line
 from ldpruner.evaluation import FEWEST
@@ -20,7 +21,7 @@ from ldpruner.operators import denoiser_macs, operators_of
 from ldpruner.pipelines import find_denoiser
 from ldpruner.probe import Probe
 from ldpruner.scoring import BATCH
-from ldpruner.selection import Budget, Rule
+from ldpruner.selection import Rule
 from ldpruner.values import Value
 
 Made = TypeVar("Made", bound=Value)

@@ -1,10 +1,13 @@
 """Scoring operators: every modification on every sample of the probe, as in the paper."""
 
 import contextlib
+import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.errors import NonFiniteLatents, OperatorNotFound, one_line
+from ldpruner.estimates import Change, Curve, interval, relative_error, to_many, usual_spread
 from ldpruner.fingerprints import architecture, count_parameters, weights_digest
 from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
 from ldpruner.latents import draw_latents, largest_batch
@@ -31,45 +35,10 @@ BATCH = 16  # samples drawn at once
 MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
 
-def score_operators(
-    pipeline: DiffusionPipeline,
-    operators: Sequence[Operator] | None = None,
-    probe: Probe | None = None,
-    *,
-    component: str | None = None,
-    run: Path | str | None = None,
-    metric: Metric = "mean_std",
-    batch_size: int = BATCH,
-) -> Scores:
-    """Scores the operators of a pipeline's denoiser by modifying each of them in turn.
-
-    The denoiser is afterwards as it was before, to the bit, also after an error or Ctrl-C.
-
-    Args:
-        pipeline: the untouched pipeline.
-        operators: which; all of `find_operators` if None.
-        probe: which latents to compare.
-        component: which network, for pipelines with more than one denoiser.
-        run: the run folder; what it already holds is not computed again.
-        metric: the score (see `importance`).
-        batch_size: how many samples to draw at once; changes no score beyond rounding.
-
-    Raises:
-        NonFiniteLatents: the untouched pipeline's own latents are not finite.
-        LedgerError: the run folder is another model's or probe's.
-    """
-    with Scoring(
-        pipeline, operators, probe, component=component, run=run, metric=metric, batch_size=batch_size
-    ) as scoring:
-        for _ in scoring:
-            pass
-        return scoring.scores()
-
-
 class Scoring:
-    """A scoring run: an iterable with a length that does the work, then `scores()`.
+    """A scoring run: an iterable with a length that draws everything, as in the paper, then `scores()`.
 
-    The arguments are those of `score_operators`.
+    The arguments are those of `score_operators`, which draws what matters only.
     """
 
     def __init__(
@@ -89,11 +58,11 @@ class Scoring:
         self.denoiser = find_denoiser(pipeline, component, self.probe.arguments(pipeline, [0]))
         self.operators = operators_of(self.denoiser) if operators is None else tuple(operators)
         self._check_operators()
-        self._calls = 0
+        self._curves: dict[tuple[Key, Metric], Curve] = {}
         self.ledger = Ledger(run, self._identity())
         try:
             self.batch_size = batch_size if self._batches_are_safe() else 1
-            self.untouched = self.ledger.untouched()
+            self.untouched, self.failures = self.ledger.untouched(), self.ledger.failures()
         except BaseException:
             self.ledger.close()
             raise
@@ -126,31 +95,40 @@ class Scoring:
 
     def __len__(self) -> int:
         """How many draws the whole run takes, finished ones included."""
-        return len(self._groups()) * (1 + len(self._candidates()))
+        return len(self._groups()) * (1 + len(self.candidates))
 
     def __iter__(self) -> Iterator[str]:
         """Draws what is not finished yet; yields the operator's name after each draw."""
-        with self._counted_calls():
+        for group in self._groups():
+            self._draw_untouched(group)
+            yield "untouched"
+        for candidate in self.candidates:
             for group in self._groups():
-                self._draw_untouched(group)
-                yield "untouched"
-            failures = self.ledger.failures()
-            for _, candidate in self._candidates():
-                for group in self._groups():
-                    if (candidate.operator, candidate.modification) not in failures:
-                        self._draw_modified(candidate, group)
-                    yield candidate.operator
+                self._draw_modified(candidate, group)
+                yield candidate.operator
 
-    def scores(self, metric: Metric | None = None) -> Scores:
-        """The scores of what has been drawn; any metric can be read off the same latents."""
+    def extend(self, candidate: Candidate | None, samples: int) -> None:
+        """Draws what is missing of a modification's first samples, or of the untouched pipeline's (None)."""
+        for group in self._groups(samples):
+            if candidate is None:
+                self._draw_untouched(group)
+            else:
+                self._draw_modified(candidate, group)
+
+    def scores(self, metric: Metric | None = None, first: Mapping[Candidate, int] | None = None) -> Scores:
+        """The scores of what has been drawn; any metric can be read off the same latents.
+
+        Args:
+            metric: which score; that of the run if None.
+            first: of each modification how many samples count, where more may have been drawn.
+        """
         metric = metric or self.metric
         costs, shares = self._costs()
-        base = merged(list(self._finished(UNTOUCHED).values()))
-        failures = self.ledger.failures()
-
-        def moved(drawn: Moments) -> float:
-            return importance(base, drawn, metric)
-
+        curves = {one: curve for one in self.candidates if (curve := self._curve(_key(one), metric))}
+        if first is not None:
+            curves = {one: curve.first(first[one]) for one, curve in curves.items()}
+        finite = [one for one in curves.values() if math.isfinite(one.score)]
+        estimate = functools.partial(_estimate, to_many(finite, self.probe.samples), usual_spread(finite), metric)
         return Scores(
             component=self.denoiser.component,
             architecture=architecture(self.denoiser.module),
@@ -159,41 +137,48 @@ class Scoring:
             costs=costs,
             denoiser_calls=self.ledger.denoiser_calls(),
             scores=tuple(
-                self._score(operator, candidate, moved, failures, self._savings(candidate, costs, shares))
-                for operator, candidate in self._candidates()
+                Score(
+                    operator=candidate.operator,
+                    kind=operator.kind,
+                    modification=candidate.modification,
+                    **estimate(curves.get(candidate)),
+                    saves=self._savings(candidate, costs, shares),
+                    candidate=candidate,
+                    failure=self.failures.get(_key(candidate)),
+                )
+                for operator in self.operators
+                for candidate in operator.candidates
             ),
         )
 
-    def _score(
-        self,
-        operator: Operator,
-        candidate: Candidate,
-        moved: Callable[[Moments], float],
-        failures: dict[tuple[str, str], str],
-        saves: Savings,
-    ) -> Score:
-        key = (candidate.operator, candidate.modification)
-        blocks = list(self._finished(key).values())
-        failure = failures.get(key)
-        value = moved(merged(blocks)) if blocks and failure is None else float("inf")
-        return Score(
-            operator=candidate.operator,
-            kind=operator.kind,
-            modification=candidate.modification,
-            score=value,
-            samples=sum(block.count for block in blocks),
-            saves=saves,
-            candidate=candidate,
-            failure=failure,
-        )
+    def _curve(self, key: Key, metric: Metric) -> Curve | None:
+        """The scores of a modification by the number of samples; None if nothing was drawn, or in vain."""
+        if key in self.failures:
+            return None
+        if (key, metric) not in self._curves:
+            blocks, base = self._finished(key), self._finished(UNTOUCHED)
+            if not blocks:
+                return None
+            ends = list(itertools.accumulate(one.count for one in blocks.values()))
+            scores = {}
+            for place, end in enumerate(ends):
+                if end.bit_count() == 1 or end == ends[-1]:
+                    first = list(blocks)[: place + 1]
+                    drawn = merged([blocks[block] for block in first])
+                    scores[end] = importance(merged([base[block] for block in first]), drawn, metric)
+            distances = np.concatenate([one.squared_errors for one in blocks.values()])
+            self._curves[key, metric] = Curve(scores, distances)
+        return self._curves[key, metric]
 
-    def _candidates(self) -> list[tuple[Operator, Candidate]]:
-        return [(operator, candidate) for operator in self.operators for candidate in operator.candidates]
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [candidate for operator in self.operators for candidate in operator.candidates]
 
-    def _groups(self) -> list[list[int]]:
-        """The blocks that are drawn together."""
+    def _groups(self, samples: int | None = None) -> list[list[int]]:
+        """The blocks that are drawn together, of the first samples or of all."""
         groups: list[list[int]] = []
-        for block in itertools.takewhile(self._samples, itertools.count()):
+        first = self.probe.samples if samples is None else samples
+        for block in itertools.takewhile(lambda one: self._samples(one).start < first, itertools.count()):
             end = self._samples(block).stop
             if groups and end - self._samples(groups[-1][0]).start <= self.batch_size:
                 groups[-1].append(block)
@@ -222,9 +207,9 @@ class Scoring:
         self.untouched |= blocks
 
     def _draw_modified(self, candidate: Candidate, group: Sequence[int]) -> None:
-        key = (candidate.operator, candidate.modification)
+        key = _key(candidate)
         missing = self._missing(key, group)
-        if not missing or any(not one.is_finite for one in self._finished(key).values()):
+        if not missing or key in self.failures or any(not one.is_finite for one in self._finished(key).values()):
             return
         try:
             with modified(self.denoiser.module, [candidate.removal]):
@@ -233,9 +218,11 @@ class Scoring:
             if is_out_of_memory(error):
                 raise
             draw_latents(self.pipeline, self.probe, [0])  # raises if it is not the modification's fault
-            self.ledger.record_failure(key, one_line(error))
+            self.failures[key] = one_line(error)
+            self.ledger.record_failure(key, self.failures[key])
             return
         self.ledger.record(key, {block: moments(one, self.untouched[block]) for block, one in blocks.items()}, calls)
+        self._curves = {known: curve for known, curve in self._curves.items() if known[0] != key}
 
     def _finished(self, key: Key) -> dict[int, Moments]:
         """The blocks of this probe that are done; the last one of a smaller probe held fewer samples."""
@@ -254,20 +241,23 @@ class Scoring:
         """The latents of some blocks, and how many denoiser calls each sample took."""
         samples = [index for block in blocks for index in self._samples(block)]
         batches = [samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size)]
-        before = self._calls
-        latents = torch.cat([draw_latents(self.pipeline, self.probe, batch).cpu() for batch in batches])
+        with self._counted_calls() as calls:
+            latents = torch.cat([draw_latents(self.pipeline, self.probe, batch).cpu() for batch in batches])
         parts = latents.double().split([len(self._samples(block)) for block in blocks])
         drawn = {block: part.numpy() for block, part in zip(blocks, parts, strict=True)}
-        return drawn, (self._calls - before) // len(batches)
+        return drawn, next(calls) // len(batches)
 
     @contextlib.contextmanager
-    def _counted_calls(self) -> Iterator[None]:
+    def _counted_calls(self) -> Iterator[Iterator[int]]:
+        """A counter that stands at the number of denoiser calls so far."""
+        calls = itertools.count()
+
         def count(*_: object) -> None:
-            self._calls += 1
+            next(calls)
 
         handle = self.denoiser.module.register_forward_pre_hook(count)
         try:
-            yield
+            yield calls
         finally:
             handle.remove()
 
@@ -309,6 +299,19 @@ class Scoring:
         for operator in self.operators:
             if operator.name not in known:
                 raise OperatorNotFound(operator.name, known)
+
+
+def _key(candidate: Candidate) -> Key:
+    return candidate.operator, candidate.modification
+
+
+def _estimate(changes: Mapping[int, Change], usual: float, metric: Metric, curve: Curve | None) -> dict[str, Any]:
+    """A score as of the whole probe, its interval, and the samples that it was read off."""
+    if curve is None or not math.isfinite(curve.score):
+        return {"score": math.inf, "interval": None, "samples": 0 if curve is None else curve.samples}
+    change = changes[curve.samples]
+    score, error = curve.score * change.factor, max(relative_error(curve, usual, metric), change.scatter)
+    return {"score": score, "interval": interval(score, error), "samples": curve.samples}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

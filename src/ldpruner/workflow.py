@@ -10,18 +10,19 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.bench import Comparison, compare, latent_distance, same_latents
+from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.probe import Probe
 from ldpruner.samples import write_samples
 from ldpruner.saving import load, save
 from ldpruner.scores import Scores
-from ldpruner.selection import Budget, Plan, Rule, joined, select
+from ldpruner.selection import Plan, Rule, joined, select
 from ldpruner.surgery import prune
 from ldpruner.values import Value
 
 Made = TypeVar("Made")
-# Scores a pipeline for a round of pruning, counted from 0.
-Scorer: TypeAlias = Callable[[DiffusionPipeline, int], Scores]
+# Scores a pipeline for a round of pruning, counted from 0, and its share of the budget.
+Scorer: TypeAlias = Callable[[DiffusionPipeline, int, Budget], Scores]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def prune_to_budget(
 
     Args:
         pipeline: the original.
-        score: scores a pipeline for a round, counted from 0.
+        score: scores a pipeline for a round, counted from 0, and its share of the budget.
         budget: what may be left of the original.
         rounds: in how many the budget is reached, by the same factor each.
         rule: how to select.
@@ -78,9 +79,10 @@ def prune_to_budget(
     """
     current, plans = pipeline, list[Plan]()
     for place in range(rounds - 1):
-        plans.append(select(score(current, place), _share(budget, plans, rounds - place), rule=rule))
+        share = _share(budget, plans, rounds - place)
+        plans.append(select(score(current, place, share), share, rule=rule))
         current = prune(current, plans[-1])
-    scores = score(current, rounds - 1)
+    scores = score(current, rounds - 1, _share(budget, plans, 1))
 
     def pruned_to(asked: float | None) -> tuple[DiffusionPipeline, Plan]:
         wanted = budget if asked is None else budget.model_copy(update={"latency": asked})

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
 import typer
@@ -25,7 +25,16 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune latent diffusion models."
 )
 errors = Console(stderr=True, highlight=False)
-Item = TypeVar("Item")
+Item = TypeVar("Item", covariant=True)
+
+
+class Long(Protocol[Item]):
+    """Work with a length."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Item]: ...
+
 
 MODEL = Annotated[str, typer.Argument(help="A folder, a Hub id, or zoo:NAME.")]
 RUN = Annotated[Path, typer.Option("--run", help="The run folder; the same command again resumes.")]
@@ -41,6 +50,11 @@ CALL = Annotated[list[str] | None, typer.Option(help="A further argument of the 
 BATCH_SIZE = Annotated[int, typer.Option("--batch", help="Samples drawn at once.", min=1)]
 METRIC = Annotated[str, typer.Option(help=f"The score: {', '.join(METRICS)}.")]
 BUDGET = Annotated[list[str], typer.Option(help="What may be left, such as latency=0.65; repeatable.")]
+RACED = Annotated[
+    list[str] | None,
+    typer.Option("--budget", help="For what to be sure; default: latency=0.65, 0.5 and 0.35."),
+]
+EXHAUSTIVE = Annotated[bool, typer.Option("--exhaustive", help="Score everything on all samples, as in the paper.")]
 RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
 ROUNDS = Annotated[int, typer.Option(help="Score and select again after each part of the budget.", min=1)]
 DTYPE = Annotated[str | None, typer.Option(help="Precision of the weights, such as float16. Default: float32.")]
@@ -58,11 +72,14 @@ def open_pipeline(model: str | Path, device: str | None, dtype: str | None) -> D
         raise typer.BadParameter(f"device {place!r} cannot be used: {one_line(error)}") from error
 
 
-def progress(work: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The work's items, with a bar on standard error."""
+def progress(work: Long[Item], what: str) -> Iterator[Item]:
+    """The work's items, with a bar on standard error; its length may grow on the way."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as bar:
-        yield from bar.track(work, total=total)
+        task = bar.add_task(what, total=len(work))
+        for item in work:
+            bar.update(task, advance=1, total=len(work))
+            yield item
 
 
 def fact(run: Path, name: str) -> Any:

@@ -8,10 +8,10 @@ import torch
 import typer
 from PIL import Image
 
+from ldpruner.budgets import Budget
 from ldpruner.errors import one_line
 from ldpruner.finetuning import Training
 from ldpruner.probe import Probe
-from ldpruner.selection import Budget
 
 
 def probe_of(

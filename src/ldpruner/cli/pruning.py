@@ -1,11 +1,13 @@
 """Commands that prune: score, select, prune, and all of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
+from ldpruner.budgets import Budget
 from ldpruner.cli import parsing, tables
 from ldpruner.cli.app import (
     BATCH_SIZE,
@@ -15,11 +17,13 @@ from ldpruner.cli.app import (
     DEVICE,
     DRY,
     DTYPE,
+    EXHAUSTIVE,
     GUIDANCE,
     JSON,
     METRIC,
     MODEL,
     PROMPTS,
+    RACED,
     ROUNDS,
     RULE,
     RUN,
@@ -35,10 +39,11 @@ from ldpruner.cli.app import (
 )
 from ldpruner.importance import METRICS, Metric
 from ldpruner.probe import Probe
+from ldpruner.racing import USUAL, Race
 from ldpruner.saving import save
 from ldpruner.scores import Scores
 from ldpruner.scoring import BATCH, Scoring
-from ldpruner.selection import RULES, Budget, Plan, Rule, select
+from ldpruner.selection import RULES, Plan, Rule, select
 from ldpruner.surgery import prune
 from ldpruner.workflow import Outcome, finish, prune_to_budget
 
@@ -56,12 +61,16 @@ def score(
     call: CALL = None,
     metric: METRIC = "mean_std",
     batch: BATCH_SIZE = BATCH,
+    budget: RACED = None,
+    exhaustive: EXHAUSTIVE = False,
     device: DEVICE = None,
     dtype: DTYPE = None,
     as_json: JSON = False,
     dry_run: DRY = False,
 ) -> None:
     """Score every modification of every operator, into a run folder.
+
+    All are scored on few samples; on more only those that could still change what is selected for a budget.
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
     """
@@ -72,19 +81,23 @@ def score(
         "probe": probe.model_dump(mode="json"),
         "metric": metric,
         "batch": batch,
+        "exhaustive": exhaustive,
     }
+    raced = [parsing.budget_of(budget)] if budget else USUAL
+    chosen_metric = parsing.one_of(metric, METRICS, "--metric")
     if dry_run:
         print_json(settings)
         return
-    scores = _score(
+    with Scoring(
         open_pipeline(model, device, dtype),
-        model,
-        run,
+        None,
         probe,
-        parsing.one_of(metric, METRICS, "--metric"),
-        batch,
-        component,
-    )
+        component=component,
+        run=run,
+        metric=chosen_metric,
+        batch_size=batch,
+    ) as scoring:
+        scores = _score(scoring, model, None if exhaustive else raced)
     if as_json:
         print_json(_scores_json(scores))
     else:
@@ -140,6 +153,7 @@ def run_command(
     rule: RULE = "knapsack",
     rounds: ROUNDS = 1,
     batch: BATCH_SIZE = BATCH,
+    exhaustive: EXHAUSTIVE = False,
     device: DEVICE = None,
     dtype: DTYPE = None,
     as_json: JSON = False,
@@ -154,11 +168,19 @@ def run_command(
     if dry_run:
         settings = {"model": model, "run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule}
         print_json(
-            {**settings, "probe": probe.model_dump(mode="json"), "metric": metric, "batch": batch, "rounds": rounds}
+            {
+                **settings,
+                "probe": probe.model_dump(mode="json"),
+                "metric": metric,
+                "batch": batch,
+                "rounds": rounds,
+                "exhaustive": exhaustive,
+            }
         )
         return
     pipeline = open_pipeline(model, device, dtype)
     choices: dict[str, Any] = {"metric": chosen_metric, "rule": chosen_rule, "rounds": rounds, "batch": batch}
+    choices["exhaustive"] = exhaustive
     outcome = run_all(pipeline, model, run, probe, wanted, component=component, **choices)
     show_outcome(outcome, run, as_json)
 
@@ -175,12 +197,16 @@ def run_all(
     rule: Rule = "knapsack",
     rounds: int = 1,
     batch: int = BATCH,
+    exhaustive: bool = False,
 ) -> Outcome:
     """Scores, with a progress bar, selects, prunes, saves and compares."""
 
-    def score_round(current: DiffusionPipeline, place: int) -> Scores:
+    def score_round(current: DiffusionPipeline, place: int, share: Budget) -> Scores:
         folder = run / f"round-{place}" if place else run
-        return _score(current, model, folder, probe, metric, batch, component)
+        with Scoring(
+            current, None, probe, component=component, run=folder, metric=metric, batch_size=batch
+        ) as scoring:
+            return _score(scoring, model, None if exhaustive else [share])
 
     plan = _known_plan(
         run, {"budget": budget, "rule": rule, "rounds": rounds, "metric": metric, "probe": probe.completed(pipeline)}
@@ -203,21 +229,13 @@ def _known_plan(run: Path, asked: dict[str, Any]) -> Plan | None:
     return plan if is_same else None
 
 
-def _score(
-    pipeline: DiffusionPipeline,
-    model: str,
-    run: Path,
-    probe: Probe,
-    metric: Metric,
-    batch: int,
-    component: str | None,
-) -> Scores:
-    with Scoring(pipeline, None, probe, component=component, run=run, metric=metric, batch_size=batch) as scoring:
-        scoring.ledger.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
-        for _ in progress(scoring, len(scoring), "scoring"):
-            pass
-        scores = scoring.scores()
-        scoring.ledger.set_fact("scores", scores.model_dump(mode="json"))
+def _score(scoring: Scoring, model: str, raced: Sequence[Budget] | None) -> Scores:
+    """Scores with a progress bar: races for budgets or, without any, draws everything. The ledger keeps the scores."""
+    scoring.ledger.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
+    for _ in progress(scoring if raced is None else Race(scoring, raced), "scoring"):
+        pass
+    scores = scoring.scores()
+    scoring.ledger.set_fact("scores", scores.model_dump(mode="json"))
     return scores
 
 

@@ -96,7 +96,7 @@ def finetune_run(
     work = Finetuning(
         pruned, teacher, data, probe=probe, component=component, training=settings, run=run, trackers=trackers
     )
-    for _ in progress(work, len(work), "finetuning") if work.is_first else work:
+    for _ in progress(work, "finetuning") if work.is_first else work:
         pass
     history = work.finish()
     if not work.is_first:

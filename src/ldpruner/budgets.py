@@ -1,0 +1,68 @@
+"""Budgets: how much of a pipeline's costs may be left."""
+
+from typing import Literal, TypeAlias, get_args
+
+from pydantic import ValidationError, model_validator
+
+from ldpruner.errors import BudgetError
+from ldpruner.values import Value
+
+Quantity: TypeAlias = Literal["latency", "parameters", "macs", "memory"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+
+
+class Budget(Value):
+    """What may be left: of each quantity the kept fraction, above 0 and at most 1.
+
+    Attributes:
+        latency: of drawing one sample's latents.
+        parameters: of the denoiser.
+        macs: of one denoiser call.
+        memory: of the peak while drawing them.
+        operators: how many operators to remove, the paper's own control.
+    """
+
+    latency: float | None = None
+    parameters: float | None = None
+    macs: float | None = None
+    memory: float | None = None
+    operators: int | None = None
+
+    def __init__(self, **quantities: float | None) -> None:
+        try:
+            super().__init__(**quantities)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            raise BudgetError(f"budget {field}={problem['input']!r}: {problem['msg']}") from error
+
+    @model_validator(mode="after")
+    def _check(self) -> "Budget":
+        for name, kept in self.kept.items():
+            if not 0 < kept <= 1:
+                raise BudgetError(
+                    f"budget {name}={kept:g} is outside (0, 1]; it is the fraction to keep, such as {name}=0.65"
+                )
+        if self.operators is not None and self.operators < 1:
+            raise BudgetError(f"budget operators={self.operators} is below 1; it is how many to remove")
+        if not self.kept and self.operators is None:
+            raise BudgetError(f"an empty budget; give one of {', '.join(QUANTITIES)}, operators")
+        return self
+
+    @property
+    def kept(self) -> dict[Quantity, float]:
+        """The fractions that were asked for."""
+        fractions = {name: getattr(self, name) for name in QUANTITIES}
+        return {name: float(kept) for name, kept in fractions.items() if kept is not None}
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value:g}" for name, value in self.model_dump(exclude_none=True).items())
+
+
+class Predicted(Value):
+    """What a plan leaves of the original, as kept fractions."""
+
+    latency: float
+    parameters: float
+    macs: float
+    memory: float

@@ -1,0 +1,130 @@
+"""The choice of removals as an integer program: the least damage that meets a budget."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+from numpy.typing import NDArray
+
+from ldpruner.budgets import QUANTITIES, Budget, Predicted, Quantity
+from ldpruner.errors import BudgetError
+from ldpruner.importance import Floats, damage
+from ldpruner.operators import Candidate
+from ldpruner.scores import Score, Scores
+
+TOLERANCE = 1e-9  # of a kept fraction
+TIME_LIMIT = 60.0  # seconds for the integer program; the best plan found by then is taken
+
+
+class Problem:
+    """Minimise the sum of damages; meet the budget; no two removals share a leaf module."""
+
+    def __init__(self, scores: Scores, removable: Sequence[Score], budget: Budget) -> None:
+        self.scores, self.removable, self.budget = scores, list(removable), budget
+        kept = budget.kept
+        self.savings = np.array([[saving(scores, one, name) for one in self.removable] for name in kept])
+        self.savings = self.savings.reshape(len(kept), len(self.removable))
+        self.needs = np.array([1 - fraction for fraction in kept.values()])
+
+    def is_met(self, chosen: Sequence[Score]) -> bool:
+        """Whether removing these meets the budget."""
+        left = predict(self.scores, chosen)
+        counted = self.budget.operators is None or len(chosen) >= self.budget.operators
+        return counted and all(getattr(left, name) <= kept + TOLERANCE for name, kept in self.budget.kept.items())
+
+    def check_reachable(self) -> None:
+        """Raises BudgetError where even the largest removal leaves too much."""
+        for name, savings, need in zip(self.budget.kept, self.savings, self.needs, strict=True):
+            best = self._program(-savings, [])
+            least = 1 - float(savings @ best) if best is not None else 1.0
+            if least > 1 - need + TOLERANCE:
+                reachable = math.ceil(least * 1000) / 1000
+                raise BudgetError(
+                    f"budget {name}={1 - need:g} cannot be reached: removing all that can be removed leaves "
+                    f"{least:.3f}; ask for {name}={reachable:g} or more"
+                )
+        most = self._program(-np.ones(len(self.removable)), [])
+        count = 0 if most is None else int(most.sum())
+        if self.budget.operators is not None and self.budget.operators > count:
+            raise BudgetError(f"budget {self.budget} cannot be reached: at most {count} can be removed together")
+
+    @property
+    def damages(self) -> Floats:
+        """[removable] what each removal adds to a plan's damage."""
+        return np.array([damage(one.score, self.scores.metric) for one in self.removable])
+
+    def solve(self, damages: Floats) -> NDArray[np.bool_]:
+        """[removable] which removals meet the budget with the least damage.
+
+        Damages span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
+        than a plan already found does in all is forbidden, the rest is scaled to that plan, and solved again.
+        """
+        allowed, bound = np.ones(len(damages), dtype=bool), math.inf
+        best: Floats | None = None
+        while True:
+            scale = min(bound, damages[allowed].max(initial=0)) or 1.0
+            chosen = self._program(np.where(allowed, damages, 0) / scale, self._demands(), allowed)
+            total = math.inf if chosen is None else float(damages @ chosen)
+            if chosen is None or total >= bound:
+                break
+            best, bound = chosen, total
+            allowed = damages <= bound
+        if best is None:
+            raise BudgetError(f"budget {self.budget} cannot be reached: its parts exclude each other; ask for less")
+        return best > 0
+
+    def _demands(self) -> list[object]:
+        demands: list[object] = []
+        if len(self.needs):
+            demands.append(scipy.optimize.LinearConstraint(self.savings, self.needs, np.inf))
+        if self.budget.operators is not None:
+            count = self.budget.operators
+            demands.append(scipy.optimize.LinearConstraint(np.ones((1, len(self.removable))), count, count))
+        return demands
+
+    def _program(
+        self, cost: Floats, constraints: list[object], allowed: NDArray[np.bool_] | None = None
+    ) -> Floats | None:
+        """Solves for the 0/1 choice of least cost; None if there is none."""
+        if not len(cost):
+            return np.zeros(0)
+        upper = np.ones(len(cost)) if allowed is None else allowed.astype(np.float64)
+        result = scipy.optimize.milp(
+            cost,
+            integrality=np.ones(len(cost)),
+            bounds=scipy.optimize.Bounds(0, upper),
+            constraints=[*constraints, *exclusions([one.candidate for one in self.removable])],
+            options={"time_limit": TIME_LIMIT, "mip_rel_gap": 1e-6},
+        )
+        return None if result.x is None else np.round(result.x)
+
+
+def exclusions(candidates: Sequence[Candidate]) -> list[scipy.optimize.LinearConstraint]:
+    """For an integer program over candidates: at most one removal for each leaf module."""
+    leaves = sorted({leaf for one in candidates for leaf in one.leaves})
+    rows = {leaf: row for row, leaf in enumerate(leaves)}
+    places = [(rows[leaf], column) for column, one in enumerate(candidates) for leaf in one.leaves]
+    if not places:
+        return []
+    row, column = zip(*places, strict=True)
+    matrix = scipy.sparse.csr_array((np.ones(len(places)), (row, column)), (len(leaves), len(candidates)))
+    return [scipy.optimize.LinearConstraint(matrix, -np.inf, 1)]
+
+
+def predict(scores: Scores, chosen: Iterable[Score]) -> Predicted:
+    """What is left of the original once some operators are removed."""
+    saved = dict.fromkeys(QUANTITIES, 0.0)
+    for score in chosen:
+        for quantity in QUANTITIES:
+            saved[quantity] += saving(scores, score, quantity)
+    return Predicted(**{quantity: 1 - fraction for quantity, fraction in saved.items()})
+
+
+def saving(scores: Scores, score: Score, quantity: Quantity) -> float:
+    """The fraction of a quantity that a removal saves."""
+    if quantity == "latency":
+        return score.saves.latency_ms / scores.costs.latency_ms
+    saved, total = getattr(score.saves, quantity), getattr(scores.costs, quantity)
+    return float(saved / total)

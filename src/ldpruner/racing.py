@@ -1,0 +1,166 @@
+"""Racing: all modifications on few samples first, then more of those only that could still change the selection."""
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from ldpruner.budgets import Budget
+from ldpruner.errors import BudgetError
+from ldpruner.estimates import FEW, NORMAL
+from ldpruner.importance import Floats, Metric, damage
+from ldpruner.knapsack import Problem
+from ldpruner.operators import Candidate, Operator
+from ldpruner.probe import Probe
+from ldpruner.scores import Score, Scores
+from ldpruner.scoring import BATCH, FIRST, Scoring
+
+logger = logging.getLogger(__name__)
+
+USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
+DRAWS = 8  # of scores from their intervals, for each budget
+SURVEYED = 16  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
+SETTLED = 0.03  # of a plan's damage: what another choice may be expected to spare
+SMALL = 0.1  # of that: a removal of less damage is not looked at again
+
+
+def score_operators(
+    pipeline: DiffusionPipeline,
+    operators: Sequence[Operator] | None = None,
+    probe: Probe | None = None,
+    *,
+    component: str | None = None,
+    run: Path | str | None = None,
+    metric: Metric = "mean_std",
+    batch_size: int = BATCH,
+    budgets: Sequence[Budget] | None = USUAL,
+) -> Scores:
+    """Scores the operators of a pipeline's denoiser by modifying each of them in turn.
+
+    The denoiser is afterwards as it was before, to the bit, also after an error or Ctrl-C.
+
+    Args:
+        pipeline: the untouched pipeline.
+        operators: which; all of `find_operators` if None.
+        probe: which latents to compare.
+        component: which network, for pipelines with more than one denoiser.
+        run: the run folder; what it already holds is not computed again.
+        metric: the score (see `importance`).
+        batch_size: how many samples to draw at once; changes no score beyond rounding.
+        budgets: for which the scores shall be sure enough to select; None draws all modifications on all samples, as
+            in the paper.
+
+    Raises:
+        NonFiniteLatents: the untouched pipeline's own latents are not finite.
+        LedgerError: the run folder is another model's or probe's.
+    """
+    with Scoring(
+        pipeline, operators, probe, component=component, run=run, metric=metric, batch_size=batch_size
+    ) as scoring:
+        for _ in scoring if budgets is None else Race(scoring, budgets):
+            pass
+        return scoring.scores()
+
+
+class Race:
+    """A scoring run that ends when the selection is settled or the probe is used up.
+
+    An iterable whose length grows while it goes on: draws made, and draws that are known to follow.
+
+    Args:
+        scoring: what draws.
+        budgets: for which to settle the selection; those that cannot be reached are left out.
+    """
+
+    def __init__(self, scoring: Scoring, budgets: Sequence[Budget] = USUAL) -> None:
+        self.scoring, self.budgets = scoring, budgets or USUAL
+        self._draws = 1 + len(scoring.candidates)
+
+    def __len__(self) -> int:
+        return self._draws
+
+    def __iter__(self) -> Iterator[str]:
+        """Draws; yields the operator's name after each draw."""
+        probed = self.scoring.probe.samples
+        wanted = {candidate: min(FIRST[0], probed) for candidate in self.scoring.candidates}
+        drawn = dict(wanted)
+        for stage in itertools.count():
+            yield from self._draw(wanted)
+            # a run that is resumed has drawn more already, and shall come to the same choice
+            scores = self.scoring.scores(first=drawn)
+            wanted = {one.candidate: 2 * drawn[one.candidate] for one in self._contested(scores, stage)}
+            if stage == 0:
+                wanted |= dict.fromkeys(_surveyed(scores), SURVEYED)
+            wanted = {one: min(samples, probed) for one, samples in wanted.items() if drawn[one] < probed}
+            if not wanted:
+                return
+            drawn |= wanted
+            self._draws += 1 + len(wanted)
+            logger.info("%d of %d modifications are drawn again", len(wanted), len(drawn))
+
+    def _draw(self, wanted: dict[Candidate, int]) -> Iterator[str]:
+        self.scoring.extend(None, max(wanted.values()))
+        yield "untouched"
+        for candidate, samples in wanted.items():
+            self.scoring.extend(candidate, samples)
+            yield candidate.operator
+
+    def _contested(self, scores: Scores, stage: int) -> list[Score]:
+        """Those that a plan depends on, for some budget, and that are not sure enough."""
+        generator = np.random.default_rng(stage)
+        removable = [one for one in scores.scores if math.isfinite(one.score)]
+        contested = np.zeros(len(removable), dtype=bool)
+        for budget in self.budgets:
+            problem = Problem(scores, removable, budget)
+            try:
+                problem.check_reachable()
+                contested |= _in_doubt(problem, _errors(removable, scores), generator)
+            except BudgetError:
+                continue
+        return list(itertools.compress(removable, contested))
+
+
+def _surveyed(scores: Scores) -> list[Candidate]:
+    """Some modifications, from low scores to high ones."""
+    order = sorted((one for one in scores.scores if math.isfinite(one.score)), key=lambda one: one.score)
+    places = np.linspace(0, len(order) - 1, min(FEW, len(order))).round().astype(int)
+    return [order[place].candidate for place in places]
+
+
+def _errors(removable: Sequence[Score], scores: Scores) -> Floats:
+    """How far each damage may be from what the whole probe would say, as a standard error of its logarithm."""
+    power = math.log(damage(math.e, scores.metric))
+    return np.array([power * _error(one) * _left(one.samples, scores.probe.samples) for one in removable])
+
+
+def _error(score: Score) -> float:
+    return math.log(score.interval[1] / score.score) / NORMAL if score.interval and score.score > 0 else 0.0
+
+
+def _left(drawn: int, probed: int) -> float:
+    """What a part of the probe leaves of the error of the whole (the correction for finite populations)."""
+    return math.sqrt(max(0.0, 1 - drawn / probed))
+
+
+def _in_doubt(problem: Problem, errors: Floats, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Which removals are in the best plan for some scores within their intervals, and not for others.
+
+    None, where the plan would do hardly more damage than the best one, whichever scores are true.
+    """
+    damages = problem.damages
+    plan = problem.solve(damages)
+    differing, regrets = np.zeros(len(damages), dtype=bool), []
+    for _ in range(DRAWS):
+        drawn = damages * np.exp(errors * generator.normal(size=len(damages)) - errors**2 / 2)
+        best = problem.solve(drawn)
+        ours, least = float(drawn @ plan), float(drawn @ best)
+        regrets.append(ours / least - 1 if least > 0 else 0.0)
+        differing |= plan != best
+    if np.mean(regrets) <= SETTLED:
+        return np.zeros(len(damages), dtype=bool)
+    return differing & (damages > SMALL * SETTLED * float(damages @ plan))

@@ -1,0 +1,101 @@
+"""Racing: as good a plan for a fraction of the calls, the same when it was stopped on the way."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from ldpruner.importance import damage
+from ldpruner.racing import Race
+from ldpruner.scoring import Scoring
+
+PROBE = ldpruner.Probe(samples=32, steps=2)
+BUDGETS = (ldpruner.Budget(macs=0.7), ldpruner.Budget(macs=0.5))
+
+
+@pytest.fixture(scope="module")
+def exhaustive(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]) -> ldpruner.Scores:
+    return ldpruner.score_operators(tiny, operators, PROBE, budgets=None)
+
+
+@pytest.fixture(scope="module")
+def raced(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]) -> ldpruner.Scores:
+    return ldpruner.score_operators(tiny, operators, PROBE, budgets=BUDGETS)
+
+
+def objective(plan: ldpruner.Plan, scores: ldpruner.Scores) -> float:
+    """The damage of a plan by scores that may not be those that made it."""
+    known = {(one.operator, one.modification): one.score for one in scores.scores}
+    return sum(damage(known[one.operator, one.modification], scores.metric) for one in plan.removed)
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_a_race_ends_at_a_plan_as_good_as_that_of_all_samples(
+    budget: ldpruner.Budget, exhaustive: ldpruner.Scores, raced: ldpruner.Scores
+) -> None:
+    best, found = (ldpruner.select(scores, budget) for scores in (exhaustive, raced))
+    assert objective(found, exhaustive) <= 1.05 * objective(best, exhaustive)
+
+
+def test_a_race_takes_a_fraction_of_the_calls(exhaustive: ldpruner.Scores, raced: ldpruner.Scores) -> None:
+    assert raced.denoiser_calls < 0.3 * exhaustive.denoiser_calls
+    samples = [one.samples for one in raced.scores]
+    assert min(samples) == 2
+    assert np.median(samples) <= 4
+
+
+def test_every_score_has_an_interval(exhaustive: ldpruner.Scores, raced: ldpruner.Scores) -> None:
+    held = 0
+    for few, many in zip(raced.scores, exhaustive.scores, strict=True):
+        assert few.interval is not None
+        assert few.interval[0] <= few.score <= few.interval[1]
+        held += few.interval[0] <= many.score <= few.interval[1]
+    assert held >= 0.75 * len(raced.scores)
+
+
+@pytest.mark.parametrize("stop", [1, 20, -3])
+def test_a_race_that_was_stopped_comes_to_the_same_scores(
+    stop: int,
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    raced: ldpruner.Scores,
+    tmp_path: Path,
+) -> None:
+    total = sum(1 for _ in Race(Scoring(tiny, operators, PROBE), BUDGETS)) if stop < 0 else 0
+    with Scoring(tiny, operators, PROBE, run=tmp_path) as scoring:
+        scoring.ledger.set_fact("costs", {"costs": raced.costs.model_dump(), "shares": scoring._costs()[1]})
+        draws = iter(Race(scoring, BUDGETS))
+        for _ in range(total + stop if stop < 0 else stop):
+            next(draws)
+    again = ldpruner.score_operators(tiny, operators, PROBE, run=tmp_path, budgets=BUDGETS)
+    assert [one.score for one in again.scores] == [one.score for one in raced.scores]
+    assert again.denoiser_calls == raced.denoiser_calls
+
+
+def test_a_race_for_another_budget_goes_on_from_what_is_there(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    first, more = (
+        ldpruner.score_operators(tiny, operators, PROBE, run=tmp_path, budgets=[budget]) for budget in BUDGETS
+    )
+    assert all(one.samples <= other.samples for one, other in zip(first.scores, more.scores, strict=True))
+    whole = ldpruner.score_operators(tiny, operators, PROBE, run=tmp_path, budgets=None)
+    assert {one.samples for one in whole.scores} == {PROBE.samples}
+
+
+def test_a_race_for_what_cannot_be_reached_ends_after_the_first_samples(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
+) -> None:
+    with Scoring(tiny, operators[:6], PROBE) as scoring:
+        race = Race(scoring, [ldpruner.Budget(macs=0.01)])
+        assert sum(1 for _ in race) == len(race)
+        assert sorted({one.samples for one in scoring.scores().scores}) == [2, 16]
+
+
+def test_a_probe_of_one_sample_is_raced_for_too(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
+) -> None:
+    scores = ldpruner.score_operators(tiny, operators[:6], ldpruner.Probe(samples=1, steps=2))
+    assert {one.samples for one in scores.scores} == {1}
