@@ -9,6 +9,7 @@ Accelerate.
 
 import argparse
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
 from ldpruner.selection import Plan
 
-BATCH = 16
+BATCHES = (16, 32)
 MANY = 10**6  # so that neither a checkpoint nor a look at the held-out loss falls into a round
 
 
@@ -38,17 +39,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8, help="in each round")
     options = parser.parse_args()
-    for name in options.models:
-        settings = {"model": name, "rounds": options.rounds, "steps": options.steps, "batch": BATCH}
-        measure = functools.partial(_measured, name, options.rounds, options.steps)
-        found = cell(f"finetuning_speed/{name}", settings, measure)
+    for name, batch in itertools.product(options.models, BATCHES):
+        settings = {"model": name, "rounds": options.rounds, "steps": options.steps, "batch": batch}
+        measure = functools.partial(_measured, name, options.rounds, options.steps, batch)
+        found = cell(f"finetuning_speed/{name}-{batch}", settings, measure)
         ratio = found["result"]["steps_per_second_ratio"]
-        print(f"{name}: {ratio['median']:.3f} of the bare loop ({ratio['p10']:.3f} to {ratio['p90']:.3f})")  # noqa: T201
+        shown = f"{ratio['median']:.3f} of the bare loop ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
+        print(f"{name}, batch {batch}: {shown}")  # noqa: T201
 
 
-def _measured(name: str, rounds: int, steps: int) -> dict[str, Any]:
+def _measured(name: str, rounds: int, steps: int, batch: int) -> dict[str, Any]:
     teacher = ldpruner.load(f"zoo:{name}")
-    training = Training(steps=MANY, batch=BATCH, task=1.0, check_every=MANY, checkpoint_every=MANY)
+    training = Training(steps=MANY, batch=batch, task=1.0, check_every=MANY, checkpoint_every=MANY)
     probe = ldpruner.Probe(samples=64, steps=4)
     work = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
     bare = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)

@@ -23,17 +23,14 @@ class State:
 
     def __init__(self, module: nn.Module, training: Training) -> None:
         self.module, self.training = module.float().requires_grad_(True).eval(), training
+        self.weights = list(module.parameters())
         # fused: all weights in one pass, which pays for the clipping and the average
         fused, decay = device_of(module).type in FUSED, training.weight_decay
-        self.optimizer = torch.optim.AdamW(module.parameters(), training.rate, weight_decay=decay, fused=fused)
+        self.optimizer = torch.optim.AdamW(self.weights, training.rate, weight_decay=decay, fused=fused)
         self.average, self.best = _copies(self.weights), _copies(self.weights)
         self.step, self.best_step = 0, 0
         self.losses: list[float] = []
         self.held_out: dict[int, float] = {}
-
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())
 
     @property
     def history(self) -> History:

@@ -168,7 +168,7 @@ class Finetuning:
         for loss in self._losses(chosen, generator, taught, learnt):
             self.accelerator.backward(loss / self.training.accumulate)
             losses.append(loss.detach())
-        self.accelerator.clip_grad_norm_(self.module.parameters(), self.training.clip)
+        self.accelerator.clip_grad_norm_(state.weights, self.training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.average_()
