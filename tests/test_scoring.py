@@ -513,3 +513,39 @@ def test_sqlite_files_of_a_run_need_no_pickle(tiny: DiffusionPipeline, probe: ld
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as database:
         (mean,) = database.execute("SELECT mean FROM evaluations WHERE operator != ''").fetchone()
     assert np.frombuffer(mean).shape == (4 * 8 * 8,)
+
+
+def test_what_does_not_fit_into_memory_is_drawn_in_smaller_batches(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
+) -> None:
+    probe = ldpruner.Probe(samples=8, steps=2)
+    whole = score_all(fresh, operators[:FEW], probe, batch_size=2)
+    seen = []
+
+    def small_memory(_: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append(len(kwargs.get("sample", args[0] if args else None)))
+        if seen[-1] > 3:
+            raise torch.OutOfMemoryError("no memory left")
+
+    handle = fresh.unet.register_forward_pre_hook(small_memory, with_kwargs=True)
+    try:
+        scores = score_all(fresh, operators[:FEW], probe, batch_size=8)
+    finally:
+        handle.remove()
+    assert values(scores) == values(whole)
+    assert scores.denoiser_calls == whole.denoiser_calls
+    assert [size for size in seen if size > 3] == [8, 4]
+
+
+def test_a_single_sample_that_does_not_fit_into_memory_ends_the_run(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
+) -> None:
+    with Scoring(fresh, operators[:1], probe) as scoring:
+        handle = fresh.unet.register_forward_pre_hook(lambda *_: fail_for_memory())
+        with pytest.raises(torch.OutOfMemoryError):
+            list(scoring)
+        handle.remove()
+
+
+def fail_for_memory() -> None:
+    raise torch.OutOfMemoryError("no memory left")

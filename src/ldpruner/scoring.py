@@ -240,12 +240,23 @@ class Scoring:
     def _draw(self, blocks: Sequence[int]) -> tuple[dict[int, Floats], int]:
         """The latents of some blocks, and how many denoiser calls each sample took."""
         samples = [index for block in blocks for index in self._samples(block)]
-        batches = [samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size)]
-        with self._counted_calls() as calls:
-            latents = torch.cat([draw_latents(self.pipeline, self.probe, batch).cpu() for batch in batches])
+        latents, calls = self._draw_samples(samples)
         parts = latents.double().split([len(self._samples(block)) for block in blocks])
-        drawn = {block: part.numpy() for block, part in zip(blocks, parts, strict=True)}
-        return drawn, next(calls) // len(batches)
+        return {block: part.numpy() for block, part in zip(blocks, parts, strict=True)}, calls
+
+    def _draw_samples(self, samples: Sequence[int]) -> tuple[torch.Tensor, int]:
+        """Latents, in batches that fit into memory, and how many denoiser calls each sample took."""
+        batches = [samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size)]
+        try:
+            with self._counted_calls() as calls:
+                drawn = [draw_latents(self.pipeline, self.probe, batch).cpu() for batch in batches]
+                return torch.cat(drawn), next(calls) // len(batches)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(batches[0]) == 1:
+                raise
+        self.batch_size = -(-len(batches[0]) // 2)
+        logger.info("out of memory: going on with %d samples at once", self.batch_size)
+        return self._draw_samples(samples)
 
     @contextlib.contextmanager
     def _counted_calls(self) -> Iterator[Iterator[int]]:
