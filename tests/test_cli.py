@@ -123,7 +123,6 @@ def test_bench_compares_two_pipelines(run: Run, model: Path) -> None:
     [
         ("operators", "MODEL"),
         ("demo",),
-        ("score", "MODEL", "--run", "r"),
         ("run", "MODEL", "--run", "r", "--budget", "latency=0.5"),
         ("bench", "MODEL"),
         ("select", "--run", "r", "--budget", "latency=0.5"),
@@ -137,6 +136,15 @@ def test_a_dry_run_prints_the_settings_and_does_nothing(
     assert code == 0
     assert isinstance(json.loads(out), dict)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_scoring_says_what_it_takes(run: Run, model: Path, tmp_path: Path) -> None:
+    code, out, _ = run("score", model, "--run", tmp_path / "r", *PROBE, "--dry-run")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["operators"] <= answer["modifications"]
+    assert 0 < answer["denoiser_calls"][0] <= answer["denoiser_calls"][1]
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,19 @@ def test_a_probe_of_one_sample_is_raced_for_too(
 ) -> None:
     scores = ldpruner.score_operators(tiny, operators[:6], ldpruner.Probe(samples=1, steps=2))
     assert {one.samples for one in scores.scores} == {1}
+
+
+def test_a_forecast_says_what_all_samples_take_and_what_a_race_takes_at_least(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    exhaustive: ldpruner.Scores,
+    raced: ldpruner.Scores,
+) -> None:
+    with Scoring(tiny, operators, PROBE) as scoring:
+        forecast = scoring.forecast()
+        assert scoring.ledger.denoiser_calls() == 0
+    assert forecast.modifications == len(exhaustive.scores)
+    least, most = forecast.denoiser_calls
+    assert most == exhaustive.denoiser_calls
+    assert 0.5 * raced.denoiser_calls <= least <= raced.denoiser_calls
+    assert 0 < forecast.seconds[0] < forecast.seconds[1]

@@ -96,6 +96,7 @@ class Recipe(Value):
         probe: how latents are drawn for the scores.
         component: which network, where there are several denoisers.
         metric, rule, rounds, budget: what is removed.
+        exhaustive: score everything on all samples; otherwise the costs of scoring are the most that it can take.
         batch: samples drawn at once.
         training: how the pruned denoiser is trained.
         data: a folder to learn from; None for `examples` samples of the original.
@@ -111,6 +112,7 @@ class Recipe(Value):
     rule: Rule = "knapsack"
     rounds: int = Field(default=1, ge=1)
     budget: Budget
+    exhaustive: bool = False
     batch: int = Field(default=BATCH, ge=1)
     training: Training = Training()
     data: Path | None = None

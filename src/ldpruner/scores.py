@@ -67,3 +67,18 @@ class Scores(Value):
     costs: Costs
     denoiser_calls: int
     scores: tuple[Score, ...]
+
+
+class Forecast(Value):
+    """What scoring will take, as a race that is settled at once and on all samples.
+
+    Attributes:
+        operators, modifications: how many.
+        denoiser_calls: least and most, counted for each sample.
+        seconds: least and most, sample by sample on this device; batches may be faster.
+    """
+
+    operators: int
+    modifications: int
+    denoiser_calls: tuple[int, int]
+    seconds: tuple[float, float]

@@ -24,7 +24,7 @@ from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.pipelines import Denoiser, find_denoiser, networks, schedulers
 from ldpruner.probe import Probe
 from ldpruner.runs import UNTOUCHED, Key, Ledger
-from ldpruner.scores import Savings, Score, Scores
+from ldpruner.scores import Forecast, Savings, Score, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,19 @@ class Scoring:
                 for operator in self.operators
                 for candidate in operator.candidates
             ),
+        )
+
+    def forecast(self) -> Forecast:
+        """What the run will take, from one draw and the costs."""
+        _, calls = self._draw_samples([0])
+        costs, _ = self._costs()
+        probed, modifications = self.probe.samples, len(self.candidates)
+        samples = [min(FIRST[0], probed) * (1 + modifications), probed * (1 + modifications)]
+        return Forecast(
+            operators=len(self.operators),
+            modifications=modifications,
+            denoiser_calls=(samples[0] * calls, samples[1] * calls),
+            seconds=(samples[0] * costs.latency_ms / 1000, samples[1] * costs.latency_ms / 1000),
         )
 
     def _curve(self, key: Key, metric: Metric) -> Curve | None:

@@ -70,7 +70,8 @@ def score(
 ) -> None:
     """Score every modification of every operator, into a run folder.
 
-    All are scored on few samples; on more only those that could still change what is selected for a budget.
+    All are scored on few samples; on more only those that could still change what is selected for a budget. --dry-run
+    also says how many denoiser calls and seconds that takes.
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
     """
@@ -85,18 +86,18 @@ def score(
     }
     raced = [parsing.budget_of(budget)] if budget else USUAL
     chosen_metric = parsing.one_of(metric, METRICS, "--metric")
-    if dry_run:
-        print_json(settings)
-        return
     with Scoring(
         open_pipeline(model, device, dtype),
         None,
         probe,
         component=component,
-        run=run,
+        run=None if dry_run else run,
         metric=chosen_metric,
         batch_size=batch,
     ) as scoring:
+        if dry_run:
+            print_json({**settings, **scoring.forecast().model_dump()})
+            return
         scores = _score(scoring, model, None if exhaustive else raced)
     if as_json:
         print_json(_scores_json(scores))
