@@ -297,3 +297,22 @@ def test_nothing_is_removable_where_no_score_is_finite() -> None:
         select(scores, Budget(parameters=0.9))
     assert_one_line(caught.value, "parameters=0.9")
     assert select(scores, Budget(parameters=1.0)).removed == ()
+
+
+def test_a_plan_says_which_removals_are_firm_and_which_are_a_toss_up() -> None:
+    def between(one: Score, low: float, high: float) -> Score:
+        return one.model_copy(update={"interval": (low, high)})
+
+    scores = known(
+        between(score("free", 0.01, ("a",), 200), 0.009, 0.011),
+        between(score("one", 1.0, ("b",), 300), 0.5, 2.0),
+        between(score("other", 1.1, ("c",), 300), 0.5, 2.2),
+        between(score("dear", 9.0, ("d",), 500), 8.0, 10.0),
+    )
+    plan = select(scores, Budget(parameters=0.5))
+    firm = {one.operator: one.firm for one in plan.removed}
+    assert set(firm) == {"free", "one"}
+    assert firm["free"] == 1
+    assert firm["one"] is not None
+    assert 0 < firm["one"] < 1
+    assert all(one.firm is None for one in select(scores, Budget(parameters=0.5), rule="lowest").removed)

@@ -99,3 +99,8 @@ def relative_error(curve: Curve, usual: float, metric: Metric) -> float:
 def interval(score: float, error: float) -> tuple[float, float]:
     """The 95 % interval of a score from its relative error; scores are spread like their logarithms."""
     return score * float(np.exp(-NORMAL * error)), score * float(np.exp(NORMAL * error))
+
+
+def standard_error(score: float, around: tuple[float, float] | None) -> float:
+    """The relative error from which `interval` makes an interval; 0 where there is none."""
+    return float(np.log(around[1] / score)) / NORMAL if around is not None and score > 0 else 0.0

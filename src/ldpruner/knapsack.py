@@ -1,7 +1,7 @@
 """The choice of removals as an integer program: the least damage that meets a budget."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import scipy.optimize
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from ldpruner.budgets import QUANTITIES, Budget, Predicted, Quantity
 from ldpruner.errors import BudgetError
+from ldpruner.estimates import standard_error
 from ldpruner.importance import Floats, damage
 from ldpruner.operators import Candidate
 from ldpruner.scores import Score, Scores
 
+DRAWS = 8  # of damages from their errors
 TOLERANCE = 1e-9  # of a kept fraction
 TIME_LIMIT = 60.0  # seconds for the integer program; the best plan found by then is taken
 
@@ -54,6 +56,19 @@ class Problem:
     def damages(self) -> Floats:
         """[removable] what each removal adds to a plan's damage."""
         return np.array([damage(one.score, self.scores.metric) for one in self.removable])
+
+    @property
+    def errors(self) -> Floats:
+        """[removable] standard errors of the logarithms of the damages, for samples of other seeds."""
+        power = math.log(damage(math.e, self.scores.metric))
+        return power * np.array([standard_error(one.score, one.interval) for one in self.removable])
+
+    def redrawn(self, errors: Floats, seed: int) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
+        """Damages as they may as well be, within their errors, and the removals that are best then."""
+        generator, damages = np.random.default_rng(seed), self.damages
+        for _ in range(DRAWS):
+            drawn = damages * np.exp(errors * generator.normal(size=len(damages)) - errors**2 / 2)
+            yield drawn, self.solve(drawn)
 
     def solve(self, damages: Floats) -> NDArray[np.bool_]:
         """[removable] which removals meet the budget with the least damage.

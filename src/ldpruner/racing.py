@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
-from ldpruner.estimates import FEW, NORMAL
-from ldpruner.importance import Floats, Metric, damage
+from ldpruner.estimates import FEW
+from ldpruner.importance import Floats, Metric
 from ldpruner.knapsack import Problem
 from ldpruner.operators import Candidate, Operator
 from ldpruner.probe import Probe
@@ -23,7 +23,6 @@ from ldpruner.scoring import BATCH, FIRST, Scoring
 logger = logging.getLogger(__name__)
 
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
-DRAWS = 8  # of scores from their intervals, for each budget
 SURVEYED = 16  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
 SETTLED = 0.03  # of a plan's damage: what another choice may be expected to spare
 SMALL = 0.1  # of that: a removal of less damage is not looked at again
@@ -112,14 +111,15 @@ class Race:
 
     def _contested(self, scores: Scores, stage: int) -> list[Score]:
         """Those that a plan depends on, for some budget, and that are not sure enough."""
-        generator = np.random.default_rng(stage)
         removable = [one for one in scores.scores if math.isfinite(one.score)]
+        # what is known of the whole probe's score grows with its samples (the correction for finite populations)
+        left = np.array([math.sqrt(max(0.0, 1 - one.samples / scores.probe.samples)) for one in removable])
         contested = np.zeros(len(removable), dtype=bool)
         for budget in self.budgets:
             problem = Problem(scores, removable, budget)
             try:
                 problem.check_reachable()
-                contested |= _in_doubt(problem, _errors(removable, scores), generator)
+                contested |= _in_doubt(problem, left * problem.errors, stage)
             except BudgetError:
                 continue
         return list(itertools.compress(removable, contested))
@@ -132,22 +132,7 @@ def _surveyed(scores: Scores) -> list[Candidate]:
     return [order[place].candidate for place in places]
 
 
-def _errors(removable: Sequence[Score], scores: Scores) -> Floats:
-    """How far each damage may be from what the whole probe would say, as a standard error of its logarithm."""
-    power = math.log(damage(math.e, scores.metric))
-    return np.array([power * _error(one) * _left(one.samples, scores.probe.samples) for one in removable])
-
-
-def _error(score: Score) -> float:
-    return math.log(score.interval[1] / score.score) / NORMAL if score.interval and score.score > 0 else 0.0
-
-
-def _left(drawn: int, probed: int) -> float:
-    """What a part of the probe leaves of the error of the whole (the correction for finite populations)."""
-    return math.sqrt(max(0.0, 1 - drawn / probed))
-
-
-def _in_doubt(problem: Problem, errors: Floats, generator: np.random.Generator) -> NDArray[np.bool_]:
+def _in_doubt(problem: Problem, errors: Floats, seed: int) -> NDArray[np.bool_]:
     """Which removals are in the best plan for some scores within their intervals, and not for others.
 
     None, where the plan would do hardly more damage than the best one, whichever scores are true.
@@ -155,9 +140,7 @@ def _in_doubt(problem: Problem, errors: Floats, generator: np.random.Generator) 
     damages = problem.damages
     plan = problem.solve(damages)
     differing, regrets = np.zeros(len(damages), dtype=bool), []
-    for _ in range(DRAWS):
-        drawn = damages * np.exp(errors * generator.normal(size=len(damages)) - errors**2 / 2)
-        best = problem.solve(drawn)
+    for drawn, best in problem.redrawn(errors, seed):
         ours, least = float(drawn @ plan), float(drawn @ best)
         regrets.append(ours / least - 1 if least > 0 else 0.0)
         differing |= plan != best

@@ -248,7 +248,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "budget": plan.budget.model_dump(exclude_none=True) if plan.budget else {},
         "removed": [
-            {"operator": one.operator, "modification": one.modification, "score": one.score, "also": one.also}
+            one.model_dump(mode="json", include={"operator", "modification", "score", "firm", "also"})
             for one in plan.removed
         ],
         "predicted": plan.predicted.model_dump() if plan.predicted else {},

@@ -43,9 +43,10 @@ def plan(chosen: Plan) -> Table:
     title = f"{len(chosen.removed)} removals, predicted to leave " + ", ".join(
         f"{value:.1%} of the {name}" for name, value in left.items()
     )
-    table = _table(title, "operator", "modification", ">score", "goes with it")
+    table = _table(title, "operator", "modification", ">score", ">firm", "goes with it")
     for one in chosen.removed:
-        table.add_row(one.operator, one.modification, f"{one.score:.4g}", ", ".join(one.also))
+        firm = "" if one.firm is None else f"{one.firm:.0%}"
+        table.add_row(one.operator, one.modification, f"{one.score:.4g}", firm, ", ".join(one.also))
     return table
 
 
