@@ -219,16 +219,3 @@ def test_recovery_needs_a_pruned_pipeline(run: Run, model: Path, tmp_path: Path)
         code, _, error = run(command, "--run", tmp_path)
         assert (code, error.count("\n")) == (1, 1)
         assert "ldpruner prune --run" in error
-
-
-def test_what_native_code_prints_is_not_taken_for_an_answer() -> None:
-    code = (
-        "import os, sys, ldpruner.cli as cli\n"
-        "sys.argv = ['ldpruner', 'demo', '--dry-run', '--json']\n"
-        "shown = cli.demo.print_json\n"
-        "cli.demo.print_json = lambda value: (os.write(1, b'noise'), shown(value))\n"
-        "sys.exit(cli.main())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["model"] == "zoo:satellite"
-    assert done.stderr.endswith("noise")

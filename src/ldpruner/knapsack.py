@@ -1,7 +1,10 @@
 """The choice of removals as an integer program: the least damage that meets a budget."""
 
+import contextlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import scipy.optimize
@@ -106,14 +109,32 @@ class Problem:
         if not len(cost):
             return np.zeros(0)
         upper = np.ones(len(cost)) if allowed is None else allowed.astype(np.float64)
-        result = scipy.optimize.milp(
-            cost,
-            integrality=np.ones(len(cost)),
-            bounds=scipy.optimize.Bounds(0, upper),
-            constraints=[*constraints, *exclusions([one.candidate for one in self.removable])],
-            options={"time_limit": TIME_LIMIT, "mip_rel_gap": 1e-6},
-        )
+        with _silent_stdout():
+            result = scipy.optimize.milp(
+                cost,
+                integrality=np.ones(len(cost)),
+                bounds=scipy.optimize.Bounds(0, upper),
+                constraints=[*constraints, *exclusions([one.candidate for one in self.removable])],
+                options={"time_limit": TIME_LIMIT, "mip_rel_gap": 1e-6},
+            )
         return None if result.x is None else np.round(result.x)
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """HiGHS prints some lines to standard output whatever it is told, where they would spoil an answer in JSON."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def exclusions(candidates: Sequence[Candidate]) -> list[scipy.optimize.LinearConstraint]:

@@ -1,8 +1,6 @@
 """The command line: parse, build values, call the library, print."""
 
-import contextlib
 import logging
-import os
 import sys
 from typing import Any
 
@@ -24,7 +22,6 @@ def main() -> int:
     """Runs the command line; the exit code. A user's mistake is one red line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     _quiet_libraries()
-    _keep_stdout()
     try:
         app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -37,14 +34,6 @@ def main() -> int:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     return 0
-
-
-def _keep_stdout() -> None:
-    """Leaves standard output to this command: what native code prints there, as HiGHS does, goes to standard error."""
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
-        if sys.stdout.fileno() == 1:
-            sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
-            os.dup2(2, 1)
 
 
 def _quiet_libraries() -> None:
