@@ -258,7 +258,7 @@ def test_sounds_and_videos_are_compared_too(name: str, rows: set[str]) -> None:
 def test_what_cannot_be_is_told_in_one_line_before_anything_is_drawn(
     tiny: DiffusionPipeline, settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "draw", None)
+    monkeypatch.setattr("ldpruner.observations.draw", None)
     with pytest.raises(LdPrunerError, match=said) as caught:
         evaluate(tiny, tiny, **settings)
     assert "\n" not in str(caught.value)

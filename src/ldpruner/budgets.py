@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 from pydantic import ValidationError, model_validator
 
 from ldpruner.errors import BudgetError
-from ldpruner.values import Value
+from ldpruner.values import Value, first_fault
 
 Quantity: TypeAlias = Literal["latency", "parameters", "macs", "memory"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
@@ -32,9 +32,7 @@ class Budget(Value):
         try:
             super().__init__(**quantities)
         except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            raise BudgetError(f"budget {field}={problem['input']!r}: {problem['msg']}") from error
+            raise BudgetError(f"budget {first_fault(error)}") from error
 
     @model_validator(mode="after")
     def _check(self) -> "Budget":

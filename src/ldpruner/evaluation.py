@@ -1,32 +1,25 @@
 """A pruned pipeline beside its original: what each costs, and how good what they draw is."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
 
 from ldpruner import quality
 from ldpruner.bench import ROUNDS, compare
-from ldpruner.drawn import Drawn, draw, read_samples
+from ldpruner.drawn import Drawn, read_samples
 from ldpruner.errors import EvaluationError
-from ldpruner.features import (
-    Classifier,
-    Extractor,
-    Features,
-    LatentFeatures,
-    PromptMatch,
-    find_extractor,
-    find_prompt_match,
-)
+from ldpruner.features import Classifier, Extractor, Features, find_extractor, find_prompt_match
 from ldpruner.importance import Floats, frechet_distance, importance, moments
 from ldpruner.latents import largest_batch
 from ldpruner.media import Folder, find_media
+from ldpruner.observations import PAIRED, Observations, Observer, batches, observed
 from ldpruner.probe import Probe
 from ldpruner.quality import Interval
 from ldpruner.scoring import BATCH
@@ -34,15 +27,12 @@ from ldpruner.values import Value
 
 COSTS = ("latency_ms", "latency_ratio", "peak_memory_bytes", "parameters", "macs")
 OF_SETS = ("frechet_distance", "kid", "precision", "recall", "inception_score")  # of the features of all samples
-PAIRED = ("psnr", "ssim")  # of a picture and its original
 METRICS = (*COSTS, "latent_distance", *OF_SETS, "clip_score", *PAIRED)
 DECODED_BATCH = 8  # pictures made at once: decoding takes more memory than denoising
 FEWEST = quality.NEIGHBOURS + 2  # samples: each one drawn has its third nearest neighbour
 PACKAGES = ("ld-pruner", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy")
 
 logger = logging.getLogger(__name__)
-
-Observations: TypeAlias = Mapping[str, Floats]  # of each sample, by what was looked at
 
 
 class Measure(Value):
@@ -119,10 +109,10 @@ def evaluate(
     folder = find_media(data) if data is not None else None
     extractor = find_extractor(features, reference.device)
     match = find_prompt_match(clip, reference.device) if clip is not None else None
-    observer = _Observer(extractor, match, frozenset(metrics))
+    observer = Observer(extractor, match, frozenset(metrics))
     seeds = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
     batch = largest_batch(reference, seeds[0], DECODED_BATCH if observer.decodes else BATCH)
-    original, other, moved, example = _observed(pruned, reference, (seeds[0], seeds[1]), observer, batch)
+    original, other, moved, example = observed(pruned, reference, (seeds[0], seeds[1]), observer, batch)
     real = _features_of(folder, example, extractor) if folder is not None else other["features"]
     rows = [
         *_costs(pruned, reference, probe, component, metrics),
@@ -149,79 +139,9 @@ def _check(probe: Probe, data: Path | str | None, features: Features, metrics: C
         )
 
 
-@dataclass(frozen=True)
-class _Observer:
-    """What is looked at while samples are there, so that no picture need be kept."""
-
-    extractor: Extractor
-    match: PromptMatch | None
-    metrics: frozenset[str]
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it looks at more than latents."""
-        needing = {*PAIRED, "clip_score"} if self.match is not None else {*PAIRED}
-        return bool(self.metrics & needing) or not isinstance(self.extractor, LatentFeatures)
-
-    def __call__(self, drawn: Drawn, original: Drawn) -> Observations:
-        """All of some samples, and of those of the original that they are compared with."""
-        assert drawn.latents is not None
-        found = {"latents": drawn.latents, "features": self.extractor(drawn)}
-        if self.match is not None and "clip_score" in self.metrics:
-            found["clip_score"] = self.match(drawn)
-        if drawn.pictures is None or original.pictures is None:
-            return found
-        pair = drawn.pictures, original.pictures
-        if "psnr" in self.metrics:
-            found["psnr"] = quality.psnr(*pair)
-        if "ssim" in self.metrics and min(pair[0].shape[2:4]) >= quality.WINDOW:
-            found["ssim"] = quality.ssim(*pair)
-        return found
-
-
-def _observed(
-    pruned: DiffusionPipeline,
-    reference: DiffusionPipeline,
-    seeds: tuple[Probe, Probe],
-    observer: _Observer,
-    batch: int,
-) -> tuple[Observations, Observations, Observations, Drawn]:
-    """What is seen of the original, of the original on other seeds and of the pruned pipeline; and one batch drawn."""
-    seen: tuple[list[Observations], ...] = ([], [], [])
-    runs = ((reference, seeds[0]), (reference, seeds[1]), (pruned, seeds[0]))
-    for indices in _batches(range(seeds[0].samples), batch):
-        drawn = [draw(pipeline, probe, indices, decoded=observer.decodes) for pipeline, probe in runs]
-        _check_alike(drawn[0], drawn[2])
-        for one, kept in zip(drawn, seen, strict=True):
-            kept.append(observer(one, drawn[0]))
-    original, other, moved = (_joined(one) for one in seen)
-    return original, other, moved, drawn[0]
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[first : first + size] for first in range(0, len(items), size))
-
-
-def _joined(parts: Sequence[Observations]) -> Observations:
-    """The observations of all batches, as long as what a network gives are numbers."""
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if not np.isfinite(joined["features"]).all():
-        raise EvaluationError("the feature network gives what is not finite; choose other features")
-    return joined
-
-
-def _check_alike(original: Drawn, pruned: Drawn) -> None:
-    shapes = [None if one is None else one.shape for one in (original.latents, pruned.latents)]
-    if shapes[0] != shapes[1]:
-        raise EvaluationError(
-            f"the original draws latents {shapes[0]}, the other pipeline {shapes[1]}; "
-            "give a pipeline and what was pruned of it"
-        )
-
-
 def _features_of(folder: Folder, example: Drawn, extractor: Extractor) -> Floats:
     """The features of the files of a folder, read a few at a time."""
-    parts = [extractor(read_samples(files, example)) for files in _batches(folder.files, DECODED_BATCH)]
+    parts = [extractor(read_samples(files, example)) for files in batches(folder.files, DECODED_BATCH)]
     found = np.concatenate(parts)
     if len(found) < FEWEST:
         raise EvaluationError(f"{folder.path} holds {len(found)} files, too few to compare; give at least {FEWEST}")
@@ -309,7 +229,7 @@ _SET_METRICS = {
 }
 
 
-def _of_sets(features: tuple[Floats, Floats, Floats], real: Floats, observer: _Observer) -> list[Measure]:
+def _of_sets(features: tuple[Floats, Floats, Floats], real: Floats, observer: Observer) -> list[Measure]:
     """Metrics of the features of the original, of the original on other seeds, and of the pruned pipeline."""
     original, other, moved = features
     rows = [

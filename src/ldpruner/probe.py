@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_serializer, field_validator
 
 from ldpruner.errors import ProbeError, one_line
 from ldpruner.pipelines import accepted_arguments
-from ldpruner.values import Value
+from ldpruner.values import Value, first_fault
 
 CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
 
@@ -67,8 +67,7 @@ class Probe(Value):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            problem = error.errors()[0]
-            raise ProbeError(f"probe {problem['loc'][0]}={problem['input']!r}: {problem['msg']}") from error
+            raise ProbeError(f"probe {first_fault(error)}") from error
 
     @field_validator("prompts", mode="before")
     @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from ldpruner.blocks import FEWEST
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.estimates import FEW
@@ -18,7 +19,7 @@ from ldpruner.knapsack import Problem
 from ldpruner.operators import Candidate, Operator
 from ldpruner.probe import Probe
 from ldpruner.scores import Score, Scores
-from ldpruner.scoring import BATCH, FIRST, Scoring
+from ldpruner.scoring import BATCH, Scoring
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Race:
     def __iter__(self) -> Iterator[str]:
         """Draws; yields the operator's name after each draw."""
         probed = self.scoring.probe.samples
-        wanted = {candidate: min(FIRST[0], probed) for candidate in self.scoring.candidates}
+        wanted = {candidate: min(FEWEST, probed) for candidate in self.scoring.candidates}
         drawn = dict(wanted)
         for stage in itertools.count():
             yield from self._draw(wanted)

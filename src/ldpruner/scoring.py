@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ldpruner.blocks import FEWEST, grouped, samples_of
 from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.errors import NonFiniteLatents, OperatorNotFound, one_line
 from ldpruner.estimates import Change, Curve, interval, relative_error, to_many, usual_spread
@@ -28,8 +29,6 @@ from ldpruner.scores import Forecast, Savings, Score, Scores
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 8  # samples whose moments are kept together, whatever the batch
-FIRST = (2, 2, 4)  # the first blocks are smaller: few samples tell most operators apart
 BATCH = 16  # samples drawn at once
 # What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
 MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
@@ -156,7 +155,7 @@ class Scoring:
         _, calls = self._draw_samples([0])
         costs, _ = self._costs()
         probed, modifications = self.probe.samples, len(self.candidates)
-        samples = [min(FIRST[0], probed) * (1 + modifications), probed * (1 + modifications)]
+        samples = [min(FEWEST, probed) * (1 + modifications), probed * (1 + modifications)]
         return Forecast(
             operators=len(self.operators),
             modifications=modifications,
@@ -189,21 +188,10 @@ class Scoring:
 
     def _groups(self, samples: int | None = None) -> list[list[int]]:
         """The blocks that are drawn together, of the first samples or of all."""
-        groups: list[list[int]] = []
-        first = self.probe.samples if samples is None else samples
-        for block in itertools.takewhile(lambda one: self._samples(one).start < first, itertools.count()):
-            end = self._samples(block).stop
-            if groups and end - self._samples(groups[-1][0]).start <= self.batch_size:
-                groups[-1].append(block)
-            else:
-                groups.append([block])
-        return groups
+        return grouped(self.probe.samples if samples is None else samples, self.batch_size)
 
     def _samples(self, block: int) -> range:
-        small, large = FIRST[: block + 1], max(0, block + 1 - len(FIRST))
-        end = sum(small) + large * BLOCK
-        size = BLOCK if large else small[-1]
-        return range(end - size, min(end, self.probe.samples))
+        return samples_of(block, self.probe.samples)
 
     def _draw_untouched(self, group: Sequence[int]) -> None:
         missing = self._missing(UNTOUCHED, group)

@@ -106,6 +106,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
             "probe": scores.probe.model_dump(mode="json", exclude_none=True),
             "metric": scores.metric,
             "rounds": 1,
+            "exhaustive": all(one.samples == scores.probe.samples for one in removable),
             "denoiser_calls": scores.denoiser_calls,
         },
     )

@@ -212,7 +212,7 @@ def run_all(
     plan = _known_plan(
         run, {"budget": budget, "rule": rule, "rounds": rounds, "metric": metric, "probe": probe.completed(pipeline)}
     )
-    if plan is not None:
+    if plan is not None and (plan.provenance.get("exhaustive") or not exhaustive):
         return finish(pipeline, prune(pipeline, plan), plan, probe, run)
     pruned, plan = prune_to_budget(pipeline, score_round, budget, rounds=rounds, rule=rule)
     return finish(pipeline, pruned, plan, probe, run)

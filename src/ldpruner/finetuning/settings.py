@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from ldpruner.errors import FinetuningError
-from ldpruner.values import Value
+from ldpruner.values import Value, first_fault
 
 
 class Training(Value):
@@ -56,9 +56,7 @@ class Training(Value):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            raise FinetuningError(f"training {field}={problem['input']!r}: {problem['msg']}") from error
+            raise FinetuningError(f"training {first_fault(error)}") from error
         if self.task == self.output == self.features == 0:
             raise FinetuningError(
                 "training task=0, output=0, features=0: nothing is learnt; weigh one of them above 0"
