@@ -24,13 +24,14 @@ from torch.nn.functional import cosine_similarity
 
 import ldpruner
 from ldpruner.errors import BudgetError
+from ldpruner.execution import MISFITS, is_out_of_memory
 from ldpruner.knapsack import TOLERANCE, predict
 from ldpruner.latents import draw_latents, largest_batch
 from ldpruner.modifications import modified
 from ldpruner.operators import Candidate
 from ldpruner.pruned import replacement
 from ldpruner.scores import Score, Scores
-from ldpruner.scoring import BATCH, MISFITS, is_out_of_memory
+from ldpruner.scoring import BATCH
 from ldpruner.selection import Choice, Plan, Rule
 
 CALLS = 6  # of the denoiser, at as many noise levels, on which its output is compared

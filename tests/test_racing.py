@@ -47,12 +47,42 @@ def test_a_race_takes_a_fraction_of_the_calls(exhaustive: ldpruner.Scores, raced
 
 
 def test_every_score_has_an_interval(exhaustive: ldpruner.Scores, raced: ldpruner.Scores) -> None:
+    pairs = [pair for pair in zip(raced.scores, exhaustive.scores, strict=True) if not pair[0].stopped]
     held = 0
-    for few, many in zip(raced.scores, exhaustive.scores, strict=True):
+    for few, many in pairs:
         assert few.interval is not None
         assert few.interval[0] <= few.score <= few.interval[1]
         held += few.interval[0] <= many.score <= few.interval[1]
-    assert held >= 0.75 * len(raced.scores)
+    assert held >= 0.75 * len(pairs)
+
+
+def test_what_leaves_the_path_is_stopped_on_the_way_and_scores_more_than_is_said(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
+) -> None:
+    probe, mild = ldpruner.Probe(samples=8, steps=8), ldpruner.Budget(macs=0.95)
+    whole, same = (
+        ldpruner.score_operators(tiny, operators, one, budgets=None)
+        for one in (probe, probe.model_copy(update={"samples": 2}))
+    )
+    raced = ldpruner.score_operators(tiny, operators, probe, budgets=[mild])
+    stopped = [place for place, one in enumerate(raced.scores) if one.stopped]
+    assert len(stopped) > 5
+    assert all(raced.scores[place].score < same.scores[place].score for place in stopped)
+    assert raced.denoiser_calls < 0.97 * probe.steps * (probe.samples + sum(one.samples for one in raced.scores))
+    names = {(one.operator, one.modification) for one in ldpruner.select(whole, mild).removed}
+    assert not names & {(raced.scores[place].operator, raced.scores[place].modification) for place in stopped}
+
+
+def test_what_was_stopped_is_drawn_to_the_end_when_more_is_to_go(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    probe, budgets = ldpruner.Probe(samples=8, steps=8), [ldpruner.Budget(macs=kept) for kept in (0.95, 0.3)]
+    mild, strict = (ldpruner.score_operators(tiny, operators, probe, run=tmp_path, budgets=[one]) for one in budgets)
+    assert sum(one.stopped for one in mild.scores) > sum(one.stopped for one in strict.scores)
+    chosen = {(one.operator, one.modification) for one in ldpruner.select(strict, budgets[1]).removed}
+    assert not any(one.stopped for one in strict.scores if (one.operator, one.modification) in chosen)
+    whole = ldpruner.score_operators(tiny, operators, probe, run=tmp_path, budgets=None)
+    assert not any(one.stopped for one in whole.scores)
 
 
 @pytest.mark.parametrize("stop", [1, 20, -3])

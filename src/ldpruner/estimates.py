@@ -25,10 +25,12 @@ class Curve:
     Attributes:
         scores: by the number of samples, the first 2, 4, 8 and so on, and all.
         distances: [samples] squared distance of each sample from its untouched twin.
+        stopped: whether that is how far they were when drawing was stopped on the way.
     """
 
     scores: dict[int, float]
     distances: Floats
+    stopped: bool = False
 
     @property
     def samples(self) -> int:
@@ -47,7 +49,7 @@ class Curve:
     def first(self, samples: int) -> "Curve":
         """What was known when no more samples had been drawn."""
         scores = {number: one for number, one in self.scores.items() if number <= samples}
-        return Curve(scores, self.distances[:samples])
+        return Curve(scores, self.distances[:samples], self.stopped)
 
 
 class Change(NamedTuple):

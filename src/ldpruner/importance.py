@@ -43,7 +43,7 @@ class Moments:
 
     @property
     def is_finite(self) -> bool:
-        return bool(np.isfinite(self.mean).all() and np.isfinite(self.m2).all())
+        return bool(np.isfinite(self.squared_errors).all())  # of each sample, over all its elements
 
 
 def moments(latents: Floats, untouched: Floats) -> Moments:

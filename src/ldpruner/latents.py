@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,10 +15,21 @@ from ldpruner.probe import Probe
 ALIKE = 0.05  # relative difference of a sample drawn alone and in a batch, more than rounding makes
 
 
-def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> torch.Tensor:
+Watch: TypeAlias = Callable[[torch.Tensor], None]
+
+
+def draw_latents(
+    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], watch: Watch | None = None
+) -> torch.Tensor:
     """Runs a pipeline on some samples of a probe and returns their final latents.
 
     The run is left before anything is decoded.
+
+    Args:
+        pipeline: which.
+        probe: what samples there are.
+        samples: which are drawn.
+        watch: is given the latents [samples, ...] after each step; an Interruption that it raises ends the run there.
 
     Returns:
         [samples, ...]: what the scheduler's last step returned.
@@ -31,7 +42,7 @@ def draw_latents(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[in
             if hasattr(part, "decode") and isinstance(part, torch.nn.Module):
                 stack.enter_context(keeping_precision(part))
                 stack.enter_context(overridden(part, "decode", _leave))
-        return _watched(pipeline, probe, samples)[0]
+        return _watched(pipeline, probe, samples, watch)[0]
 
 
 def draw_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
@@ -43,14 +54,16 @@ def draw_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[in
     return _watched(pipeline, probe.without("output_type"), samples)
 
 
-def _watched(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
-    taken = _Steps()
+def _watched(
+    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], watch: Watch | None = None
+) -> tuple[torch.Tensor, Any]:
+    taken = _Steps(len(samples), watch)
     with contextlib.ExitStack() as stack:
         for scheduler in schedulers(pipeline):
             stack.enter_context(stepping(scheduler, taken.step_of(scheduler)))
         stack.enter_context(_seeded(pipeline, probe.sample_seed(samples[0])))
         result = run_pipeline(pipeline, probe.arguments(pipeline, samples))
-    drawn = taken.latents(len(samples))
+    drawn = taken.latents()
     if drawn is None:
         raise ProbeError(
             f"{type(pipeline).__name__} did not draw the {len(samples)} samples that were asked; "
@@ -80,7 +93,8 @@ def largest_batch(pipeline: DiffusionPipeline, probe: Probe, wanted: int) -> int
 class _Steps:
     """What the schedulers of a pipeline were given first and returned last."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int, watch: Watch | None) -> None:
+        self._samples, self._watch = samples, watch
         self._first: torch.Tensor | None = None
         self._last: torch.Tensor | None = None
 
@@ -95,17 +109,19 @@ class _Steps:
                 if self._first is None:
                     self._first = signature.bind(self_, *arguments, **options).arguments.get("sample")
                 self._last = result[0] if isinstance(result, tuple) else result.prev_sample
+                if self._watch is not None and (drawn := self.latents()) is not None:
+                    self._watch(drawn)
             return result
 
         return step
 
-    def latents(self, samples: int) -> torch.Tensor | None:
+    def latents(self) -> torch.Tensor | None:
         """The last latents, a row for each sample.
 
         Some pipelines step the guided and the unguided copy of each sample together, copies after one another; others
         step the frames of a video as rows.
         """
-        first, last = self._first, self._last
+        first, last, samples = self._first, self._last, self._samples
         if last is None or len(last) % samples:
             return None
         if len(last) == samples or first is None:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
 SURVEYED = 16  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
 SETTLED = 0.03  # of a plan's damage: what another choice may be expected to spare
+FAR = 2.0  # times as far as all of a plan takes the latents, a removal is not drawn on
 SMALL = 0.1  # of that: a removal of less damage is not looked at again
 
 
@@ -79,18 +80,21 @@ class Race:
 
     def __init__(self, scoring: Scoring, budgets: Sequence[Budget] = USUAL) -> None:
         self.scoring, self.budgets = scoring, budgets or USUAL
-        self._draws = 1 + len(scoring.candidates)
+        order = sorted(scoring.candidates, key=lambda one: one.macs, reverse=True)
+        samples, half = min(FEWEST, scoring.probe.samples), -(-len(order) // 2)
+        self._first, self._others = (dict.fromkeys(part, samples) for part in (order[:half], order[half:]))
+        self._draws = sum(len(scoring.drawing.draws(part)) for part in (self._first, self._others))
 
     def __len__(self) -> int:
         return self._draws
 
     def __iter__(self) -> Iterator[str]:
         """Draws; yields the operator's name after each draw."""
-        probed = self.scoring.probe.samples
-        wanted = {candidate: min(FEWEST, probed) for candidate in self.scoring.candidates}
-        drawn = dict(wanted)
+        drawing, probed = self.scoring.drawing, self.scoring.probe.samples
+        yield from drawing.draw(self._first)
+        yield from drawing.draw(self._others, self._limit() if probed > FEWEST else math.inf)
+        drawn = {**self._first, **self._others}
         for stage in itertools.count():
-            yield from self._draw(wanted)
             # a run that is resumed has drawn more already, and shall come to the same choice
             scores = self.scoring.scores(first=drawn)
             wanted = {one.candidate: 2 * drawn[one.candidate] for one in self._contested(scores, stage)}
@@ -100,15 +104,32 @@ class Race:
             if not wanted:
                 return
             drawn |= wanted
-            self._draws += 1 + len(wanted)
+            self._draws += len(drawing.draws(wanted))
             logger.info("%d of %d modifications are drawn again", len(wanted), len(drawn))
+            yield from drawing.draw(wanted)
 
-    def _draw(self, wanted: dict[Candidate, int]) -> Iterator[str]:
-        self.scoring.extend(None, max(wanted.values()))
-        yield "untouched"
-        for candidate, samples in wanted.items():
-            self.scoring.extend(candidate, samples)
-            yield candidate.operator
+    def _limit(self) -> float:
+        """How far latents may go, as a mean square: further, one removal is worse than all of a plan that is known.
+
+        Infinity, where a budget cannot be met with what is known.
+        """
+        scores = self.scoring.scores(first=self._first)
+        removable = [one for one in scores.scores if math.isfinite(one.score)]
+        totals = []
+        for budget in self.budgets:
+            if not _is_reachable(Problem(scores, scores.scores, budget)):
+                continue
+            problem = Problem(scores, removable, budget)
+            try:
+                chosen = itertools.compress(removable, problem.solve(problem.damages))
+            except BudgetError:
+                return math.inf
+            totals.append(sum(self._squared_distance(one.candidate) for one in chosen))
+        return FAR * max(totals, default=math.inf)
+
+    def _squared_distance(self, candidate: Candidate) -> float:
+        curve = self.scoring.drawing.curve(candidate, self.scoring.metric)
+        return float(curve.first(self._first[candidate]).distances.mean()) if curve is not None else math.inf
 
     def _contested(self, scores: Scores, stage: int) -> list[Score]:
         """Those that a plan depends on, for some budget, and that are not sure enough."""
@@ -118,17 +139,23 @@ class Race:
         contested = np.zeros(len(removable), dtype=bool)
         for budget in self.budgets:
             problem = Problem(scores, removable, budget)
-            try:
-                problem.check_reachable()
+            if _is_reachable(problem):
                 contested |= _in_doubt(problem, left * problem.errors, stage)
-            except BudgetError:
-                continue
         return list(itertools.compress(removable, contested))
+
+
+def _is_reachable(problem: Problem) -> bool:
+    try:
+        problem.check_reachable()
+    except BudgetError:
+        return False
+    return True
 
 
 def _surveyed(scores: Scores) -> list[Candidate]:
     """Some modifications, from low scores to high ones."""
-    order = sorted((one for one in scores.scores if math.isfinite(one.score)), key=lambda one: one.score)
+    whole = (one for one in scores.scores if math.isfinite(one.score) and not one.stopped)
+    order = sorted(whole, key=lambda one: one.score)
     places = np.linspace(0, len(order) - 1, min(FEW, len(order))).round().astype(int)
     return [order[place].candidate for place in places]
 
@@ -145,6 +172,7 @@ def _in_doubt(problem: Problem, errors: Floats, seed: int) -> NDArray[np.bool_]:
         ours, least = float(drawn @ plan), float(drawn @ best)
         regrets.append(ours / least - 1 if least > 0 else 0.0)
         differing |= plan != best
+    unknown = np.array([one.stopped for one in problem.removable]) & plan
     if np.mean(regrets) <= SETTLED:
-        return np.zeros(len(damages), dtype=bool)
-    return differing & (damages > SMALL * SETTLED * float(damages @ plan))
+        return unknown
+    return unknown | differing & (damages > SMALL * SETTLED * float(damages @ plan))

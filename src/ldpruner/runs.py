@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -15,22 +15,39 @@ from ldpruner.errors import LedgerError, StorageError
 from ldpruner.importance import Floats, Moments
 
 APPLICATION_ID = 0x4C445052  # "LDPR": tells a ledger from any other SQLite file
-FORMAT = 2
+FORMAT = 3
 UNTOUCHED = ("", "")  # the key of the untouched pipeline
 
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE evaluations (
     operator TEXT, modification TEXT, block INTEGER, denoiser_calls INTEGER NOT NULL,
-    count INTEGER NOT NULL, mean BLOB NOT NULL, m2 BLOB NOT NULL,
-    squared_errors BLOB NOT NULL, cosine_distances BLOB NOT NULL, pooled BLOB NOT NULL,
+    count INTEGER NOT NULL, squared_errors BLOB NOT NULL, cosine_distances BLOB NOT NULL, pooled BLOB NOT NULL,
+    mean BLOB NOT NULL, m2 BLOB NOT NULL,
     PRIMARY KEY (operator, modification, block)
 );
+CREATE TABLE stopped (
+    operator TEXT, modification TEXT, step INTEGER, denoiser_calls INTEGER NOT NULL,
+    count INTEGER NOT NULL, squared_errors BLOB NOT NULL, cosine_distances BLOB NOT NULL, pooled BLOB NOT NULL,
+    mean BLOB NOT NULL, m2 BLOB NOT NULL,
+    PRIMARY KEY (operator, modification)
+);
 CREATE TABLE untouched (block INTEGER PRIMARY KEY, shape TEXT NOT NULL, latents BLOB NOT NULL);
+CREATE TABLE path (shape TEXT NOT NULL, latents BLOB NOT NULL);
 CREATE TABLE failures (operator TEXT, modification TEXT, reason TEXT NOT NULL, PRIMARY KEY (operator, modification));
 """
 
+# the large ones last: what comes before them is read without them
+_MOMENTS = "count, squared_errors, cosine_distances, pooled, mean, m2"
+
 Key = tuple[str, str]
+
+
+class Extent(NamedTuple):
+    """How many samples a block holds, and whether their latents are numbers."""
+
+    samples: int
+    is_finite: bool
 
 
 class Ledger:
@@ -118,9 +135,23 @@ class Ledger:
 
     def finished(self, key: Key) -> dict[int, Moments]:
         """The finished blocks of a modification."""
-        columns = "block, count, mean, m2, squared_errors, cosine_distances, pooled"
-        query = f"SELECT {columns} FROM evaluations WHERE operator = ? AND modification = ? ORDER BY block"
+        query = f"SELECT block, {_MOMENTS} FROM evaluations WHERE operator = ? AND modification = ? ORDER BY block"
         return {row[0]: _moments(*row[1:]) for row in self._execute(query, key)}
+
+    def finished_blocks(self) -> dict[Key, dict[int, Extent]]:
+        """All finished blocks, without their moments."""
+        found: dict[Key, dict[int, Extent]] = {}
+        query = "SELECT operator, modification, block, count, squared_errors FROM evaluations"
+        for operator, modification, block, count, errors in self._execute(query):
+            is_finite = bool(np.isfinite(np.frombuffer(errors)).all())
+            found.setdefault((operator, modification), {})[block] = Extent(count, is_finite)
+        return found
+
+    def stopped(self, key: Key) -> tuple[int, Moments] | None:
+        """After which step the drawing of a modification was stopped, and the moments of the latents then."""
+        query = f"SELECT step, {_MOMENTS} FROM stopped WHERE operator = ? AND modification = ?"
+        row = self._execute(query, key).fetchone()
+        return (row[0], _moments(*row[1:])) if row else None
 
     def record(
         self,
@@ -128,6 +159,7 @@ class Ledger:
         blocks: Mapping[int, Moments],
         denoiser_calls: int,
         latents: Mapping[int, Floats] | None = None,
+        path: Floats | None = None,
     ) -> None:
         """Writes down finished blocks, all or none.
 
@@ -137,18 +169,26 @@ class Ledger:
             denoiser_calls: what each sample took.
             latents: the blocks' latents, which are kept of the untouched pipeline: modified ones are compared with
                 them sample by sample.
+            path: the untouched latents after each step, of the first samples.
         """
-        rows = [
-            (
-                *(*key, block, denoiser_calls, one.count, one.mean.tobytes(), one.m2.tobytes()),
-                *(one.squared_errors.tobytes(), one.cosine_distances.tobytes(), one.pooled.tobytes()),
-            )
-            for block, one in blocks.items()
-        ]
+        rows = [(*key, block, denoiser_calls, *_stored(one)) for block, one in blocks.items()]
         kept = [(block, json.dumps(one.shape), one.tobytes()) for block, one in (latents or {}).items()]
         with _told(self.path), self._transaction():
             self._database.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
             self._database.executemany("INSERT OR REPLACE INTO untouched VALUES (?,?,?)", kept)
+            if path is not None:
+                self._database.execute("DELETE FROM path")
+                self._database.execute("INSERT INTO path VALUES (?,?)", (json.dumps(path.shape), path.tobytes()))
+
+    def record_stopped(self, key: Key, step: int, moments: Moments, denoiser_calls: int) -> None:
+        """Writes down that the drawing of a modification was stopped after a step, and where the latents were."""
+        row = (*key, step, denoiser_calls, *_stored(moments))
+        self._execute("INSERT OR REPLACE INTO stopped VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+
+    def untouched_path(self) -> Floats | None:
+        """[steps, samples, ...] the untouched latents of the first samples after each step."""
+        row = self._execute("SELECT shape, latents FROM path").fetchone()
+        return np.frombuffer(row[1]).reshape(json.loads(row[0])) if row else None
 
     def untouched(self) -> dict[int, Floats]:
         """The untouched latents by block."""
@@ -166,8 +206,9 @@ class Ledger:
 
     def denoiser_calls(self) -> int:
         """All denoiser calls that are in the ledger, counted for each sample."""
-        (calls,) = self._execute("SELECT coalesce(sum(denoiser_calls * count), 0) FROM evaluations").fetchone()
-        return int(calls)
+        tables = ("evaluations", "stopped")
+        sums = (f"SELECT coalesce(sum(denoiser_calls * count), 0) FROM {table}" for table in tables)
+        return sum(int(self._execute(one).fetchone()[0]) for one in sums)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -194,8 +235,13 @@ def _locked(path: Path) -> FileLock:
     return lock
 
 
+def _stored(one: Moments) -> tuple[int | bytes, ...]:
+    arrays = (one.squared_errors, one.cosine_distances, one.pooled, one.mean, one.m2)
+    return (one.count, *(array.tobytes() for array in arrays))
+
+
 def _moments(count: int, *stored: bytes) -> Moments:
-    mean, m2, errors, cosines, pooled = map(np.frombuffer, stored)
+    errors, cosines, pooled, mean, m2 = map(np.frombuffer, stored)
     return Moments(count, mean, m2, errors, cosines, pooled.reshape(count, -1))
 
 

@@ -34,6 +34,7 @@ class Score(Value):
         saves: what the removal saves.
         candidate: the removal itself.
         failure: why it cannot be removed.
+        stopped: whether drawing was stopped on the way, as the latents were far off; then the score is at least this.
     """
 
     operator: str
@@ -45,6 +46,7 @@ class Score(Value):
     saves: Savings
     candidate: Candidate
     failure: str | None = None
+    stopped: bool = False
 
 
 class Scores(Value):

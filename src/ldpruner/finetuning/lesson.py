@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 
 from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError, one_line
+from ldpruner.execution import MISFITS
 from ldpruner.finetuning.calls import Conditions, predicted, watch_conditions
 from ldpruner.finetuning.dataset import Rows
 from ldpruner.finetuning.examples import Examples, Source
@@ -19,7 +20,6 @@ from ldpruner.finetuning.objectives import Objective, objective_of, random_level
 from ldpruner.latents import largest_batch
 from ldpruner.pipelines import find_denoiser, schedulers
 from ldpruner.probe import Probe
-from ldpruner.scoring import MISFITS
 
 BATCH = 16  # samples of the teacher drawn at once
 REHEARSED = 8  # examples on which the teacher is tried

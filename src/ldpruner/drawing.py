@@ -1,0 +1,214 @@
+"""What has been drawn for scores, and drawing more of it: nothing that is finished is drawn again."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ldpruner.blocks import grouped, samples_of
+from ldpruner.errors import NonFiniteLatents
+from ldpruner.estimates import Curve
+from ldpruner.execution import Executor, Outcome, Task
+from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
+from ldpruner.operators import Candidate
+from ldpruner.probe import Probe
+from ldpruner.runs import UNTOUCHED, Extent, Key, Ledger
+
+
+class Draw(NamedTuple):
+    """Blocks of samples that are drawn together: of a modification, or untouched ones."""
+
+    candidate: Candidate | None
+    blocks: tuple[int, ...]
+
+    @property
+    def key(self) -> Key:
+        return key_of(self.candidate)
+
+    @property
+    def name(self) -> str:
+        return self.candidate.operator if self.candidate is not None else "untouched"
+
+
+class Drawing:
+    """The draws of a scoring run, kept in its ledger.
+
+    Args:
+        component: the denoiser's name in the pipeline.
+        probe: what samples there are.
+        ledger: where what is drawn is kept.
+        executor: what draws.
+        batch_size: how many samples are drawn at once.
+
+    Attributes:
+        failures: why modifications could not be drawn.
+    """
+
+    def __init__(self, component: str, probe: Probe, ledger: Ledger, executor: Executor, batch_size: int) -> None:
+        self.component, self.probe, self.batch_size = component, probe, batch_size
+        self.ledger, self.executor = ledger, executor
+        self.failures = ledger.failures()
+        self._untouched, self._path = ledger.untouched(), ledger.untouched_path()
+        self._finished = ledger.finished_blocks()
+        self._curves: dict[tuple[Key, Metric], Curve] = {}
+
+    def draws(self, wanted: Mapping[Candidate, int]) -> list[Draw]:
+        """All draws, finished ones included, by which the first samples of some modifications come to be there.
+
+        The untouched samples that they are compared with come first.
+        """
+        numbers = {None: max(wanted.values(), default=0)} | dict(wanted)
+        groups = {number: grouped(min(number, self.probe.samples), self.batch_size) for number in numbers.values()}
+        return [Draw(one, tuple(group)) for one, number in numbers.items() for group in groups[number]]
+
+    def draw(self, wanted: Mapping[Candidate, int], limit: float = math.inf) -> Iterator[str]:
+        """Draws what is missing of some modifications' first samples; yields the operator's name after each draw.
+
+        Args:
+            wanted: of each modification how many samples.
+            limit: the mean squared distance from the untouched path beyond which a modification is not drawn on.
+
+        Raises:
+            NonFiniteLatents: the untouched pipeline's own latents are not finite.
+        """
+        due = []
+        for draw in self.draws(wanted):
+            missing = self._missing(draw, limit)
+            if missing:
+                due.append(Draw(draw.candidate, missing))
+            else:
+                yield draw.name
+        yield from self._execute(due, limit)
+
+    def curve(self, candidate: Candidate, metric: Metric) -> Curve | None:
+        """The scores of a modification by the number of samples; None if nothing was drawn, or in vain."""
+        key = key_of(candidate)
+        if key in self.failures:
+            return None
+        if (key, metric) not in self._curves:
+            curve = self._whole_curve(key, metric) or self._stopped_curve(key, metric)
+            if curve is None:
+                return None
+            self._curves[key, metric] = curve
+        return self._curves[key, metric]
+
+    def _execute(self, due: Sequence[Draw], limit: float) -> Iterator[str]:
+        asked: dict[Task, Draw] = {}
+
+        def tasks() -> Iterator[Task]:
+            for draw in due:
+                if self._is_sound(draw.key):
+                    task = self._task(draw, limit)
+                    asked[task] = draw
+                    yield task
+
+        done, waiting = 0, list[tuple[Draw, Outcome]]()  # for the untouched latents, which may come later
+        for task, outcome in self.executor.run(tasks(), self._path):
+            waiting.append((asked.pop(task), outcome))
+            ready = [one for one in waiting if self._can_be_compared(one[0])]
+            waiting = [one for one in waiting if not self._can_be_compared(one[0])]
+            for draw, drawn in ready:
+                self._record(draw, drawn)
+                done += 1
+                yield draw.name
+        yield from (draw.name for draw in due[done:])  # more of what turned out to be of no use
+
+    def _task(self, draw: Draw, limit: float) -> Task:
+        samples = tuple(itertools.chain(*map(self._samples, draw.blocks)))
+        removal = draw.candidate.removal if draw.candidate is not None else None
+        return Task(self.component, self.probe, removal, samples, self.batch_size, limit)
+
+    def _samples(self, block: int) -> range:
+        return samples_of(block, self.probe.samples)
+
+    def _missing(self, draw: Draw, limit: float) -> tuple[int, ...]:
+        if not self._is_sound(draw.key):
+            return ()
+        whole = self._whole_blocks(draw.key)
+        stopped = None if whole or draw.candidate is None else self.ledger.stopped(draw.key)
+        if stopped is not None and not stopped[1].squared_errors.mean() <= limit:
+            return ()
+        return tuple(block for block in draw.blocks if block not in whole)
+
+    def _is_sound(self, key: Key) -> bool:
+        """Whether a modification can be drawn, as far as is known."""
+        return key not in self.failures and all(one.is_finite for one in self._finished.get(key, {}).values())
+
+    def _whole_blocks(self, key: Key) -> list[int]:
+        """Those of this probe that are done; the last one of a smaller probe held fewer samples."""
+        found = self._finished.get(key, {})
+        return [block for block, one in sorted(found.items()) if one.samples == len(self._samples(block))]
+
+    def _can_be_compared(self, draw: Draw) -> bool:
+        return draw.candidate is None or all(block in self._untouched for block in draw.blocks)
+
+    def _record(self, draw: Draw, outcome: Outcome) -> None:
+        self._curves = {known: curve for known, curve in self._curves.items() if known[0] != draw.key}
+        if outcome.failure is not None:
+            self.failures[draw.key] = outcome.failure
+            self.ledger.record_failure(draw.key, outcome.failure)
+            return
+        assert outcome.latents is not None
+        if outcome.stopped is not None:
+            drawn = moments(outcome.latents, self._on_path(outcome.stopped, len(outcome.latents)))
+            self.ledger.record_stopped(draw.key, outcome.stopped, drawn, outcome.calls)
+            return
+        ends = np.cumsum([len(self._samples(block)) for block in draw.blocks])[:-1]
+        latents = dict(zip(draw.blocks, np.split(outcome.latents, ends), strict=True))
+        if draw.candidate is None:
+            self._record_untouched(latents, outcome)
+            return
+        found = {block: moments(one, self._untouched[block]) for block, one in latents.items()}
+        self.ledger.record(draw.key, found, outcome.calls)
+        self._finish(draw.key, found)
+
+    def _record_untouched(self, latents: Mapping[int, Floats], outcome: Outcome) -> None:
+        for block, one in latents.items():
+            if not np.isfinite(one).all():
+                raise NonFiniteLatents(
+                    f"the untouched pipeline's latents are not finite (samples {list(self._samples(block))}); "
+                    "try another precision"
+                )
+        found = {block: moments(one, one) for block, one in latents.items()}
+        path = outcome.path if 0 in latents else None
+        self.ledger.record(UNTOUCHED, found, outcome.calls, latents, path)
+        self._untouched.update(latents)
+        self._path = self._path if path is None else path
+        self._finish(UNTOUCHED, found)
+
+    def _finish(self, key: Key, found: Mapping[int, Moments]) -> None:
+        extents = {block: Extent(one.count, one.is_finite) for block, one in found.items()}
+        self._finished.setdefault(key, {}).update(extents)
+
+    def _on_path(self, step: int, samples: int) -> Floats:
+        """The untouched latents of the first samples after a step."""
+        assert self._path is not None
+        return self._path[step, :samples]
+
+    def _whole_curve(self, key: Key, metric: Metric) -> Curve | None:
+        whole = self._whole_blocks(key)
+        if not whole:
+            return None
+        blocks, scores = self.ledger.finished(key), {}
+        base = {block: moments(self._untouched[block], self._untouched[block]) for block in whole}
+        ends = list(itertools.accumulate(blocks[block].count for block in whole))
+        for place, end in enumerate(ends):
+            if end.bit_count() == 1 or end == ends[-1]:
+                drawn, beside = (merged([one[block] for block in whole[: place + 1]]) for one in (blocks, base))
+                scores[end] = importance(beside, drawn, metric)
+        return Curve(scores, np.concatenate([blocks[block].squared_errors for block in whole]))
+
+    def _stopped_curve(self, key: Key, metric: Metric) -> Curve | None:
+        known = self.ledger.stopped(key)
+        if known is None:
+            return None
+        step, drawn = known
+        twin = self._on_path(step, drawn.count)
+        return Curve({drawn.count: importance(moments(twin, twin), drawn, metric)}, drawn.squared_errors, stopped=True)
+
+
+def key_of(candidate: Candidate | None) -> Key:
+    """By what the ledger knows a modification."""
+    return (candidate.operator, candidate.modification) if candidate is not None else UNTOUCHED

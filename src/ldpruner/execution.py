@@ -1,0 +1,184 @@
+"""Executing draws. What is to be drawn is a value, so that this process can do it, or many others."""
+
+import contextlib
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ldpruner.blocks import FEWEST
+from ldpruner.errors import one_line
+from ldpruner.importance import Floats
+from ldpruner.latents import draw_latents
+from ldpruner.modifications import modified
+from ldpruner.operators import Removal
+from ldpruner.pipelines import Interruption
+from ldpruner.probe import Probe
+
+# What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
+MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Samples to draw.
+
+    Attributes:
+        component: the denoiser's name in the pipeline.
+        probe: what samples there are.
+        removal: what is modified; nothing if None.
+        samples: which are drawn.
+        batch: how many at once, where memory allows.
+        limit: the mean squared distance from the untouched path beyond which drawing is stopped.
+    """
+
+    component: str
+    probe: Probe
+    removal: Removal | None
+    samples: tuple[int, ...]
+    batch: int
+    limit: float = math.inf
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task.
+
+    Attributes:
+        calls: of the denoiser, for each sample.
+        latents: [samples, ...] after the last step; when stopped, those of the first samples after the step `stopped`.
+        path: [steps, samples, ...] the latents of the first samples after each step, of an untouched draw.
+        stopped: the step after which drawing was stopped.
+        failure: why nothing could be drawn.
+    """
+
+    calls: int = 0
+    latents: Floats | None = None
+    path: Floats | None = None
+    stopped: int | None = None
+    failure: str | None = None
+
+
+class Executor(Protocol):
+    """Does tasks, here or elsewhere."""
+
+    def run(self, tasks: Iterable[Task], path: Floats | None = None) -> Iterator[tuple[Task, Outcome]]:
+        """Each task with its outcome, in any order. A task is taken only when there is a worker for it.
+
+        Args:
+            tasks: the same pipeline's.
+            path: [steps, samples, ...] the untouched latents after each step, for tasks with a limit.
+        """
+        ...
+
+
+class LocalExecutor:
+    """Does tasks in this process, one after the other."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self._worker = Worker(pipeline)
+
+    def run(self, tasks: Iterable[Task], path: Floats | None = None) -> Iterator[tuple[Task, Outcome]]:
+        for task in tasks:
+            yield task, self._worker(task, path)
+
+
+class Worker:
+    """A pipeline that tasks are done with."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self._largest = math.inf  # batch that memory was enough for
+
+    def __call__(self, task: Task, path: Floats | None = None) -> Outcome:
+        """Draws what a task says.
+
+        Raises:
+            OutOfMemoryError: a single sample is too much.
+            Exception: the pipeline's own, where it fails untouched.
+        """
+        network = getattr(self.pipeline, task.component)
+        try:
+            with modified(network, [task.removal] if task.removal is not None else []):
+                return self._drawn(network, task, path)
+        except MISFITS as error:
+            if task.removal is None or is_out_of_memory(error):
+                raise
+            draw_latents(self.pipeline, task.probe, [0])  # raises if it is not the modification's fault
+            return Outcome(failure=one_line(error))
+
+    def _drawn(self, network: nn.Module, task: Task, path: Floats | None) -> Outcome:
+        size = int(min(task.batch, self._largest, len(task.samples)))
+        try:
+            return self._drawn_by(size, network, task, path)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+        self._largest = -(-size // 2)
+        logger.info("out of memory: going on with %d samples at once", self._largest)
+        return self._drawn(network, task, path)
+
+    def _drawn_by(self, size: int, network: nn.Module, task: Task, path: Floats | None) -> Outcome:
+        first, *others = (task.samples[start : start + size] for start in range(0, len(task.samples), size))
+        watch = _Watch(path, task.limit)
+        with _counted_calls(network) as calls:
+            drawn = [draw_latents(self.pipeline, task.probe, first, watch)]
+            if watch.stopped is not None:
+                return Outcome(next(calls), _floats(drawn[0][: watch.samples]), stopped=watch.stopped)
+            drawn += [draw_latents(self.pipeline, task.probe, batch) for batch in others]
+            each = next(calls) // len(drawn)
+        kept = np.stack(watch.seen) if task.removal is None else None
+        return Outcome(each, _floats(torch.cat(drawn)), kept)
+
+
+class _Watch:
+    """Looks at the first samples after each step, and stops what has left their path."""
+
+    def __init__(self, path: Floats | None, limit: float) -> None:
+        self.path, self.limit = path if limit < math.inf else None, limit
+        self.samples = FEWEST if path is None else path.shape[1]
+        self.seen: list[Floats] = []
+        self.stopped: int | None = None
+
+    def __call__(self, latents: torch.Tensor) -> None:
+        self.seen.append(_floats(latents[: self.samples]))
+        step = len(self.seen) - 1
+        if self.path is None or step >= len(self.path) - 1:
+            return
+        seen = self.seen[-1]
+        if not np.square(seen - self.path[step, : len(seen)]).mean() <= self.limit:  # nor is it a number
+            self.stopped = step
+            raise Interruption
+
+
+def _floats(latents: torch.Tensor) -> Floats:
+    return np.asarray(latents.detach().cpu().double().numpy())
+
+
+@contextlib.contextmanager
+def _counted_calls(network: nn.Module) -> Iterator[Iterator[int]]:
+    """A counter that stands at the number of calls so far."""
+    calls = itertools.count()
+
+    def count(*_: Any) -> None:
+        next(calls)
+
+    handle = network.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch has no type for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
