@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-HERE := not gpu and not ray and not browser
+HERE := not gpu and not browser
 
 .PHONY: demo test test-extensive lint format clean
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AudioDiffusionPipeline, DiffusionPipeline
 from PIL import Image
 
 import ldpruner
 from benchmarks.records import ROOT
+from ldpruner.importance import Floats
 from ldpruner.pipelines import run_pipeline
 from zoo.captions import read_captioned
 from zoo.data import read_images
@@ -19,11 +21,13 @@ from zoo.drawing import pixels_of, silent
 from zoo.emoji import EMOJI
 from zoo.eye import Eye
 from zoo.judge import read_judge
+from zoo.matcher import Matcher, match
 from zoo.quality import frechet_distance
 
 SUBJECTS = ("satellite", "emoji", "digits")
 UNSEEN = 1000  # added to a seed: what measures a plan shares no noise with the latents that chose it
 BATCH = 64
+FITTING = 5  # captions among which a picture's own shall be
 
 
 class Pictures(Sequence[Mapping[str, Any]]):
@@ -72,6 +76,17 @@ class Subject:
     def distance(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> float:
         """The judge's Frechet distance of a pipeline's pictures to the test images."""
         return frechet_distance(self.judge, self.test, self.drawn(pipeline, pictures, steps, seed))
+
+    def recalled(self, pixels: torch.Tensor) -> Floats | None:
+        """[pictures] whether the judge finds a picture's caption among the five that fit it best: 1 or 0.
+
+        None of a model that reads no captions.
+        """
+        if self.unseen is None or not isinstance(self.judge, Matcher):
+            return None
+        scores = match(self.judge, pixels, self.unseen[: len(pixels)])
+        better = (scores > scores.diagonal()[:, None]).sum(1)
+        return np.asarray((better < FITTING).double().numpy())
 
     def drawn(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> torch.Tensor:
         """Pictures of a pipeline, bytes; one that reads captions is given those of the test images."""

@@ -45,6 +45,10 @@ class NonFiniteLatents(LdPrunerError):
     """The untouched pipeline itself produced latents that are not finite."""
 
 
+class ExecutionError(LdPrunerError):
+    """There are no workers, or they are lost again and again."""
+
+
 class FinetuningError(LdPrunerError):
     """A pipeline, its data or the settings do not fit finetuning."""
 

@@ -14,6 +14,7 @@ from ldpruner.blocks import FEWEST
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.estimates import FEW
+from ldpruner.execution import Executor
 from ldpruner.importance import Floats, Metric
 from ldpruner.knapsack import Problem
 from ldpruner.operators import Candidate, Operator
@@ -30,7 +31,7 @@ FAR = 2.0  # times as far as all of a plan takes the latents, a removal is not d
 SMALL = 0.1  # of that: a removal of less damage is not looked at again
 
 
-def score_operators(
+def score_operators(  # noqa: PLR0913  (each is a choice of its own)
     pipeline: DiffusionPipeline,
     operators: Sequence[Operator] | None = None,
     probe: Probe | None = None,
@@ -40,6 +41,7 @@ def score_operators(
     metric: Metric = "mean_std",
     batch_size: int = BATCH,
     budgets: Sequence[Budget] | None = USUAL,
+    executor: Executor | None = None,
 ) -> Scores:
     """Scores the operators of a pipeline's denoiser by modifying each of them in turn.
 
@@ -55,13 +57,21 @@ def score_operators(
         batch_size: how many samples to draw at once; changes no score beyond rounding.
         budgets: for which the scores shall be sure enough to select; None draws all modifications on all samples, as
             in the paper.
+        executor: what draws; this process if None.
 
     Raises:
         NonFiniteLatents: the untouched pipeline's own latents are not finite.
         LedgerError: the run folder is another model's or probe's.
     """
     with Scoring(
-        pipeline, operators, probe, component=component, run=run, metric=metric, batch_size=batch_size
+        pipeline,
+        operators,
+        probe,
+        component=component,
+        run=run,
+        metric=metric,
+        batch_size=batch_size,
+        executor=executor,
     ) as scoring:
         for _ in scoring if budgets is None else Race(scoring, budgets):
             pass

@@ -1,8 +1,11 @@
 """What all commands share: the application, its options, opening a pipeline, a run's facts, JSON out."""
 
+import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -15,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ldpruner.cli import parsing
 from ldpruner.errors import LedgerError, one_line
+from ldpruner.execution import Executor
 from ldpruner.importance import METRICS
 from ldpruner.runs import Ledger
 from ldpruner.saving import load
@@ -54,6 +58,8 @@ RACED = Annotated[
     list[str] | None,
     typer.Option("--budget", help="For what to be sure; default: latency=0.65, 0.5 and 0.35."),
 ]
+EXECUTOR = Annotated[str, typer.Option(help="What draws: local, this process; ray, several.")]
+RAY_ADDRESS = Annotated[str | None, typer.Option(help="A Ray cluster to draw on. Default: workers on this machine.")]
 EXHAUSTIVE = Annotated[bool, typer.Option("--exhaustive", help="Score everything on all samples, as in the paper.")]
 RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
 ROUNDS = Annotated[int, typer.Option(help="Score and select again after each part of the budget.", min=1)]
@@ -70,6 +76,30 @@ def open_pipeline(model: str | Path, device: str | None, dtype: str | None) -> D
         return pipeline if place == "cpu" else pipeline.to(place)
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"device {place!r} cannot be used: {one_line(error)}") from error
+
+
+def resolved(model: str | Path) -> str:
+    """A model's name that means the same from any folder."""
+    return str(Path(model).resolve()) if Path(model).exists() else str(model)
+
+
+@contextlib.contextmanager
+def executor_of(
+    name: str, address: str | None, model: str | Path, device: str | None, dtype: str | None
+) -> Iterator[Executor | None]:
+    """What draws for scores: workers that each open the pipeline, or None for this process."""
+    if parsing.one_of(name, ("local", "ray"), "--executor") == "local":
+        if address is not None:
+            raise typer.BadParameter("--ray-address is for --executor ray")
+        yield None
+        return
+    if find_spec("ray") is None:
+        raise typer.BadParameter("--executor ray needs Ray: pip install 'ld-pruner[ray]'")
+    from ldpruner.execution_ray import RayExecutor  # an extra
+
+    opener = functools.partial(open_pipeline, resolved(model), device, dtype)
+    with RayExecutor(opener, address) as executor:
+        yield executor
 
 
 def progress(work: Long[Item], what: str) -> Iterator[Item]:

@@ -17,6 +17,7 @@ from ldpruner.cli.app import (
     DEVICE,
     DRY,
     DTYPE,
+    EXECUTOR,
     EXHAUSTIVE,
     GUIDANCE,
     JSON,
@@ -24,6 +25,7 @@ from ldpruner.cli.app import (
     MODEL,
     PROMPTS,
     RACED,
+    RAY_ADDRESS,
     ROUNDS,
     RULE,
     RUN,
@@ -31,12 +33,15 @@ from ldpruner.cli.app import (
     SEED,
     STEPS,
     app,
+    executor_of,
     fact,
     known_scores,
     open_pipeline,
     print_json,
     progress,
+    resolved,
 )
+from ldpruner.execution import Executor
 from ldpruner.importance import METRICS, Metric
 from ldpruner.probe import Probe
 from ldpruner.racing import USUAL, Race
@@ -63,6 +68,8 @@ def score(
     batch: BATCH_SIZE = BATCH,
     budget: RACED = None,
     exhaustive: EXHAUSTIVE = False,
+    executor: EXECUTOR = "local",
+    ray_address: RAY_ADDRESS = None,
     device: DEVICE = None,
     dtype: DTYPE = None,
     as_json: JSON = False,
@@ -83,18 +90,23 @@ def score(
         "metric": metric,
         "batch": batch,
         "exhaustive": exhaustive,
+        "executor": executor,
     }
     raced = [parsing.budget_of(budget)] if budget else USUAL
     chosen_metric = parsing.one_of(metric, METRICS, "--metric")
-    with Scoring(
-        open_pipeline(model, device, dtype),
-        None,
-        probe,
-        component=component,
-        run=None if dry_run else run,
-        metric=chosen_metric,
-        batch_size=batch,
-    ) as scoring:
+    with (
+        executor_of(executor, ray_address, model, device, dtype) as drawing,
+        Scoring(
+            open_pipeline(model, device, dtype),
+            None,
+            probe,
+            component=component,
+            run=None if dry_run else run,
+            metric=chosen_metric,
+            batch_size=batch,
+            executor=drawing,
+        ) as scoring,
+    ):
         if dry_run:
             print_json({**settings, **scoring.forecast().model_dump()})
             return
@@ -155,6 +167,8 @@ def run_command(
     rounds: ROUNDS = 1,
     batch: BATCH_SIZE = BATCH,
     exhaustive: EXHAUSTIVE = False,
+    executor: EXECUTOR = "local",
+    ray_address: RAY_ADDRESS = None,
     device: DEVICE = None,
     dtype: DTYPE = None,
     as_json: JSON = False,
@@ -176,13 +190,15 @@ def run_command(
                 "batch": batch,
                 "rounds": rounds,
                 "exhaustive": exhaustive,
+                "executor": executor,
             }
         )
         return
     pipeline = open_pipeline(model, device, dtype)
     choices: dict[str, Any] = {"metric": chosen_metric, "rule": chosen_rule, "rounds": rounds, "batch": batch}
     choices["exhaustive"] = exhaustive
-    outcome = run_all(pipeline, model, run, probe, wanted, component=component, **choices)
+    with executor_of(executor, ray_address, model, device, dtype) as drawing:
+        outcome = run_all(pipeline, model, run, probe, wanted, component=component, executor=drawing, **choices)
     show_outcome(outcome, run, as_json)
 
 
@@ -199,13 +215,21 @@ def run_all(
     rounds: int = 1,
     batch: int = BATCH,
     exhaustive: bool = False,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Scores, with a progress bar, selects, prunes, saves and compares."""
 
     def score_round(current: DiffusionPipeline, place: int, share: Budget) -> Scores:
         folder = run / f"round-{place}" if place else run
         with Scoring(
-            current, None, probe, component=component, run=folder, metric=metric, batch_size=batch
+            current,
+            None,
+            probe,
+            component=component,
+            run=folder,
+            metric=metric,
+            batch_size=batch,
+            executor=None if place else executor,  # whose workers have the original
         ) as scoring:
             return _score(scoring, model, None if exhaustive else [share])
 
@@ -232,7 +256,7 @@ def _known_plan(run: Path, asked: dict[str, Any]) -> Plan | None:
 
 def _score(scoring: Scoring, model: str, raced: Sequence[Budget] | None) -> Scores:
     """Scores with a progress bar: races for budgets or, without any, draws everything. The ledger keeps the scores."""
-    scoring.ledger.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
+    scoring.ledger.set_fact("model", resolved(model))
     for _ in progress(scoring if raced is None else Race(scoring, raced), "scoring"):
         pass
     scores = scoring.scores()

@@ -1,0 +1,152 @@
+"""Scoring on Ray's workers: the same to the bit, and neither lost nor stuck when workers are killed, hang, or fail."""
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from ldpruner.errors import ExecutionError, PipelineNotFound
+from ldpruner.execution import Task
+from ldpruner.execution_ray import RayExecutor
+from ldpruner.scoring import Scoring
+
+PROBE = ldpruner.Probe(samples=16, steps=2)
+FEW = 12  # operators
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """One Ray for all tests; its workers do not stand back for other work on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        with RayExecutor(os.getpid):  # whoever starts Ray also stops it
+            yield
+
+
+@pytest.fixture(scope="module")
+def executor(folder: Path, ray: None) -> Iterator[RayExecutor]:
+    with RayExecutor(functools.partial(ldpruner.load, folder), patience=3) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def local(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]) -> ldpruner.Scores:
+    return ldpruner.score_operators(tiny, operators[:FEW], PROBE, budgets=None)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes in which Ray's workers do their tasks."""
+    return [one for one in psutil.Process().children(recursive=True) if "ray::_Worker" in " ".join(one.cmdline())]
+
+
+def values(scores: ldpruner.Scores) -> list[float]:
+    return [one.score for one in scores.scores]
+
+
+def score_while(
+    disturb: int, number: int, scoring: Scoring, signal_number: signal.Signals
+) -> tuple[ldpruner.Scores, list[int]]:
+    """Scores to the end; after some draws, a worker is given a signal, some times over."""
+    hit: list[int] = []
+    for done, _ in enumerate(scoring):
+        if done % disturb == 0 and len(hit) < number and (there := workers()):
+            there[0].send_signal(signal_number)
+            hit.append(there[0].pid)
+    return scoring.scores(), hit
+
+
+def test_a_cluster_that_is_not_there_is_told() -> None:
+    started = time.monotonic()
+    with pytest.raises(ExecutionError, match="no Ray cluster at"):
+        RayExecutor(os.getpid, "127.0.0.1:1")
+    assert time.monotonic() - started < 60
+
+
+# Before the others, whose workers hold all there is.
+
+
+def test_a_pipeline_that_workers_cannot_open_is_told_as_here(ray: None, tmp_path: Path) -> None:
+    task = Task("unet", PROBE, None, (0,), 1)
+    opener = functools.partial(ldpruner.load, tmp_path / "nowhere")
+    with RayExecutor(opener) as executor, pytest.raises(PipelineNotFound) as caught:
+        list(executor.run([task]))
+    assert "nowhere" in str(caught.value)
+
+
+def test_workers_that_always_die_end_the_run(ray: None) -> None:
+    task = Task("unet", PROBE, None, (0,), 1)
+    with RayExecutor(functools.partial(os._exit, 1)) as executor, pytest.raises(ExecutionError) as caught:
+        list(executor.run([task]))
+    assert "opening the pipeline" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_come_to_the_same_scores_to_the_bit(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], executor: RayExecutor, local: ldpruner.Scores
+) -> None:
+    scores = ldpruner.score_operators(tiny, operators[:FEW], PROBE, budgets=None, executor=executor)
+    assert values(scores) == values(local)
+    assert scores.denoiser_calls == local.denoiser_calls
+    assert {one.pid for one in workers()}.isdisjoint({os.getpid()})
+
+
+def test_a_race_on_workers_is_the_race_of_this_process(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], executor: RayExecutor
+) -> None:
+    budgets = [ldpruner.Budget(macs=0.9)]
+    here, there = (
+        ldpruner.score_operators(tiny, operators, PROBE, budgets=budgets, executor=one) for one in (None, executor)
+    )
+    assert values(there) == values(here)
+    assert [one.samples for one in there.scores] == [one.samples for one in here.scores]
+    assert [one.stopped for one in there.scores] == [one.stopped for one in here.scores]
+    assert any(one.stopped for one in here.scores)
+
+
+def test_workers_that_are_killed_are_replaced(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    executor: RayExecutor,
+    local: ldpruner.Scores,
+    tmp_path: Path,
+) -> None:
+    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
+        scores, killed = score_while(4, 3, scoring, signal.SIGKILL)
+    assert len(killed) == 3
+    assert values(scores) == values(local)
+    assert scores.denoiser_calls == local.denoiser_calls
+
+
+def test_a_worker_that_hangs_is_left_behind(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    executor: RayExecutor,
+    local: ldpruner.Scores,
+) -> None:
+    with Scoring(tiny, operators[:FEW], PROBE, executor=executor) as scoring:
+        scores, stopped = score_while(4, 1, scoring, signal.SIGSTOP)
+    os.kill(stopped[0], signal.SIGKILL)
+    assert values(scores) == values(local)
+
+
+def test_a_run_that_was_left_is_gone_on_with(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    executor: RayExecutor,
+    local: ldpruner.Scores,
+    tmp_path: Path,
+) -> None:
+    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
+        draws = iter(scoring)
+        for _ in range(4):
+            next(draws)
+    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
+        list(scoring)
+        assert values(scoring.scores()) == values(local)
