@@ -51,11 +51,16 @@ def _tables(model: str, cells: Cells) -> Iterator[str]:
         if not any(name != ORIGINAL for name, _ in rows):
             continue
         yield f"### zoo:{model}, {cut:.0%} of the latency removed\n"
-        yield "| | seeds | latency kept | parameters kept | MACs kept | before | after | beside ld-pruner |"
-        yield "|---|---|---|---|---|---|---|---|"
+        reads = any("recall" in one["result"].get("before", {}) for _, known in rows for one in known)
+        head = ["", "seeds", "latency kept", "parameters kept", "MACs kept", "before", "after", "beside ld-pruner"]
+        head += ["captions found before", "after"] * reads
+        yield "| " + " | ".join(head) + " |"
+        yield "|---" * len(head) + "|"
         ours = _chosen(cells, OURS, cut, BUDGETS[model])
         for name, known in rows:
-            yield f"| {name} | " + " | ".join([*_row(known), _beside(known, ours) if name != OURS else ""]) + " |"
+            row = [name, *_row(known), _beside(known, ours) if name != OURS else ""]
+            row += [_recalled(known, when) for when in ("before", "after")] * reads
+            yield "| " + " | ".join(row) + " |"
         yield ""
 
 
@@ -84,6 +89,12 @@ def _beside(known: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> 
     """How much farther than ours it ends, on the same seeds; what is not finetuned counts as it is."""
     pairs = _pairs(known, ours)
     return _percent([_value(one, "after") / _value(other, "after") - 1 for one, other in pairs]) if pairs else ""
+
+
+def _recalled(known: Sequence[dict[str, Any]], when: str) -> str:
+    """The share of pictures whose caption the judge finds, over seeds."""
+    shares = [one["result"][when]["recall"] for one in known if "recall" in one["result"].get(when, {})]
+    return f"{np.mean(shares):.1%}" if shares else ""
 
 
 def _distance(results: Sequence[dict[str, Any]], when: str) -> str:

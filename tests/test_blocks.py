@@ -17,6 +17,7 @@ def test_every_sample_is_drawn_once(samples: int, batch: int) -> None:
 
 
 def test_a_larger_probe_begins_with_the_same_blocks() -> None:
-    assert [samples_of(block, 16) for block in range(4)] == [range(2), range(2, 4), range(4, 8), range(8, 16)]
-    assert [samples_of(block, 64) for block in range(4)] == [samples_of(block, 16) for block in range(4)]
-    assert not samples_of(4, 16)
+    ends = (0, 1, 2, 4, 8, 16)
+    assert [samples_of(block, 16) for block in range(5)] == [range(*pair) for pair in itertools.pairwise(ends)]
+    assert [samples_of(block, 64) for block in range(5)] == [samples_of(block, 16) for block in range(5)]
+    assert not samples_of(5, 16)

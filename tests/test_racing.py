@@ -42,7 +42,7 @@ def test_a_race_ends_at_a_plan_as_good_as_that_of_all_samples(
 def test_a_race_takes_a_fraction_of_the_calls(exhaustive: ldpruner.Scores, raced: ldpruner.Scores) -> None:
     assert raced.denoiser_calls < 0.3 * exhaustive.denoiser_calls
     samples = [one.samples for one in raced.scores]
-    assert min(samples) == 2
+    assert min(samples) == 1
     assert np.median(samples) <= 4
 
 
@@ -121,7 +121,7 @@ def test_a_race_for_what_cannot_be_reached_ends_after_the_first_samples(
     with Scoring(tiny, operators[:6], PROBE) as scoring:
         race = Race(scoring, [ldpruner.Budget(macs=0.01)])
         assert sum(1 for _ in race) == len(race)
-        assert sorted({one.samples for one in scoring.scores().scores}) == [2, 16]
+        assert sorted({one.samples for one in scoring.scores().scores}) == [1, 16]
 
 
 def test_a_probe_of_one_sample_is_raced_for_too(
@@ -143,5 +143,5 @@ def test_a_forecast_says_what_all_samples_take_and_what_a_race_takes_at_least(
     assert forecast.modifications == len(exhaustive.scores)
     least, most = forecast.denoiser_calls
     assert most == exhaustive.denoiser_calls
-    assert 0.5 * raced.denoiser_calls <= least <= raced.denoiser_calls
+    assert 0.3 * raced.denoiser_calls <= least <= raced.denoiser_calls
     assert 0 < forecast.seconds[0] < forecast.seconds[1]

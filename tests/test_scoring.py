@@ -6,8 +6,6 @@ import math
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from ldpruner.errors import LedgerError, NonFiniteLatents, OperatorNotFound, Sto
 from ldpruner.importance import METRICS, Metric
 from ldpruner.latents import draw_latents
 from ldpruner.modifications import modified
-from ldpruner.runs import Ledger
 from ldpruner.scoring import Scoring
 from tests.families import FAMILIES
 
@@ -302,44 +299,6 @@ def test_a_run_can_go_on_in_another_batch_size(
         score_all(fresh, operators[:2], probe, run=tmp_path, batch_size=first)
     resumed = score_all(fresh, operators[:2], probe, run=tmp_path, batch_size=second)
     assert values(resumed) == pytest.approx(values(whole), rel=1e-4)
-    assert resumed.denoiser_calls == whole.denoiser_calls
-
-
-CHILD = """
-import sys, ldpruner
-from ldpruner.scoring import Scoring
-folder, run = sys.argv[1:]
-pipeline = ldpruner.load(folder)
-operators = ldpruner.find_operators(pipeline)[:6]
-with Scoring(pipeline, operators, ldpruner.Probe(samples=10, steps=2), run=run, batch_size=8) as scoring:
-    for name in scoring:
-        print(name, flush=True)
-"""
-
-
-def test_a_killed_run_carries_on_with_the_same_result(
-    folder: Path, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
-) -> None:
-    pipeline = ldpruner.load(folder)
-    probe = ldpruner.Probe(samples=10, steps=2)
-    whole = score_all(pipeline, operators[:FEW], probe, batch_size=8)
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    with child:
-        assert child.stdout is not None
-        draws = [child.stdout.readline() for _ in range(5)]
-        child.send_signal(signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
-    assert draws[0] == b"untouched\n"
-    with Ledger(tmp_path) as ledger:
-        finished = ledger.denoiser_calls()
-    assert 0 < finished < whole.denoiser_calls
-    resumed = score_all(pipeline, operators[:FEW], probe, run=tmp_path, batch_size=8)
-    assert values(resumed) == values(whole)
     assert resumed.denoiser_calls == whole.denoiser_calls
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-SMALL = (2, 2, 4)  # the first blocks: few samples tell most operators apart
+SMALL = (1, 1, 2, 4)  # the first blocks: few samples tell most operators apart
 SIZE = 8  # of the others
 FEWEST = SMALL[0]  # samples that can be drawn on their own
 

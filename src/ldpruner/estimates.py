@@ -10,11 +10,12 @@ import numpy as np
 
 from ldpruner.importance import QUADRATIC, Floats, Metric
 
-FEW = 5  # modifications that tell how scores change with the number of samples
+FEW = 8  # modifications that tell how scores change with the number of samples
 ENOUGH = 8  # samples from which is told how much samples differ
 UNKNOWN = 1.0  # how much they do where that is not known; on the models of the zoo 0.7 to 1.5
 WEIGHT = 4  # samples of a modification that say as much of its spread as all others do
 WIDER = 1.2  # than samples' distances alone would say: deviations over samples differ more than means
+OWN = 0.15  # of an error is at least the score's own; the rest is that some samples are harder for all
 NORMAL = 1.96  # standard errors, for 95 %
 
 
@@ -69,7 +70,7 @@ def to_many(curves: Sequence[Curve], samples: int) -> dict[int, Change]:
     for few, more in itertools.pairwise(numbers):
         known = [one.scores[more] / one.scores[few] for one in curves if more in one.scores and one.scores.get(few)]
         if len(known) >= FEW:
-            ratio, variance = float(np.median(known)), float(np.log(known).var())
+            ratio, variance = float(np.median(known)), float(np.log(known).var(ddof=1))
         else:
             ratio, variance = _next(ratio), variance / 2
         steps.append((ratio, variance))
@@ -96,6 +97,17 @@ def relative_error(curve: Curve, usual: float, metric: Metric) -> float:
     variances, weights = np.square([usual, curve.spread]), np.array([WEIGHT, curve.samples - 1])
     power = 1.0 if metric in QUADRATIC else 0.5  # of the squared distance
     return WIDER * power * float(np.sqrt(weights @ variances / weights.sum() / curve.samples))
+
+
+def doubt(error: float, change: Change, share: float) -> float:
+    """The relative standard error of a score beside those of others, once all are of the whole probe.
+
+    Args:
+        error: its own, for samples of other seeds.
+        change: from as many samples to the whole probe.
+        share: of the probe that was drawn.
+    """
+    return max(change.scatter, OWN * error * math.sqrt(max(0.0, 1 - share)))
 
 
 def interval(score: float, error: float) -> tuple[float, float]:

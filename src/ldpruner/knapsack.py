@@ -63,8 +63,12 @@ class Problem:
     @property
     def errors(self) -> Floats:
         """[removable] standard errors of the logarithms of the damages, for samples of other seeds."""
-        power = math.log(damage(math.e, self.scores.metric))
-        return power * np.array([standard_error(one.score, one.interval) for one in self.removable])
+        return self.power * np.array([standard_error(one.score, one.interval) for one in self.removable])
+
+    @property
+    def power(self) -> float:
+        """Of a score, that its damage is."""
+        return math.log(damage(math.e, self.scores.metric))
 
     def redrawn(self, errors: Floats, seed: int) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
         """Damages as they may as well be, within their errors, and the removals that are best then."""

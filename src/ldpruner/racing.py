@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,14 @@ from ldpruner.importance import Floats, Metric
 from ldpruner.knapsack import Problem
 from ldpruner.operators import Candidate, Operator
 from ldpruner.probe import Probe
-from ldpruner.scores import Score, Scores
+from ldpruner.scores import Scores
 from ldpruner.scoring import BATCH, Scoring
 
 logger = logging.getLogger(__name__)
 
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
-SURVEYED = 16  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
-SETTLED = 0.03  # of a plan's damage: what another choice may be expected to spare
+SURVEYED = 8  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
+SETTLED = 0.05  # of a plan's damage: what another choice may be expected to spare
 FAR = 2.0  # times as far as all of a plan takes the latents, a removal is not drawn on
 SMALL = 0.1  # of that: a removal of less damage is not looked at again
 
@@ -106,8 +106,8 @@ class Race:
         drawn = {**self._first, **self._others}
         for stage in itertools.count():
             # a run that is resumed has drawn more already, and shall come to the same choice
-            scores = self.scoring.scores(first=drawn)
-            wanted = {one.candidate: 2 * drawn[one.candidate] for one in self._contested(scores, stage)}
+            scores, doubts = self.scoring.scores(first=drawn), self.scoring.doubts(drawn)
+            wanted = {one: 2 * drawn[one] for one in self._contested(scores, doubts, stage)}
             if stage == 0:
                 wanted |= dict.fromkeys(_surveyed(scores), SURVEYED)
             wanted = {one: min(samples, probed) for one, samples in wanted.items() if drawn[one] < probed}
@@ -141,17 +141,16 @@ class Race:
         curve = self.scoring.drawing.curve(candidate, self.scoring.metric)
         return float(curve.first(self._first[candidate]).distances.mean()) if curve is not None else math.inf
 
-    def _contested(self, scores: Scores, stage: int) -> list[Score]:
+    def _contested(self, scores: Scores, doubts: Mapping[Candidate, float], stage: int) -> list[Candidate]:
         """Those that a plan depends on, for some budget, and that are not sure enough."""
         removable = [one for one in scores.scores if math.isfinite(one.score)]
-        # what is known of the whole probe's score grows with its samples (the correction for finite populations)
-        left = np.array([math.sqrt(max(0.0, 1 - one.samples / scores.probe.samples)) for one in removable])
         contested = np.zeros(len(removable), dtype=bool)
         for budget in self.budgets:
             problem = Problem(scores, removable, budget)
             if _is_reachable(problem):
-                contested |= _in_doubt(problem, left * problem.errors, stage)
-        return list(itertools.compress(removable, contested))
+                errors = problem.power * np.array([doubts[one.candidate] for one in removable])
+                contested |= _in_doubt(problem, errors, stage)
+        return [one.candidate for one in itertools.compress(removable, contested)]
 
 
 def _is_reachable(problem: Problem) -> bool:

@@ -13,7 +13,7 @@ from ldpruner.blocks import FEWEST
 from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.drawing import Drawing, key_of
 from ldpruner.errors import OperatorNotFound
-from ldpruner.estimates import Change, Curve, interval, relative_error, to_many, usual_spread
+from ldpruner.estimates import Change, Curve, doubt, interval, relative_error, to_many, usual_spread
 from ldpruner.execution import Executor, LocalExecutor, Task
 from ldpruner.fingerprints import architecture, count_parameters, weights_digest
 from ldpruner.importance import Metric
@@ -117,11 +117,8 @@ class Scoring:
         """
         metric = metric or self.metric
         costs, shares = self._costs()
-        curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}
-        if first is not None:
-            curves = {one: curves[one].first(samples) for one, samples in first.items() if one in curves}
-        finite = [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
-        estimate = functools.partial(_estimate, to_many(finite, self.probe.samples), usual_spread(finite), metric)
+        curves = self._curves(metric, first)
+        estimate = functools.partial(_estimate, self._changes(curves), _usual_spread(curves), metric)
         return Scores(
             component=self.denoiser.component,
             architecture=architecture(self.denoiser.module),
@@ -143,6 +140,30 @@ class Scoring:
                 for candidate in operator.candidates
             ),
         )
+
+    def doubts(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
+        """The relative standard error of each score as one of the whole probe, beside the others.
+
+        All are of the same samples: that some of these are harder than others moves no score past another.
+
+        Args:
+            first: of each modification how many samples count.
+        """
+        curves = self._curves(self.metric, first)
+        changes, usual, probed = self._changes(curves), _usual_spread(curves), self.probe.samples
+        return {
+            one: doubt(relative_error(curve, usual, self.metric), changes[curve.samples], curve.samples / probed)
+            for one, curve in curves.items()
+        }
+
+    def _curves(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Curve]:
+        curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}
+        if first is None:
+            return curves
+        return {one: curves[one].first(samples) for one, samples in first.items() if one in curves}
+
+    def _changes(self, curves: Mapping[Candidate, Curve]) -> dict[int, Change]:
+        return to_many(_known(curves), self.probe.samples)
 
     def forecast(self) -> Forecast:
         """What the run will take, from one draw and the costs."""
@@ -196,6 +217,14 @@ class Scoring:
         for operator in self.operators:
             if operator.name not in known:
                 raise OperatorNotFound(operator.name, known)
+
+
+def _known(curves: Mapping[Candidate, Curve]) -> list[Curve]:
+    return [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
+
+
+def _usual_spread(curves: Mapping[Candidate, Curve]) -> float:
+    return usual_spread(_known(curves))
 
 
 def _estimate(changes: Mapping[int, Change], usual: float, metric: Metric, curve: Curve | None) -> dict[str, Any]:

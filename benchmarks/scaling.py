@@ -1,0 +1,205 @@
+"""How scoring grows: with samples, operators and steps; with workers; what the driver and its ledger take.
+
+    python -m benchmarks.scaling [--cells linear driver workers ray ledger] [--elements 65536]
+
+On zoo:satellite, one thread. `workers` is a simulation with the task times that `driver` measures.
+"""
+
+import argparse
+import functools
+import heapq
+import itertools
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ldpruner
+from benchmarks.records import cell
+from ldpruner.bench import Spread
+from ldpruner.execution import Executor, LocalExecutor, Outcome, Task
+from ldpruner.importance import Floats, Moments
+from ldpruner.operators import Operator
+from ldpruner.runs import Ledger
+from ldpruner.saving import load
+from ldpruner.scoring import Scoring
+
+MODEL = "zoo:satellite"
+SHORT = {"samples": (4, 8, 16), "operators": (8, 16, 32), "steps": (4, 8, 16)}
+MODIFICATIONS, BLOCKS, GROUPS = 1300, 8, 4  # of Stable Diffusion XL with 64 samples, 16 at once
+WORKERS = 256
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measures what is missing."""
+    os.environ.update({"RAY_worker_niceness": "0"})  # its workers do not stand back for other work on the machine
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    cells = {"linear": _linear, "driver": _driver, "workers": _workers, "ray": _ray, "ledger": _ledger}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", nargs="+", choices=cells, default=tuple(cells))
+    parser.add_argument("--elements", type=int, default=4 * 128 * 128, help="of one sample's latents in the ledger")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.cells:
+        cells[name](options)
+
+
+def _linear(_: argparse.Namespace) -> dict[str, Any]:
+    """Seconds over samples x operators x steps, for small and large of each."""
+    settings = {name: list(numbers) for name, numbers in SHORT.items()}
+
+    def measured() -> dict[str, Any]:
+        found = [
+            {"samples": samples, "operators": operators, "steps": steps, "seconds": seconds}
+            for samples, operators, steps in itertools.product(*SHORT.values())
+            for seconds in [_scored(_every(operators), samples, steps)[0]]
+        ]
+        work = np.array([(1 + one["operators"]) * one["samples"] * one["steps"] for one in found])
+        seconds = np.array([one["seconds"] for one in found])
+        slope = float((work @ seconds) / (work @ work))
+        left = np.square(seconds - slope * work).sum() / np.square(seconds - seconds.mean()).sum()
+        return {"cases": found, "seconds_each": slope, "explained": 1 - float(left)}
+
+    return cell("scaling/linear", settings, measured)
+
+
+def _driver(_: argparse.Namespace) -> dict[str, Any]:
+    """What is neither drawing nor waiting for it, of a run on all operators."""
+
+    def measured() -> dict[str, Any]:
+        executor = _Timed(load(MODEL))
+        seconds, draws = _scored(_every(None), samples=16, steps=25, executor=executor)
+        own = seconds - sum(executor.seconds)
+        return {
+            "draws": draws,
+            "seconds": seconds,
+            "own_share": own / seconds,
+            "own_seconds_each": own / draws,
+            "task_seconds": [round(one, 4) for one in executor.seconds],
+        }
+
+    return cell("scaling/driver", {"samples": 16, "steps": 25}, measured)
+
+
+def _workers(options: argparse.Namespace) -> dict[str, Any]:
+    """How busy many workers are, when one driver records what they draw one after the other."""
+    known = _driver(options)["result"]
+
+    def measured() -> dict[str, Any]:
+        draws = np.random.default_rng(0).choice(known["task_seconds"], MODIFICATIONS * GROUPS)
+        return {"busy": _busy(draws, WORKERS, known["own_seconds_each"]), "tasks": len(draws)}
+
+    return cell("scaling/workers", {"workers": WORKERS, "modifications": MODIFICATIONS, "groups": GROUPS}, measured)
+
+
+def _busy(draws: Floats, workers: int, own: float) -> float:
+    """The share of the time until the end that workers draw; who has finished waits for the driver."""
+    free, driver = [(0.0, worker) for worker in range(workers)], 0.0
+    for seconds in draws:
+        since, worker = heapq.heappop(free)
+        driver = max(driver, since) + own
+        heapq.heappush(free, (driver + float(seconds), worker))
+    return float(draws.sum()) / (workers * max(free)[0])
+
+
+def _ray(_: argparse.Namespace) -> dict[str, Any]:
+    """Two workers over one, in turn; each with one thread."""
+
+    def measured() -> dict[str, Any]:
+        import ray
+
+        from ldpruner.execution_ray import RayExecutor
+
+        pairs = []
+        for _ in range(ROUNDS):
+            pair = []
+            for workers in (1, 2):
+                ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+                with RayExecutor(functools.partial(load, MODEL)) as executor:
+                    _scored(_every(2), samples=4, steps=1, executor=executor)  # all workers have opened the pipeline
+                    pair.append(_scored(_every(40), samples=16, steps=10, executor=executor)[0])
+                ray.shutdown()
+            pairs.append(pair)
+        return {"seconds_ratio": Spread.of([two / one for one, two in pairs]).model_dump(), "seconds": pairs}
+
+    return cell("scaling/ray", {"operators": 40, "samples": 16, "steps": 10}, measured)
+
+
+def _ledger(options: argparse.Namespace) -> dict[str, Any]:
+    """A ledger of the size of Stable Diffusion XL: its bytes, and the time to open it and see what is done."""
+
+    def measured() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            random = np.random.default_rng(0)
+            one = Moments(
+                8, *(random.normal(size=size) for size in (options.elements, options.elements, 8, 8, (8, 4)))
+            )
+            started = time.perf_counter()
+            with Ledger(folder) as ledger:
+                for place in range(MODIFICATIONS):
+                    ledger.record((f"operator {place}", "identity"), dict.fromkeys(range(BLOCKS), one), 25)
+            written = time.perf_counter() - started
+            started = time.perf_counter()
+            with Ledger(folder) as ledger:
+                blocks, calls = ledger.finished_blocks(), ledger.denoiser_calls()
+            opened = time.perf_counter() - started
+            size = sum(path.stat().st_size for path in Path(folder).iterdir())
+        held = sum(len(found) for found in blocks.values())
+        assert calls == held * 8 * 25
+        return {
+            "blocks": held,
+            "bytes_over_moments": size / (held * 2 * 8 * options.elements),
+            "bytes": size,
+            "seconds_to_write": written,
+            "seconds_to_open": opened,
+        }
+
+    return cell("scaling/ledger", {"elements": options.elements}, measured)
+
+
+class _Timed(LocalExecutor):
+    """Keeps the time of each task."""
+
+    seconds: list[float]
+
+    def run(self, tasks: Iterable[Task], path: Floats | None = None) -> Iterator[tuple[Task, Outcome]]:
+        self.seconds = []
+        for task in tasks:
+            started = time.perf_counter()
+            found = next(super().run([task], path))
+            self.seconds.append(time.perf_counter() - started)
+            yield found
+
+
+def _every(number: int | None) -> Sequence[Operator]:
+    """So many operators, spread over all; each with its first modification."""
+    found = ldpruner.find_operators(load(MODEL))
+    chosen = (
+        found if number is None else [found[place] for place in np.linspace(0, len(found) - 1, number).astype(int)]
+    )
+    return [one.model_copy(update={"candidates": one.candidates[:1]}) for one in chosen]
+
+
+def _scored(
+    operators: Sequence[Operator], samples: int, steps: int, executor: Executor | None = None
+) -> tuple[float, int]:
+    """Seconds of drawing all, and how many draws that were."""
+    probe = ldpruner.Probe(samples=samples, steps=steps)
+    with (
+        tempfile.TemporaryDirectory() as run,
+        Scoring(load(MODEL), operators, probe, run=run, executor=executor) as scoring,
+    ):
+        started = time.perf_counter()
+        draws = sum(1 for _ in scoring)
+        return time.perf_counter() - started, draws
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What scoring takes: racing against exhaustive, for plans of the same quality, and the peers' way.
+
+    python -m benchmarks.scoring_cost --data FOLDER [--models satellite] [--samples 64] [--steps 6] [--seeds 0]
+
+FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. One JSON for each
+model and seed. Everything runs on one thread. Plans are compared by their quality and not by their operators, as many
+operators near zero are interchangeable.
+"""
+
+import argparse
+import copy
+import functools
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from benchmarks.records import cell
+from benchmarks.subjects import SUBJECTS, UNSEEN, open_subject
+from ldpruner.bench import Spread
+from ldpruner.errors import BudgetError
+from ldpruner.importance import damage
+from ldpruner.latents import draw_latents
+from ldpruner.modifications import modified
+from ldpruner.operators import Removal
+from ldpruner.pipelines import find_denoiser
+from ldpruner.quality import mean_interval
+from ldpruner.racing import Race
+from ldpruner.scores import Scores
+from ldpruner.scoring import BATCH, Scoring
+from ldpruner.selection import Plan
+
+KEPT = (0.65, 0.5, 0.35)  # of the latency
+TRIED = 6  # modifications that are drawn both ways
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measures what is missing."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=6)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for model in options.models:
+        subject = open_subject(model, options.data / model)
+        for seed in options.seeds:
+            settings = {"model": model, "seed": seed, "samples": options.samples, "steps": options.steps}
+            probe = subject.probe(options.samples, options.steps, seed)
+            measure = functools.partial(_measured, subject.pipeline, probe)
+            found = cell(f"scoring_cost/{model}-{seed}", settings, measure)
+            for race in found["result"]["races"]:
+                print(model, seed, race)  # noqa: T201
+
+
+def _measured(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> dict[str, Any]:
+    with Scoring(pipeline, None, probe) as scoring:
+        scoring.scores()  # costs are measured before the clock starts
+        seconds = _seconds(lambda: list(scoring))
+        whole, known = scoring.scores(), scoring.ledger.fact("costs")
+    return {
+        "modifications": len(whole.scores),
+        "denoiser_calls": whole.denoiser_calls,
+        "seconds": seconds,
+        "races": [_raced(pipeline, whole, seconds, known, kept) for kept in KEPT],
+        "peers": _beside_peers(pipeline, whole),
+    }
+
+
+def _raced(
+    pipeline: DiffusionPipeline, whole: Scores, seconds: float, costs: dict[str, Any], kept: float
+) -> dict[str, Any]:
+    """A race for one budget beside all samples of all, and both plans on samples of other seeds."""
+    budget = ldpruner.Budget(latency=kept)
+    with Scoring(pipeline, None, whole.probe) as scoring:
+        scoring.ledger.set_fact("costs", costs)  # so that both mean the same by a latency
+        taken = _seconds(lambda: list(Race(scoring, [budget])))
+        scores = scoring.scores()
+    found = {
+        "kept": kept,
+        "calls_ratio": scores.denoiser_calls / whole.denoiser_calls,
+        "seconds_ratio": taken / seconds,
+        "stopped": sum(one.stopped for one in scores.scores),
+    }
+    try:
+        plans = [ldpruner.select(one, budget) for one in (whole, scores)]
+    except BudgetError as error:
+        return {**found, "failure": str(error)}
+    objectives = [_objective(plan, whole) for plan in plans]
+    away = [_moved(pipeline, plan, whole.probe) for plan in plans]
+    return {**found, "objective_ratio": objectives[1] / objectives[0], "exhaustive": away[0], "raced": away[1]}
+
+
+def _objective(plan: Plan, scores: Scores) -> float:
+    """The damage of a plan by scores that need not have made it."""
+    known = {(one.operator, one.modification): damage(one.score, scores.metric) for one in scores.scores}
+    return sum(known[one.operator, one.modification] for one in plan.removed)
+
+
+def _moved(pipeline: DiffusionPipeline, plan: Plan, probe: ldpruner.Probe) -> dict[str, Any]:
+    """How far a plan moves the latents of other seeds: the mean over samples of their squared distance."""
+    other = probe.model_copy(update={"seed": probe.seed + UNSEEN})
+    pruned = ldpruner.prune(pipeline, plan)
+    batches = [range(first, min(first + BATCH, other.samples)) for first in range(0, other.samples, BATCH)]
+    drawn = [[draw_latents(one, other, batch).double() for batch in batches] for one in (pipeline, pruned)]
+    distances = (torch.cat(drawn[0]) - torch.cat(drawn[1])).square().flatten(1).mean(1).numpy()
+    return {"squared_distance": float(distances.mean()), "interval": mean_interval(distances)}
+
+
+def _beside_peers(pipeline: DiffusionPipeline, scores: Scores) -> dict[str, Any]:
+    """Drawing some modifications as peers do, over the time that it takes here; in turn."""
+    places = range(0, len(scores.scores), -(-len(scores.scores) // TRIED))
+    removals = [scores.scores[place].candidate.removal for place in places]
+    ways = (_draw_together, _draw_on_copies)
+    pairs = [
+        [_seconds(functools.partial(way, pipeline, scores.probe, removal)) for way in ways]
+        for _ in range(ROUNDS)
+        for removal in removals
+    ]
+    return {"seconds_ratio": Spread.of([theirs / ours for ours, theirs in pairs]).model_dump(), "samples": BATCH}
+
+
+def _draw_together(pipeline: DiffusionPipeline, probe: ldpruner.Probe, removal: Removal) -> None:
+    with modified(find_denoiser(pipeline).module, [removal]):
+        draw_latents(pipeline, probe, range(BATCH))
+
+
+def _draw_on_copies(pipeline: DiffusionPipeline, probe: ldpruner.Probe, removal: Removal) -> None:
+    """A copy of the whole pipeline is modified, and draws one sample after the other."""
+    other = copy.deepcopy(pipeline)
+    with modified(find_denoiser(other).module, [removal]):
+        for sample in range(BATCH):
+            draw_latents(other, probe, [sample])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
