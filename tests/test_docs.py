@@ -78,6 +78,7 @@ def test_an_example_runs(block: str, place: Path, monkeypatch: pytest.MonkeyPatc
     assert any(place.glob("runs/*/run.sqlite"))
 
 
+@pytest.mark.extensive
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[1:3]))
 def test_a_command_runs(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES[STAND_INS[words[2]]]

@@ -59,10 +59,10 @@ def test_every_score_has_an_interval(exhaustive: ldpruner.Scores, raced: ldprune
 def test_what_leaves_the_path_is_stopped_on_the_way_and_scores_more_than_is_said(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 ) -> None:
-    probe, mild = ldpruner.Probe(samples=8, steps=8), ldpruner.Budget(macs=0.95)
+    probe, mild = ldpruner.Probe(samples=4, steps=6), ldpruner.Budget(macs=0.95)
     whole, same = (
         ldpruner.score_operators(tiny, operators, one, budgets=None)
-        for one in (probe, probe.model_copy(update={"samples": 2}))
+        for one in (probe, probe.model_copy(update={"samples": 1}))
     )
     raced = ldpruner.score_operators(tiny, operators, probe, budgets=[mild])
     stopped = [place for place, one in enumerate(raced.scores) if one.stopped]
@@ -76,7 +76,7 @@ def test_what_leaves_the_path_is_stopped_on_the_way_and_scores_more_than_is_said
 def test_what_was_stopped_is_drawn_to_the_end_when_more_is_to_go(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
 ) -> None:
-    probe, budgets = ldpruner.Probe(samples=8, steps=8), [ldpruner.Budget(macs=kept) for kept in (0.95, 0.3)]
+    probe, budgets = ldpruner.Probe(samples=4, steps=6), [ldpruner.Budget(macs=kept) for kept in (0.95, 0.3)]
     mild, strict = (ldpruner.score_operators(tiny, operators, probe, run=tmp_path, budgets=[one]) for one in budgets)
     assert sum(one.stopped for one in mild.scores) > sum(one.stopped for one in strict.scores)
     chosen = {(one.operator, one.modification) for one in ldpruner.select(strict, budgets[1]).removed}

@@ -47,7 +47,7 @@ def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeli
         assert score.score == pytest.approx(means + deviations, rel=1e-5, abs=1e-5), score.operator
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None:
     operators = ldpruner.find_operators(satellite)[::40]
     probe = ldpruner.Probe(samples=64, steps=2)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldpruner.importance import QUADRATIC, Floats, Metric
 
-FEW = 8  # modifications that tell how scores change with the number of samples
+FEW = 5  # modifications that tell how scores change with the number of samples
 ENOUGH = 8  # samples from which is told how much samples differ
 UNKNOWN = 1.0  # how much they do where that is not known; on the models of the zoo 0.7 to 1.5
 WEIGHT = 4  # samples of a modification that say as much of its spread as all others do
@@ -70,7 +70,7 @@ def to_many(curves: Sequence[Curve], samples: int) -> dict[int, Change]:
     for few, more in itertools.pairwise(numbers):
         known = [one.scores[more] / one.scores[few] for one in curves if more in one.scores and one.scores.get(few)]
         if len(known) >= FEW:
-            ratio, variance = float(np.median(known)), float(np.log(known).var(ddof=1))
+            ratio, variance = float(np.median(known)), float(np.log(known).var())
         else:
             ratio, variance = _next(ratio), variance / 2
         steps.append((ratio, variance))

@@ -20,6 +20,7 @@ from ldpruner.scores import Score, Scores
 
 DRAWS = 8  # of damages from their errors
 TOLERANCE = 1e-9  # of a kept fraction
+EXACT, ROUGH = 1e-6, 1e-3  # gaps: of the plan that is taken; of those that show how sure it is
 TIME_LIMIT = 60.0  # seconds for the integer program; the best plan found by then is taken
 
 
@@ -50,9 +51,11 @@ class Problem:
                     f"budget {name}={1 - need:g} cannot be reached: removing all that can be removed leaves "
                     f"{least:.3f}; ask for {name}={reachable:g} or more"
                 )
+        if self.budget.operators is None:
+            return
         most = self._program(-np.ones(len(self.removable)), [])
         count = 0 if most is None else int(most.sum())
-        if self.budget.operators is not None and self.budget.operators > count:
+        if self.budget.operators > count:
             raise BudgetError(f"budget {self.budget} cannot be reached: at most {count} can be removed together")
 
     @property
@@ -75,19 +78,23 @@ class Problem:
         generator, damages = np.random.default_rng(seed), self.damages
         for _ in range(DRAWS):
             drawn = damages * np.exp(errors * generator.normal(size=len(damages)) - errors**2 / 2)
-            yield drawn, self.solve(drawn)
+            yield drawn, self.solve(drawn, gap=ROUGH)
 
-    def solve(self, damages: Floats) -> NDArray[np.bool_]:
+    def solve(self, damages: Floats, gap: float = EXACT) -> NDArray[np.bool_]:
         """[removable] which removals meet the budget with the least damage.
 
         Damages span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
         than a plan already found does in all is forbidden, the rest is scaled to that plan, and solved again.
+
+        Args:
+            damages: [removable] of each.
+            gap: by which share of the least damage the plan's may lie above.
         """
         allowed, bound = np.ones(len(damages), dtype=bool), math.inf
         best: Floats | None = None
         while True:
             scale = min(bound, damages[allowed].max(initial=0)) or 1.0
-            chosen = self._program(np.where(allowed, damages, 0) / scale, self._demands(), allowed)
+            chosen = self._program(np.where(allowed, damages, 0) / scale, self._demands(), allowed, gap)
             total = math.inf if chosen is None else float(damages @ chosen)
             if chosen is None or total >= bound:
                 break
@@ -107,7 +114,11 @@ class Problem:
         return demands
 
     def _program(
-        self, cost: Floats, constraints: list[object], allowed: NDArray[np.bool_] | None = None
+        self,
+        cost: Floats,
+        constraints: list[object],
+        allowed: NDArray[np.bool_] | None = None,
+        gap: float = EXACT,
     ) -> Floats | None:
         """Solves for the 0/1 choice of least cost; None if there is none."""
         if not len(cost):
@@ -119,7 +130,7 @@ class Problem:
                 integrality=np.ones(len(cost)),
                 bounds=scipy.optimize.Bounds(0, upper),
                 constraints=[*constraints, *exclusions([one.candidate for one in self.removable])],
-                options={"time_limit": TIME_LIMIT, "mip_rel_gap": 1e-6},
+                options={"time_limit": TIME_LIMIT, "mip_rel_gap": gap},
             )
         return None if result.x is None else np.round(result.x)
 

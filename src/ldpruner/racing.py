@@ -25,7 +25,7 @@ from ldpruner.scoring import BATCH, Scoring
 logger = logging.getLogger(__name__)
 
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
-SURVEYED = 8  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
+SURVEYED = 16  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
 SETTLED = 0.05  # of a plan's damage: what another choice may be expected to spare
 FAR = 2.0  # times as far as all of a plan takes the latents, a removal is not drawn on
 SMALL = 0.1  # of that: a removal of less damage is not looked at again

@@ -234,7 +234,7 @@ def _estimate(changes: Mapping[int, Change], usual: float, metric: Metric, curve
     if curve.stopped:
         return {"score": curve.score, "interval": None, "samples": curve.samples, "stopped": True}
     change = changes[curve.samples]
-    score, error = curve.score * change.factor, max(relative_error(curve, usual, metric), change.scatter)
+    score, error = curve.score * change.factor, math.hypot(relative_error(curve, usual, metric), change.scatter)
     return {"score": score, "interval": interval(score, error), "samples": curve.samples}
 
 
