@@ -1,6 +1,7 @@
 """The ledger: what was finished is there, and a file that is no ledger is told from one that is."""
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -183,3 +184,20 @@ def test_a_full_disk_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> No
         assert list(finished) == list(range(kept))
         assert 0 < kept < 1000
         ledger.record(KEY, {kept: some_moments(kept)}, 1)
+
+
+def test_a_ledger_of_a_large_model_is_small_and_opened_at_once(tmp_path: Path) -> None:
+    """As many blocks as Stable Diffusion XL's; `benchmarks/scaling.py` has them in full size."""
+    elements, blocks = 2048, 8
+    one = Moments(8, np.ones(elements), np.ones(elements), np.ones(8), np.ones(8), np.ones((8, 4)))
+    with Ledger(tmp_path) as ledger:
+        for place in range(1300):
+            ledger.record((f"operator {place}", "identity"), dict.fromkeys(range(blocks), one), 25)
+    started = time.monotonic()
+    with Ledger(tmp_path) as ledger:
+        finished = ledger.finished_blocks()
+        assert ledger.denoiser_calls() == 1300 * blocks * 8 * 25
+    assert time.monotonic() - started < 2
+    assert sum(map(len, finished.values())) == 1300 * blocks
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size < 1.1 * 1300 * blocks * 2 * 8 * elements

@@ -107,12 +107,11 @@ class Drawing:
         done, waiting = 0, list[tuple[Draw, Outcome]]()  # for the untouched latents, which may come later
         for task, outcome in self.executor.run(tasks(), self._path):
             waiting.append((asked.pop(task), outcome))
-            ready = [one for one in waiting if self._can_be_compared(one[0])]
-            waiting = [one for one in waiting if not self._can_be_compared(one[0])]
-            for draw, drawn in ready:
-                self._record(draw, drawn)
+            while ready := next((one for one in waiting if self._can_be_compared(one[0])), None):
+                waiting.remove(ready)
+                self._record(*ready)
                 done += 1
-                yield draw.name
+                yield ready[0].name
         yield from (draw.name for draw in due[done:])  # more of what turned out to be of no use
 
     def _task(self, draw: Draw, limit: float) -> Task:

@@ -49,7 +49,7 @@ class Task:
     limit: float = math.inf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What came of a task.
 
