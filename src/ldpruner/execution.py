@@ -56,7 +56,8 @@ class Outcome:
     Attributes:
         calls: of the denoiser, for each sample.
         latents: [samples, ...] after the last step; when stopped, those of the first samples after the step `stopped`.
-        path: [steps, samples, ...] the latents of the first samples after each step, of an untouched draw.
+        path: [steps, samples, ...] the latents of the first samples after each step, of an untouched draw, where there
+            is such an array.
         stopped: the step after which drawing was stopped.
         failure: why nothing could be drawn.
     """
@@ -136,8 +137,7 @@ class Worker:
                 return Outcome(next(calls), _floats(drawn[0][: watch.samples]), stopped=watch.stopped)
             drawn += [draw_latents(self.pipeline, task.probe, batch) for batch in others]
             each = next(calls) // len(drawn)
-        kept = np.stack(watch.seen) if task.removal is None else None
-        return Outcome(each, _floats(torch.cat(drawn)), kept)
+        return Outcome(each, _floats(torch.cat(drawn)), watch.way if task.removal is None else None)
 
 
 class _Watch:
@@ -148,6 +148,11 @@ class _Watch:
         self.samples = FEWEST if path is None else path.shape[1]
         self.seen: list[Floats] = []
         self.stopped: int | None = None
+
+    @property
+    def way(self) -> Floats | None:
+        """[steps, samples, ...] all that was seen; None where a pipeline steps latents of several shapes."""
+        return np.stack(self.seen) if len({one.shape for one in self.seen}) == 1 else None
 
     def __call__(self, latents: torch.Tensor) -> None:
         self.seen.append(_floats(latents[: self.samples]))
