@@ -75,7 +75,7 @@ def _driver(_: argparse.Namespace) -> dict[str, Any]:
 
     def measured() -> dict[str, Any]:
         executor = _Timed(load(MODEL))
-        seconds, draws = _scored(_every(None), samples=16, steps=25, executor=executor)
+        seconds, draws = _scored(_every(None), samples=16, steps=10, executor=executor)
         own = seconds - sum(executor.seconds)
         return {
             "draws": draws,
@@ -85,7 +85,7 @@ def _driver(_: argparse.Namespace) -> dict[str, Any]:
             "task_seconds": [round(one, 4) for one in executor.seconds],
         }
 
-    return cell("scaling/driver", {"samples": 16, "steps": 25}, measured)
+    return cell("scaling/driver", {"samples": 16, "steps": 10}, measured)
 
 
 def _workers(options: argparse.Namespace) -> dict[str, Any]:
