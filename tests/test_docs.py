@@ -65,7 +65,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+def examples() -> list[Any]:
+    """The first in every run, as all go the same way."""
+    return [
+        pytest.param(block, marks=[pytest.mark.extensive] * (place > 0))
+        for place, block in enumerate(blocks("python"))
+    ]
+
+
+@pytest.mark.parametrize("block", examples())
 def test_an_example_runs(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(name: str, **_: Any) -> DiffusionPipeline:
         return FAMILIES[STAND_INS[name]].pipeline()
