@@ -172,9 +172,7 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
         return {"failure": str(error)}
     steps = max(1, round(STEPS * (1 - cut))) if name == FEWER else STEPS
     found = {**_costs(bench, pipeline, steps, seed), "before": _quality(bench, pipeline, steps, seed)}
-    found["removed"] = (
-        [one.model_dump(mode="json", exclude={"score", "firm"}) for one in plan.removed] if plan else None
-    )
+    found["removed"] = [one.removal.model_dump(mode="json") for one in plan.removed] if plan else None
     if name != FEWER:
         found |= _recovered(bench, name, pipeline, seed, place)
         found["compute"] = _compute(bench, name, found["macs"] / found["original_macs"])
@@ -303,9 +301,9 @@ def _quality(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -
     found: dict[str, Any] = {"frechet_distance": frechet_distance(features, real)}
     found["interval"] = frechet_interval(features, real)
     recalled = bench.subject.recalled(pixels)
-    return (
-        found if recalled is None else {**found, "recall": recalled.mean(), "recall_interval": mean_interval(recalled)}
-    )
+    if recalled is not None:
+        found |= {"recall": float(recalled.mean()), "recall_interval": mean_interval(recalled)}
+    return found
 
 
 def _compute(bench: Bench, name: str, kept: float) -> float:

@@ -50,18 +50,6 @@ def values(scores: ldpruner.Scores) -> list[float]:
     return [one.score for one in scores.scores]
 
 
-def score_while(
-    disturb: int, number: int, scoring: Scoring, signal_number: signal.Signals
-) -> tuple[ldpruner.Scores, list[int]]:
-    """Scores to the end; after some draws, a worker is given a signal, some times over."""
-    hit: list[int] = []
-    for done, _ in enumerate(scoring):
-        if done % disturb == 0 and len(hit) < number and (there := workers()):
-            there[0].send_signal(signal_number)
-            hit.append(there[0].pid)
-    return scoring.scores(), hit
-
-
 def test_a_cluster_that_is_not_there_is_told() -> None:
     started = time.monotonic()
     with pytest.raises(ExecutionError, match="no Ray cluster at"):
@@ -111,30 +99,28 @@ def test_a_race_on_workers_is_the_race_of_this_process(
     assert any(one.stopped for one in here.scores)
 
 
-def test_workers_that_are_killed_are_replaced(
+@pytest.mark.parametrize(("what", "times"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 1)])
+def test_workers_that_are_killed_or_hang_are_replaced(
     tiny: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],
     executor: RayExecutor,
     local: ldpruner.Scores,
-    tmp_path: Path,
+    what: signal.Signals,
+    times: int,
 ) -> None:
-    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
-        scores, killed = score_while(4, 3, scoring, signal.SIGKILL)
-    assert len(killed) == 3
+    hit: list[int] = []
+    with Scoring(tiny, operators[:FEW], PROBE, executor=executor) as scoring:
+        for done, _ in enumerate(scoring):
+            if done % 4 == 0 and len(hit) < times and (there := workers()):
+                there[0].send_signal(what)
+                hit.append(there[0].pid)
+        scores = scoring.scores()
+    assert len(hit) == times
     assert values(scores) == values(local)
     assert scores.denoiser_calls == local.denoiser_calls
-
-
-def test_a_worker_that_hangs_is_left_behind(
-    tiny: DiffusionPipeline,
-    operators: tuple[ldpruner.Operator, ...],
-    executor: RayExecutor,
-    local: ldpruner.Scores,
-) -> None:
-    with Scoring(tiny, operators[:FEW], PROBE, executor=executor) as scoring:
-        scores, stopped = score_while(4, 1, scoring, signal.SIGSTOP)
-    os.kill(stopped[0], signal.SIGKILL)
-    assert values(scores) == values(local)
+    for one in workers():
+        if one.pid in hit:
+            one.kill()  # what was only stopped
 
 
 def test_a_run_that_was_left_is_gone_on_with(

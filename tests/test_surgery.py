@@ -27,7 +27,7 @@ def plan(scores: ldpruner.Scores) -> ldpruner.Plan:
 
 
 def removals(plan: ldpruner.Plan) -> list[Removal]:
-    return [Removal(**one.model_dump(include=set(Removal.model_fields))) for one in plan.removed]
+    return [one.removal for one in plan.removed]
 
 
 def macs(pipeline: DiffusionPipeline) -> int:

@@ -42,6 +42,11 @@ class Removal(Value):
     through: Through = 0
     also: tuple[str, ...] = ()
 
+    @property
+    def removal(self) -> "Removal":
+        """This alone, without what is known beside it."""
+        return Removal(**self.model_dump(include=set(Removal.model_fields)))
+
 
 class Candidate(Removal):
     """A removal that has not been chosen yet: what it would take away.
@@ -56,10 +61,6 @@ class Candidate(Removal):
     leaves: tuple[str, ...]
     parameters: int
     macs: int
-
-    @property
-    def removal(self) -> Removal:
-        return Removal(**self.model_dump(include=set(Removal.model_fields)))
 
 
 class Operator(Value):

@@ -5,7 +5,6 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,27 +17,28 @@ APPLICATION_ID = 0x4C445052  # "LDPR": tells a ledger from any other SQLite file
 FORMAT = 3
 UNTOUCHED = ("", "")  # the key of the untouched pipeline
 
-_TABLES = """
+# of moments; the large ones last: what comes before them is read without them
+_MOMENTS = "count, squared_errors, cosine_distances, pooled, mean, m2"
+_COLUMNS = (
+    "count INTEGER NOT NULL, squared_errors BLOB NOT NULL, cosine_distances BLOB NOT NULL, pooled BLOB NOT NULL, "
+    "mean BLOB NOT NULL, m2 BLOB NOT NULL"
+)
+_TABLES = f"""
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE evaluations (
     operator TEXT, modification TEXT, block INTEGER, denoiser_calls INTEGER NOT NULL,
-    count INTEGER NOT NULL, squared_errors BLOB NOT NULL, cosine_distances BLOB NOT NULL, pooled BLOB NOT NULL,
-    mean BLOB NOT NULL, m2 BLOB NOT NULL,
+    {_COLUMNS},
     PRIMARY KEY (operator, modification, block)
 );
 CREATE TABLE stopped (
     operator TEXT, modification TEXT, step INTEGER, denoiser_calls INTEGER NOT NULL,
-    count INTEGER NOT NULL, squared_errors BLOB NOT NULL, cosine_distances BLOB NOT NULL, pooled BLOB NOT NULL,
-    mean BLOB NOT NULL, m2 BLOB NOT NULL,
+    {_COLUMNS},
     PRIMARY KEY (operator, modification)
 );
 CREATE TABLE untouched (block INTEGER PRIMARY KEY, shape TEXT NOT NULL, latents BLOB NOT NULL);
 CREATE TABLE path (shape TEXT NOT NULL, latents BLOB NOT NULL);
 CREATE TABLE failures (operator TEXT, modification TEXT, reason TEXT NOT NULL, PRIMARY KEY (operator, modification));
 """
-
-# the large ones last: what comes before them is read without them
-_MOMENTS = "count, squared_errors, cosine_distances, pooled, mean, m2"
 
 Key = tuple[str, str]
 
@@ -82,12 +82,7 @@ class Ledger:
     def __enter__(self) -> "Ledger":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -118,7 +118,7 @@ class Scoring:
         metric = metric or self.metric
         costs, shares = self._costs()
         curves = self._curves(metric, first)
-        estimate = functools.partial(_estimate, self._changes(curves), _usual_spread(curves), metric)
+        estimate = functools.partial(_estimate, *self._usual(curves), metric)
         return Scores(
             component=self.denoiser.component,
             architecture=architecture(self.denoiser.module),
@@ -150,7 +150,7 @@ class Scoring:
             first: of each modification how many samples count.
         """
         curves = self._curves(self.metric, first)
-        changes, usual, probed = self._changes(curves), _usual_spread(curves), self.probe.samples
+        (changes, usual), probed = self._usual(curves), self.probe.samples
         return {
             one: doubt(relative_error(curve, usual, self.metric), changes[curve.samples], curve.samples / probed)
             for one, curve in curves.items()
@@ -162,8 +162,10 @@ class Scoring:
             return curves
         return {one: curves[one].first(samples) for one, samples in first.items() if one in curves}
 
-    def _changes(self, curves: Mapping[Candidate, Curve]) -> dict[int, Change]:
-        return to_many(_known(curves), self.probe.samples)
+    def _usual(self, curves: Mapping[Candidate, Curve]) -> tuple[dict[int, Change], float]:
+        """How scores change with the number of samples, and how much samples differ."""
+        whole = [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
+        return to_many(whole, self.probe.samples), usual_spread(whole)
 
     def forecast(self) -> Forecast:
         """What the run will take, from one draw and the costs."""
@@ -217,14 +219,6 @@ class Scoring:
         for operator in self.operators:
             if operator.name not in known:
                 raise OperatorNotFound(operator.name, known)
-
-
-def _known(curves: Mapping[Candidate, Curve]) -> list[Curve]:
-    return [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
-
-
-def _usual_spread(curves: Mapping[Candidate, Curve]) -> float:
-    return usual_spread(_known(curves))
 
 
 def _estimate(changes: Mapping[int, Change], usual: float, metric: Metric, curve: Curve | None) -> dict[str, Any]:

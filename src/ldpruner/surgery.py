@@ -26,7 +26,7 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
         OperatorNotFound: the plan names an operator that is not there.
     """
     _, denoiser = _target(pipeline, plan)
-    removals = _removals(plan)
+    removals = [choice.removal for choice in plan.removed]
     with modified(denoiser, removals):
         network = copy.deepcopy(denoiser)  # made while they are gone, so that their weights are not copied
     _enlist_(network, removals)
@@ -53,7 +53,7 @@ def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
         OperatorNotFound: the plan names an operator that is not there.
     """
     component, denoiser = _target(pipeline, plan)
-    removals = _removals(plan)
+    removals = [choice.removal for choice in plan.removed]
     remove_(denoiser, [removal.model_dump() for removal in removals])
     _enlist_(denoiser, removals)
     pipeline.register_modules(**{component: denoiser})
@@ -75,10 +75,6 @@ def _target(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module]:
         )
     check_removals(denoiser, plan.removed)
     return component, denoiser
-
-
-def _removals(plan: Plan) -> list[Removal]:
-    return [Removal(**choice.model_dump(include=set(Removal.model_fields))) for choice in plan.removed]
 
 
 def _enlist_(denoiser: Any, removals: list[Removal]) -> None:
