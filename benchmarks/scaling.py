@@ -13,6 +13,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,19 @@ def _workers(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _busy(draws: Floats, workers: int, own: float) -> float:
-    """The share of the time until the end that workers draw; who has finished waits for the driver."""
-    free, driver = [(0.0, worker) for worker in range(workers)], 0.0
-    for seconds in draws:
-        since, worker = heapq.heappop(free)
-        driver = max(driver, since) + own
-        heapq.heappush(free, (driver + float(seconds), worker))
-    return float(draws.sum()) / (workers * max(free)[0])
+    """The share of the time until the end that workers draw. The driver gives out all it can before each record."""
+    left, running, done, clock = deque(map(float, draws)), list[float](), 0, 0.0
+    while left or running or done:
+        while running and running[0] <= clock:
+            heapq.heappop(running)
+            done += 1
+        while left and len(running) < workers:
+            heapq.heappush(running, clock + left.popleft())
+        if done:
+            done, clock = done - 1, clock + own
+        else:
+            clock = running[0]
+    return float(draws.sum()) / (workers * clock)
 
 
 def _ray(_: argparse.Namespace) -> dict[str, Any]:

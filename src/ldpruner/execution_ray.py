@@ -95,12 +95,13 @@ class RayExecutor:
         """
         for job in self._jobs.values():  # of a run that was left
             job.task = None
-        queue, shared = _Queue(tasks), ray.put(path)
-        while queue or any(job.task for job in self._jobs.values()):
+        queue, shared, finished = _Queue(tasks), ray.put(path), deque[tuple[Task, Outcome]]()
+        while queue or finished or any(job.task for job in self._jobs.values()):
             self._hire(queue)
-            finished = self._collect(queue)
-            self._give_out(queue, shared)  # first, so that no worker waits for what is done with the outcomes
-            yield from finished
+            finished.extend(self._collect(queue, 0 if finished or (self._idle and queue) else POLL))
+            self._give_out(queue, shared)  # before each outcome, so that no worker waits for what is done with them
+            if finished:
+                yield finished.popleft()
 
     def _hire(self, queue: "_Queue") -> None:
         """As many workers as the cluster has room for, one at least: a cluster that can grow does so when asked."""
@@ -118,9 +119,9 @@ class RayExecutor:
             worker = self._idle.pop()
             self._jobs[worker.draw.remote(task, path)] = _Job(worker, task, time.monotonic())
 
-    def _collect(self, queue: "_Queue") -> list[tuple[Task, Outcome]]:
-        """What has been finished, after a moment's wait; a task that a worker was lost over is done by another."""
-        done, _ = ray.wait(list(self._jobs), timeout=0 if self._idle and queue else POLL)
+    def _collect(self, queue: "_Queue", patience: float) -> list[tuple[Task, Outcome]]:
+        """What is finished, after some seconds at most; a task that a worker was lost over is done by another."""
+        done, _ = ray.wait(list(self._jobs), timeout=patience)
         finished = []
         for reference in done:
             job = self._jobs.pop(reference)
