@@ -1,6 +1,6 @@
 """How scoring grows: with samples, operators and steps; with workers; what the driver and its ledger take.
 
-    python -m benchmarks.scaling [--cells linear driver workers ray ledger] [--elements 65536]
+    python -m benchmarks.scaling [--cells linear driver workers ray ledger compile] [--elements 65536]
 
 On zoo:satellite, one thread. `workers` is a simulation with the task times that `driver` measures.
 """
@@ -26,7 +26,9 @@ from benchmarks.records import cell
 from ldpruner.bench import Spread
 from ldpruner.execution import Executor, LocalExecutor, Outcome, Task
 from ldpruner.importance import Floats, Moments
+from ldpruner.modifications import modified
 from ldpruner.operators import Operator
+from ldpruner.pipelines import find_denoiser, uncompiled
 from ldpruner.runs import Ledger
 from ldpruner.saving import load
 from ldpruner.scoring import Scoring
@@ -42,7 +44,14 @@ def main() -> None:
     """Measures what is missing."""
     os.environ.update({"RAY_worker_niceness": "0"})  # its workers do not stand back for other work on the machine
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    cells = {"linear": _linear, "driver": _driver, "workers": _workers, "ray": _ray, "ledger": _ledger}
+    cells = {
+        "linear": _linear,
+        "driver": _driver,
+        "workers": _workers,
+        "ray": _ray,
+        "ledger": _ledger,
+        "compile": _compile,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", nargs="+", choices=cells, default=tuple(cells))
     parser.add_argument("--elements", type=int, default=4 * 128 * 128, help="of one sample's latents in the ledger")
@@ -169,6 +178,42 @@ def _ledger(options: argparse.Namespace) -> dict[str, Any]:
         }
 
     return cell("scaling/ledger", {"elements": options.elements}, measured)
+
+
+def _compile(_: argparse.Namespace) -> dict[str, Any]:
+    """Denoiser calls compiled over plain, in turn; the seconds to compile it, and anew for some modifications."""
+    settings = {"samples": 16, "pairs": ROUNDS * 5, "modifications": ROUNDS}
+
+    def measured() -> dict[str, Any]:
+        denoiser = find_denoiser(load(MODEL))
+        network, (latents, *others) = denoiser.module, denoiser.arguments
+        samples = torch.randn(16, *latents.shape[1:], generator=torch.Generator().manual_seed(0))
+
+        @torch.no_grad()
+        def seconds() -> float:
+            started = time.perf_counter()
+            network(samples, *others, **denoiser.options)
+            return time.perf_counter() - started
+
+        network.compile(dynamic=False)
+        first = seconds()
+        pairs = []
+        for _ in range(ROUNDS * 5):
+            with uncompiled():
+                plain = seconds()
+            pairs.append((plain, seconds()))
+        again = []
+        for operator in _every(ROUNDS):
+            with modified(network, [operator.candidates[0].removal]):
+                again.append(seconds())
+        return {
+            "seconds_ratio": Spread.of([compiled / plain for plain, compiled in pairs]).model_dump(),
+            "seconds_plain": Spread.of([plain for plain, _ in pairs]).model_dump(),
+            "seconds_to_compile": first,
+            "seconds_to_compile_again": again,
+        }
+
+    return cell("scaling/compile", settings, measured)
 
 
 class _Timed(LocalExecutor):

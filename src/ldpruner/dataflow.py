@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ldpruner.errors import DenoiserNotFound, one_line
-from ldpruner.pipelines import Denoiser
+from ldpruner.pipelines import Denoiser, uncompiled
 from ldpruner.weightless import shapes_only, to_meta
 
 Selector = int | str
@@ -228,7 +228,7 @@ def trace(denoiser: Denoiser) -> Dataflow:
     attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     arguments, options = to_meta((denoiser.arguments, denoiser.options))
     try:
-        with torch.no_grad(), attention, shapes_only(), recorder:
+        with torch.no_grad(), uncompiled(), attention, shapes_only(), recorder:
             result = network(*arguments, **options)
     except Exception as error:
         raise DenoiserNotFound(

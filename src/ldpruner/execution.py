@@ -19,7 +19,7 @@ from ldpruner.importance import Floats
 from ldpruner.latents import draw_latents
 from ldpruner.modifications import modified
 from ldpruner.operators import Removal
-from ldpruner.pipelines import Interruption
+from ldpruner.pipelines import Interruption, networks
 from ldpruner.probe import Probe
 
 # What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
@@ -107,7 +107,7 @@ class Worker:
             OutOfMemoryError: a single sample is too much.
             Exception: the pipeline's own, where it fails untouched.
         """
-        network = getattr(self.pipeline, task.component)
+        network = networks(self.pipeline)[task.component]
         try:
             with modified(network, [task.removal] if task.removal is not None else []):
                 return self._drawn(network, task, path)

@@ -9,7 +9,15 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.errors import ProbeError
-from ldpruner.pipelines import Interruption, keeping_precision, overridden, run_pipeline, schedulers, stepping
+from ldpruner.pipelines import (
+    Interruption,
+    keeping_precision,
+    overridden,
+    run_pipeline,
+    schedulers,
+    stepping,
+    uncompiled,
+)
 from ldpruner.probe import Probe
 
 ALIKE = 0.05  # relative difference of a sample drawn alone and in a batch, more than rounding makes
@@ -59,6 +67,7 @@ def _watched(
 ) -> tuple[torch.Tensor, Any]:
     taken = _Steps(len(samples), watch)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for scheduler in schedulers(pipeline):
             stack.enter_context(stepping(scheduler, taken.step_of(scheduler)))
         stack.enter_context(_seeded(pipeline, probe.sample_seed(samples[0])))

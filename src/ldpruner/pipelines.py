@@ -49,7 +49,7 @@ class Denoiser:
 
     def __call__(self) -> Any:
         """Repeats the recorded call."""
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             return self.module(*self.arguments, **self.options)
 
 
@@ -94,6 +94,7 @@ def find_denoiser(
 
     _check_component(pipeline, component)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for name, module in networks(pipeline).items():
             hook = functools.partial(record, name)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
@@ -112,8 +113,19 @@ def find_denoiser(
 
 
 def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The components of a pipeline that are networks, by name."""
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    """The components of a pipeline that are networks, by name; of those that `torch.compile` wraps, what is inside."""
+    parts = {name: unwrapped(part) for name, part in pipeline.components.items()}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def unwrapped(part: Any) -> Any:
+    """A component without the wrapper that `torch.compile` may have put around it."""
+    return getattr(part, "_orig_mod", part)
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Runs compiled networks as they were written: each modification would have them compiled anew."""
+    return cast(contextlib.AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
 
 
 def schedulers(pipeline: DiffusionPipeline) -> list[Any]:

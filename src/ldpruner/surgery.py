@@ -11,7 +11,7 @@ from ldpruner.errors import PlanMismatch
 from ldpruner.fingerprints import architecture
 from ldpruner.modifications import check_removals, modified
 from ldpruner.operators import Removal
-from ldpruner.pipelines import find_denoiser, schedulers
+from ldpruner.pipelines import find_denoiser, networks, schedulers, unwrapped
 from ldpruner.pruned import pruned_class, remove_
 from ldpruner.selection import Plan
 
@@ -37,7 +37,8 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
 def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> DiffusionPipeline:
     """A copy of a pipeline, and of those that it holds, with other parts in the place of those of some identities."""
     other = copy.copy(pipeline)
-    swapped = {name: parts[id(part)] for name, part in pipeline.components.items() if id(part) in parts}
+    held = {name: unwrapped(part) for name, part in pipeline.components.items()}
+    swapped = {name: parts[id(part)] for name, part in held.items() if id(part) in parts}
     other.register_modules(**swapped)
     for name, value in vars(pipeline).items():
         if isinstance(value, DiffusionPipeline):
@@ -63,8 +64,8 @@ def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
 def _target(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module]:
     """The denoiser that a plan is for."""
     component = plan.component or find_denoiser(pipeline).component
-    denoiser = pipeline.components.get(component)
-    if not isinstance(denoiser, nn.Module):
+    denoiser = networks(pipeline).get(component)
+    if denoiser is None:
         raise PlanMismatch(f"the plan is for component {component!r}; the pipeline has {sorted(pipeline.components)}")
     here = architecture(denoiser)
     if plan.architecture is not None and plan.architecture != here:

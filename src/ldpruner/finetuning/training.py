@@ -28,6 +28,7 @@ from ldpruner.finetuning.objectives import random_levels
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
 from ldpruner.fingerprints import architecture
+from ldpruner.pipelines import networks
 from ldpruner.probe import Probe
 
 MOST_HELD = 256  # examples held out: a look shall cost little
@@ -100,7 +101,7 @@ class Finetuning:
             lesson = prepare_lesson(
                 teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, self.folder
             )
-        student = pruned.components[lesson.component].to(self.accelerator.device)
+        student = networks(pruned)[lesson.component].to(self.accelerator.device)
         self.lesson, self.dtype = lesson, student.dtype
         self._save_memory(student)
         self.state = State(student, self.training)

@@ -1,0 +1,59 @@
+"""Pipelines that `torch.compile` was applied to are scored and pruned as they were written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch._dynamo.utils import counters
+
+import ldpruner
+from ldpruner.bench import compare, same_latents
+
+FEW = 6
+Compile = Callable[[DiffusionPipeline], None]
+
+
+def in_place(pipeline: DiffusionPipeline) -> None:
+    pipeline.unet.compile(backend="eager")
+
+
+def wrapped(pipeline: DiffusionPipeline) -> None:
+    pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+
+
+def by_blocks(pipeline: DiffusionPipeline) -> None:
+    for block in (*pipeline.unet.down_blocks, *pipeline.unet.up_blocks):
+        block.compile(backend="eager")
+
+
+@pytest.fixture(params=[in_place, wrapped, by_blocks])
+def compiled(request: Any, fresh: DiffusionPipeline) -> DiffusionPipeline:
+    torch._dynamo.reset()
+    request.param(fresh)
+    counters.clear()
+    return fresh
+
+
+def test_scores_are_those_of_the_pipeline_as_written_and_nothing_is_compiled(
+    compiled: DiffusionPipeline, scores: ldpruner.Scores, probe: ldpruner.Probe
+) -> None:
+    operators = ldpruner.find_operators(compiled)
+    found = ldpruner.score_operators(compiled, operators[:FEW], probe, budgets=None)
+    known = {(one.operator, one.modification): one.score for one in scores.scores}
+    assert [one.score for one in found.scores] == [known[one.operator, one.modification] for one in found.scores]
+    assert not counters["stats"]["unique_graphs"]
+
+
+def test_it_is_pruned_saved_and_can_still_be_compiled(
+    compiled: DiffusionPipeline, scores: ldpruner.Scores, probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    plan = ldpruner.select(scores, ldpruner.Budget(parameters=0.8))
+    pruned = ldpruner.prune(compiled, plan)
+    ldpruner.save(pruned, tmp_path / "pruned")
+    assert same_latents(pruned, ldpruner.load(tmp_path / "pruned"), probe)
+    assert compare({"original": compiled, "pruned": pruned}, probe, rounds=1).ratio > 0
+    assert counters["stats"]["unique_graphs"]  # what is timed runs as the user compiled it
+    assert same_latents(ldpruner.prune_(compiled, plan), pruned, probe)
