@@ -44,14 +44,8 @@ def main() -> None:
     """Measures what is missing."""
     os.environ.update({"RAY_worker_niceness": "0"})  # its workers do not stand back for other work on the machine
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    cells = {
-        "linear": _linear,
-        "driver": _driver,
-        "workers": _workers,
-        "ray": _ray,
-        "ledger": _ledger,
-        "compile": _compile,
-    }
+    measures = (_linear, _driver, _workers, _ray, _ledger, _compile)
+    cells = {one.__name__.removeprefix("_"): one for one in measures}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", nargs="+", choices=cells, default=tuple(cells))
     parser.add_argument("--elements", type=int, default=4 * 128 * 128, help="of one sample's latents in the ledger")
