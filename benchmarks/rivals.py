@@ -8,12 +8,12 @@ One JSON for each model, cut, rival and seed.
 """
 
 import argparse
+import dataclasses
 import functools
 import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ RATES = {"satellite": 1e-4, "emoji": 3e-4, "digits": 3e-4}
 PICTURES = {"satellite": 1024, "emoji": 256, "digits": 256}  # a distance of more is better known
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
+SAME_PLAN = (NO_DATA, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
 ROUNDS_OF_THREE = "ld-pruner in 3 rounds"
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
@@ -72,7 +73,7 @@ OWN_SAMPLES = 1024  # of the original, where there is no data
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Bench:
     """A model with what is the same for all its rivals.
 
@@ -148,7 +149,7 @@ def main() -> None:
 SETTINGS: dict[str, Any] = {"warmup": 20, "average": 0.99, "patience": None, "check_every": 50}
 
 
-def _cell(bench: Bench, name: str, cut: float, seed: int) -> None:
+def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
     model = bench.subject.name
     cut = 0.0 if name == ORIGINAL else cut
     training = bench.training_of(name, seed)
@@ -162,7 +163,7 @@ def _cell(bench: Bench, name: str, cut: float, seed: int) -> None:
         "training": training.model_dump(exclude={"seed"}) if name != FEWER else None,
     }
     place = f"rivals/{model}/{name.replace(' ', '-')}-{cut:g}-{seed}-{bench.training.steps}"
-    cell(place, settings, lambda: _measured(bench, name, cut, seed, place.replace("/", "-")))
+    return cell(place, settings, lambda: _measured(bench, name, cut, seed, place.replace("/", "-")))
 
 
 def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dict[str, Any]:
@@ -201,6 +202,12 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
     original = bench.subject.pipeline
     if name in (ORIGINAL, FEWER):
         return prune(original, Plan(removed=())), None
+    if name in SAME_PLAN:
+        plan = _plan_of_ours(bench, cut, seed)
+        pruned = prune(original, plan)
+        if name == NEW_WEIGHTS:
+            _renew_(find_denoiser(pruned).module, seed)
+        return pruned, plan
     case = Case(original, bench.scores(seed), seed)
     left = functools.partial(_latency, bench, steps=STEPS, seed=seed)
     if name in CHANNELS:
@@ -221,10 +228,13 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
         plan = planner(1 - kept)
         return prune(original, plan), plan
 
-    pipeline, plan = fit(made, lambda one: left(one[0]).median, 1 - cut)
-    if name == NEW_WEIGHTS:
-        _renew_(find_denoiser(pipeline).module, seed)
-    return pipeline, plan
+    return fit(made, lambda one: left(one[0]).median, 1 - cut)
+
+
+def _plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
+    usual = bench.training.model_copy(update={"steps": BUDGETS[bench.subject.name]})
+    found = _cell(dataclasses.replace(bench, training=usual), OURS, cut, seed)["result"]
+    return Plan.model_validate({"removed": found["removed"]})
 
 
 def _narrowed(

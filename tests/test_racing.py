@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from diffusers import DiffusionPipeline
 
 import ldpruner
@@ -54,6 +55,21 @@ def test_every_score_has_an_interval(exhaustive: ldpruner.Scores, raced: ldprune
         assert few.interval[0] <= few.score <= few.interval[1]
         held += few.interval[0] <= many.score <= few.interval[1]
     assert held >= 0.75 * len(pairs)
+
+
+def test_how_alike_other_seeds_rank_is_told(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    exhaustive: ldpruner.Scores,
+    raced: ldpruner.Scores,
+) -> None:
+    seeds = [
+        ldpruner.score_operators(tiny, operators, ldpruner.Probe(samples=4, steps=2, seed=seed), budgets=None)
+        for seed in (100, 200)
+    ]
+    correlation = scipy.stats.spearmanr(*([one.score for one in scores.scores] for scores in seeds)).statistic
+    assert seeds[0].rank_stability == pytest.approx(correlation, abs=0.05)
+    assert (raced.rank_stability or 0) < (exhaustive.rank_stability or 0) < 1
 
 
 def test_what_leaves_the_path_is_stopped_on_the_way_and_scores_more_than_is_said(

@@ -59,6 +59,7 @@ class Scores(Value):
         metric: which score.
         costs: of the untouched pipeline.
         denoiser_calls: what the scores took, counted for each sample.
+        rank_stability: how much alike other seeds would rank (see `estimates.rank_stability`); None if not known.
         scores: one for each modification.
     """
 
@@ -69,6 +70,7 @@ class Scores(Value):
     costs: Costs
     denoiser_calls: int
     scores: tuple[Score, ...]
+    rank_stability: float | None = None
 
 
 class Forecast(Value):

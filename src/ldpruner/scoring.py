@@ -13,7 +13,16 @@ from ldpruner.blocks import FEWEST
 from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.drawing import Drawing, key_of
 from ldpruner.errors import OperatorNotFound
-from ldpruner.estimates import Change, Curve, doubt, interval, relative_error, to_many, usual_spread
+from ldpruner.estimates import (
+    Change,
+    Curve,
+    doubt,
+    interval,
+    rank_stability,
+    relative_error,
+    to_many,
+    usual_spread,
+)
 from ldpruner.execution import Executor, LocalExecutor, Task
 from ldpruner.fingerprints import architecture, count_parameters, weights_digest
 from ldpruner.importance import Metric
@@ -139,6 +148,7 @@ class Scoring:
                 for operator in self.operators
                 for candidate in operator.candidates
             ),
+            rank_stability=self._rank_stability(metric, curves),
         )
 
     def doubts(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
@@ -155,6 +165,11 @@ class Scoring:
             one: doubt(relative_error(curve, usual, self.metric), changes[curve.samples], curve.samples / probed)
             for one, curve in curves.items()
         }
+
+    def _rank_stability(self, metric: Metric, curves: Mapping[Candidate, Curve]) -> float:
+        (changes, usual), known = self._usual(curves), [one for one in curves.values() if math.isfinite(one.score)]
+        errors = [math.hypot(relative_error(one, usual, metric), changes[one.samples].scatter) for one in known]
+        return rank_stability([one.score * changes[one.samples].factor for one in known], errors)
 
     def _curves(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Curve]:
         curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}

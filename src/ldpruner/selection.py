@@ -47,7 +47,7 @@ class Plan(Value):
         architecture: of the denoiser that it was made for; None applies wherever the operators exist.
         budget, rule: what was asked for.
         predicted: what is left.
-        provenance: the probe, the metric and the denoiser calls of the scores.
+        provenance: of the scores: probe, metric, denoiser calls, and how much alike other seeds would rank.
     """
 
     removed: tuple[Choice, ...]
@@ -108,6 +108,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
             "rounds": 1,
             "exhaustive": all(one.samples == scores.probe.samples for one in removable),
             "denoiser_calls": scores.denoiser_calls,
+            "rank_stability": scores.rank_stability,
         },
     )
 

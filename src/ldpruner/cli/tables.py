@@ -27,6 +27,8 @@ def operators(found: Sequence[Operator], totals: Mapping[str, int]) -> Table:
 def scores(known: Scores) -> Table:
     """The scores, lowest first."""
     title = f"{known.probe.samples} samples, {known.probe.steps} steps, {known.denoiser_calls:,} denoiser calls"
+    if known.rank_stability is not None:
+        title += f", rank correlation with other seeds {known.rank_stability:.2f}"
     table = _table(title, "operator", "kind", "modification", ">score", ">parameters", ">MACs", ">ms")
     for one in sorted(known.scores, key=lambda one: one.score):
         value = f"{one.score:.4g}" if math.isfinite(one.score) else "not removable"
