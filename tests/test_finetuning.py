@@ -29,6 +29,7 @@ from ldpruner.finetuning.encoding import find_encoder
 from ldpruner.finetuning.lesson import prepare_lesson
 from ldpruner.finetuning.losses import features_of, stages
 from ldpruner.finetuning.objectives import objective_of
+from ldpruner.finetuning.state import State
 from ldpruner.latents import draw_latents
 from ldpruner.pipelines import find_denoiser, networks
 from tests.families import FAMILIES
@@ -195,6 +196,19 @@ def test_a_batch_in_several_passes_is_the_same_batch(tiny: DiffusionPipeline) ->
     np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-4)
     with pytest.raises(FinetuningError, match="choose a multiple of 3"):
         Finetuning(tiny, tiny, probe=PROBE, training=SHORT.model_copy(update={"accumulate": 3}))
+
+
+def test_the_average_of_every_few_steps_is_that_of_all_steps() -> None:
+    state = State(torch.nn.Linear(4, 4), Training(average=0.99))
+    walk = 0.1 * torch.randn(401, 4, 4, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    exact = state.average[0].clone()
+    for step in range(401):
+        state.put_([walk[step], torch.zeros(4)])
+        state.step = step
+        state.average_()
+        exact.lerp_(walk[step], 1 - min(0.99, (1 + step) / (10 + step)))
+    apart = (walk[-1] - exact).norm()
+    assert (state.average[0] - exact).norm() < 0.1 * apart
 
 
 def test_it_stops_when_the_held_out_loss_rises(tiny: DiffusionPipeline, fresh: DiffusionPipeline) -> None:

@@ -16,6 +16,7 @@ from ldpruner.finetuning.checkpoints import optimizer_tensors, read_checkpoint, 
 from ldpruner.finetuning.settings import History, Training
 
 FUSED = ("cpu", "cuda")  # devices on which torch has a fused AdamW
+EAGER, PAUSE = 100, 4  # after so many steps the average follows only every few: it is a pass over all weights
 
 
 class State:
@@ -52,7 +53,10 @@ class State:
 
     def average_(self) -> None:
         """Lets the averaged weights follow; faster at first, so that they forget where they started."""
-        decay = min(self.training.average, (1 + self.step) / (10 + self.step))
+        steps = 1 if self.step < EAGER else PAUSE
+        if self.step % steps:
+            return
+        decay = min(self.training.average, (1 + self.step) / (10 + self.step)) ** steps
         get_ema_multi_avg_fn(decay)(self.average, self.weights, self.step)
 
     @torch.no_grad()
