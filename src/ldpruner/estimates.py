@@ -17,7 +17,7 @@ WEIGHT = 4  # samples of a modification that say as much of its spread as all ot
 WIDER = 1.2  # than samples' distances alone would say: deviations over samples differ more than means
 OWN = 0.15  # of an error is at least the score's own; the rest is that some samples are harder for all
 NORMAL = 1.96  # standard errors, for 95 %
-APART = 0.6  # of an error moves a score past others; the zoo's true correlations are then told to within 0.03
+APART = 0.6  # of an error moves a score past others on other seeds; the rest moves all scores
 REDRAWN = 32  # pairs of seeds, for the stability of ranks
 
 
