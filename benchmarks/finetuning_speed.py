@@ -11,6 +11,7 @@ import argparse
 import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +57,7 @@ def _measured(name: str, rounds: int, steps: int, batch: int) -> dict[str, Any]:
     probe = ldpruner.Probe(samples=64, steps=4)
     work = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
     bare = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
-    work.state.step = UNDER_WAY
+    work.state.step, work.state.held_out = UNDER_WAY, {0: math.inf}
     loops = iter(work), _bare(bare)
     pairs = [[_time(loop, steps) for loop in loops] for _ in range(rounds + 1)]
     ratios = [other / ours for ours, other in pairs[1:]]
