@@ -42,7 +42,7 @@ from ldpruner.scores import Scores
 from ldpruner.scoring import Scoring
 from ldpruner.selection import Plan
 from ldpruner.surgery import prune
-from ldpruner.workflow import fit, prune_to_budget
+from ldpruner.workflow import fit
 from zoo.digits import DIGITS
 from zoo.emoji import EMOJI
 from zoo.eye import features_of
@@ -63,10 +63,9 @@ PICTURES = {"satellite": 1024, "emoji": 256, "digits": 256}  # a distance of mor
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
 SAME_PLAN = (NO_DATA, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
-ROUNDS_OF_THREE = "ld-pruner in 3 rounds"
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
-NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, ROUNDS_OF_THREE, NO_DATA, NEW_WEIGHTS)
+NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, NO_DATA, NEW_WEIGHTS)
 # a tenth of the training's compute; in small batches, of which that makes more steps
 SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
 HEADLINE: Mapping[str, tuple[str, int]] = {"satellite": (OURS, 4000), "emoji": (OURS, 1760), "digits": (NO_DATA, 5600)}
@@ -97,11 +96,10 @@ class Bench:
     def probe(self, seed: int) -> ldpruner.Probe:
         return self.subject.probe(SAMPLES, STEPS, seed)
 
-    def scores(self, seed: int, pipeline: DiffusionPipeline | None = None, run: str = "") -> Scores:
+    def scores(self, seed: int) -> Scores:
         """ld-pruner's, on a probe of this seed; those of the original are kept in the folder."""
         probe = self.subject.probe(SAMPLES, SCORING_STEPS, seed)
-        folder = self.folder / f"scores-{seed}{run}"
-        with Scoring(pipeline or self.subject.pipeline, None, probe, run=folder) as scoring:
+        with Scoring(self.subject.pipeline, None, probe, run=self.folder / f"scores-{seed}") as scoring:
             for _ in scoring:
                 pass
             return scoring.scores()
@@ -232,14 +230,6 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
         gradients = _gradients(bench, seed) if name == CHANNELS[1] else None
         narrowed = functools.partial(channel_pruned, original, gradients=gradients)
         return _narrowed(narrowed, lambda one: left(one).median, 1 - cut), None
-    if name == ROUNDS_OF_THREE:
-        return prune_to_budget(
-            original,
-            lambda current, place, _: bench.scores(seed, current, f"-{cut:g}-{place}" if place else ""),
-            ldpruner.Budget(latency=1 - cut),
-            rounds=3,
-            measure=lambda one: left(one).median,
-        )
     planner = OPERATORS.get(name, OPERATORS[OURS])(case)
 
     def made(kept: float) -> tuple[DiffusionPipeline, Plan]:

@@ -28,7 +28,7 @@ Made = TypeVar("Made", bound=Value)
 
 TFLOPS = 100.0  # sustained; a data-centre GPU of 2020 reaches a third of this in plain training code
 MARK = "recipe.json"  # in the run folder, once it is pruned
-PRUNING = {"model", "probe", "metric", "rule", "rounds", "budget", "component", "dtype"}  # what decides the plan
+PRUNING = {"model", "probe", "metric", "rule", "budget", "component", "dtype"}  # what decides the plan
 
 
 class RecipeError(LdPrunerError):
@@ -95,7 +95,7 @@ class Recipe(Value):
         run: the run folder.
         probe: how latents are drawn for the scores.
         component: which network, where there are several denoisers.
-        metric, rule, rounds, budget: what is removed.
+        metric, rule, budget: what is removed.
         exhaustive: score everything on all samples; otherwise the costs of scoring are the most that it can take.
         batch: samples drawn at once.
         training: how the pruned denoiser is trained.
@@ -110,7 +110,6 @@ class Recipe(Value):
     component: str | None = None
     metric: Metric = "mean_std"
     rule: Rule = "knapsack"
-    rounds: int = Field(default=1, ge=1)
     budget: Budget
     exhaustive: bool = False
     batch: int = Field(default=BATCH, ge=1)
@@ -318,7 +317,7 @@ def _stage(calls: int, macs: float, tflops: float) -> Stage:
 
 
 def _scoring(recipe: Recipe, modifications: int, rows: int) -> tuple[int, float]:
-    calls = recipe.rounds * (1 + modifications) * recipe.probe.samples * recipe.probe.steps * rows
+    calls = (1 + modifications) * recipe.probe.samples * recipe.probe.steps * rows
     return calls, calls
 
 

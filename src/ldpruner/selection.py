@@ -6,14 +6,13 @@ The default is a knapsack (0/1 integer program) of least damage. The paper's own
 
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from pydantic import Field
 
-from ldpruner.budgets import QUANTITIES, Budget, Predicted
+from ldpruner.budgets import Budget, Predicted
 from ldpruner.errors import BudgetError, PlanMismatch, StorageError, one_line
 from ldpruner.fingerprints import Architecture
 from ldpruner.knapsack import Problem, predict
@@ -105,35 +104,11 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
         provenance={
             "probe": scores.probe.model_dump(mode="json", exclude_none=True),
             "metric": scores.metric,
-            "rounds": 1,
             "exhaustive": all(one.samples == scores.probe.samples for one in removable),
             "denoiser_calls": scores.denoiser_calls,
             "rank_stability": scores.rank_stability,
         },
     )
-
-
-def joined(plans: Sequence[Plan]) -> Plan:
-    """One plan for the original from several that were made one after another, each for what the last one left.
-
-    A removal around earlier ones takes their place.
-    """
-    kept: list[Choice] = []
-    for choice in (one for plan in plans for one in plan.removed):
-        inner = [
-            one for one in kept if any(_is_inside(one.operator, outer) for outer in (choice.operator, *choice.also))
-        ]
-        left = [name for one in inner for name in one.also if not _is_inside(name, choice.operator)]
-        kept = [one for one in kept if one not in inner]
-        kept.append(choice.model_copy(update={"also": tuple(dict.fromkeys((*choice.also, *left)))}))
-    predicted = [plan.predicted for plan in plans if plan.predicted is not None]
-    left_of = {name: math.prod(getattr(one, name) for one in predicted) for name in QUANTITIES}
-    known = {"removed": tuple(kept), "predicted": Predicted(**left_of)}
-    return plans[0].model_copy(update={**known, "provenance": plans[0].provenance | {"rounds": len(plans)}})
-
-
-def _is_inside(name: str, outer: str) -> bool:
-    return f"{name}.".startswith(f"{outer}.")
 
 
 def _least_damage(problem: Problem) -> list[Score]:

@@ -1,10 +1,9 @@
 """All of it: from a pipeline and a budget to a pruned folder and the numbers beside it."""
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,13 +15,11 @@ from ldpruner.probe import Probe
 from ldpruner.samples import write_samples
 from ldpruner.saving import load, save
 from ldpruner.scores import Scores
-from ldpruner.selection import Plan, Rule, joined, select
+from ldpruner.selection import Plan, Rule, select
 from ldpruner.surgery import prune
 from ldpruner.values import Value
 
 Made = TypeVar("Made")
-# Scores a pipeline for a round of pruning, counted from 0, and its share of the budget.
-Scorer: TypeAlias = Callable[[DiffusionPipeline, int, Budget], Scores]
 
 logger = logging.getLogger(__name__)
 
@@ -53,59 +50,30 @@ class Outcome(Value):
 
 
 def prune_to_budget(
-    pipeline: DiffusionPipeline,
-    score: Scorer,
-    budget: Budget,
-    *,
-    rounds: int = 1,
-    rule: Rule = "knapsack",
-    measure: Callable[[DiffusionPipeline], float] | None = None,
+    pipeline: DiffusionPipeline, scores: Scores, budget: Budget, *, rule: Rule = "knapsack"
 ) -> tuple[DiffusionPipeline, Plan]:
-    """Scores, selects and prunes; a latency budget is then measured, and the selection moved until it is just met.
-
-    Single removals tell little of what many do together. In rounds, a part of the budget is removed, what is left is
-    scored again, and so on.
+    """Selects and prunes; a latency budget is then measured, and the selection moved until it is just met.
 
     Args:
         pipeline: the original.
-        score: scores a pipeline for a round, counted from 0, and its share of the budget.
-        budget: what may be left of the original.
-        rounds: in how many the budget is reached, by the same factor each.
+        scores: its own.
+        budget: what may be left of it; latency is that of whole calls, timed in turn.
         rule: how to select.
-        measure: the latency of a pruned pipeline, over the original's; None times whole calls in turn.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    current, plans = pipeline, list[Plan]()
-    for place in range(rounds - 1):
-        share = _share(budget, plans, rounds - place)
-        plans.append(select(score(current, place, share), share, rule=rule))
-        current = prune(current, plans[-1])
-    scores = score(current, rounds - 1, _share(budget, plans, 1))
 
-    def pruned_to(asked: float | None) -> tuple[DiffusionPipeline, Plan]:
-        wanted = budget if asked is None else budget.model_copy(update={"latency": asked})
-        plan = select(scores, _share(wanted, plans, 1), rule=rule)
-        return prune(current, plan), plan
+    def pruned_to(latency: float | None) -> tuple[DiffusionPipeline, Plan]:
+        plan = select(scores, budget.model_copy(update={"latency": latency}), rule=rule)
+        return prune(pipeline, plan), plan
 
     def measured(found: tuple[DiffusionPipeline, Plan]) -> float:
-        if measure is not None:
-            return measure(found[0])
         pair = {"original": pipeline, "pruned": found[0]}
         return compare(pair, scores.probe, component=scores.component).ratio
 
-    pruned, last = pruned_to(None) if budget.latency is None else fit(pruned_to, measured, budget.latency)
-    return pruned, joined([*plans, last]).model_copy(update={"budget": budget})
-
-
-def _share(budget: Budget, plans: Sequence[Plan], rounds: int) -> Budget:
-    """What one of the rounds to come may leave of what the plans before it left."""
-    left = {name: math.prod(getattr(plan.predicted, name) for plan in plans) for name in budget.kept}
-    kept = {name: min(1.0, (asked / left[name]) ** (1 / rounds)) for name, asked in budget.kept.items()}
-    gone = sum(len(plan.removed) for plan in plans)
-    count = None if budget.operators is None else max(1, -(-(budget.operators - gone) // rounds))
-    return Budget(**kept, operators=count)
+    pruned, plan = pruned_to(None) if budget.latency is None else fit(pruned_to, measured, budget.latency)
+    return pruned, plan.model_copy(update={"budget": budget})
 
 
 def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted: float) -> Made:

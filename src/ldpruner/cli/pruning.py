@@ -26,7 +26,6 @@ from ldpruner.cli.app import (
     PROMPTS,
     RACED,
     RAY_ADDRESS,
-    ROUNDS,
     RULE,
     RUN,
     SAMPLES,
@@ -164,7 +163,6 @@ def run_command(
     call: CALL = None,
     metric: METRIC = "mean_std",
     rule: RULE = "knapsack",
-    rounds: ROUNDS = 1,
     batch: BATCH_SIZE = BATCH,
     exhaustive: EXHAUSTIVE = False,
     executor: EXECUTOR = "local",
@@ -188,15 +186,13 @@ def run_command(
                 "probe": probe.model_dump(mode="json"),
                 "metric": metric,
                 "batch": batch,
-                "rounds": rounds,
                 "exhaustive": exhaustive,
                 "executor": executor,
             }
         )
         return
     pipeline = open_pipeline(model, device, dtype)
-    choices: dict[str, Any] = {"metric": chosen_metric, "rule": chosen_rule, "rounds": rounds, "batch": batch}
-    choices["exhaustive"] = exhaustive
+    choices: dict[str, Any] = {"metric": chosen_metric, "rule": chosen_rule, "batch": batch, "exhaustive": exhaustive}
     with executor_of(executor, ray_address, model, device, dtype) as drawing:
         outcome = run_all(pipeline, model, run, probe, wanted, component=component, executor=drawing, **choices)
     show_outcome(outcome, run, as_json)
@@ -212,33 +208,26 @@ def run_all(
     component: str | None = None,
     metric: Metric = "mean_std",
     rule: Rule = "knapsack",
-    rounds: int = 1,
     batch: int = BATCH,
     exhaustive: bool = False,
     executor: Executor | None = None,
 ) -> Outcome:
     """Scores, with a progress bar, selects, prunes, saves and compares."""
-
-    def score_round(current: DiffusionPipeline, place: int, share: Budget) -> Scores:
-        folder = run / f"round-{place}" if place else run
-        with Scoring(
-            current,
-            None,
-            probe,
-            component=component,
-            run=folder,
-            metric=metric,
-            batch_size=batch,
-            executor=None if place else executor,  # whose workers have the original
-        ) as scoring:
-            return _score(scoring, model, None if exhaustive else [share])
-
-    plan = _known_plan(
-        run, {"budget": budget, "rule": rule, "rounds": rounds, "metric": metric, "probe": probe.completed(pipeline)}
-    )
+    plan = _known_plan(run, {"budget": budget, "rule": rule, "metric": metric, "probe": probe.completed(pipeline)})
     if plan is not None and (plan.provenance.get("exhaustive") or not exhaustive):
         return finish(pipeline, prune(pipeline, plan), plan, probe, run)
-    pruned, plan = prune_to_budget(pipeline, score_round, budget, rounds=rounds, rule=rule)
+    with Scoring(
+        pipeline,
+        None,
+        probe,
+        component=component,
+        run=run,
+        metric=metric,
+        batch_size=batch,
+        executor=executor,
+    ) as scoring:
+        scores = _score(scoring, model, None if exhaustive else [budget])
+    pruned, plan = prune_to_budget(pipeline, scores, budget, rule=rule)
     return finish(pipeline, pruned, plan, probe, run)
 
 

@@ -86,8 +86,7 @@ def _prune(recipe: Recipe) -> Outcome | None:
         return None
     pipeline = open_pipeline(recipe.model, recipe.device, recipe.dtype)
     probe = _with_images(recipe).probe.probe()
-    choices: dict[str, Any] = {"metric": recipe.metric, "rule": recipe.rule, "rounds": recipe.rounds}
-    choices["exhaustive"] = recipe.exhaustive
+    choices: dict[str, Any] = {"metric": recipe.metric, "rule": recipe.rule, "exhaustive": recipe.exhaustive}
     options: dict[str, Any] = {"component": recipe.component, "batch": recipe.batch, **choices}
     outcome = run_all(pipeline, recipe.model, recipe.run, probe, recipe.budget, **options)
     recipe.mark_pruned()
