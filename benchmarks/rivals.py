@@ -60,6 +60,7 @@ RECIPES: Mapping[str, Recipe] = {"satellite": SATELLITE, "emoji": EMOJI, "digits
 BUDGETS = {"satellite": 500, "emoji": 300, "digits": 500}
 RATES = {"satellite": 1e-4, "emoji": 3e-4, "digits": 3e-4}
 PICTURES = {"satellite": 1024, "emoji": 256, "digits": 256}  # a distance of more is better known
+MANY_PICTURES = 1024  # for the headline
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
 SAME_PLAN = (NO_DATA, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
@@ -161,8 +162,9 @@ def _training(model: str) -> Training:
 def _headline(bench: Bench, seed: int) -> None:
     name, steps = HEADLINE[bench.subject.name]
     training = bench.training.model_copy(update={"steps": steps, **SMALL_BATCH})
+    longer = dataclasses.replace(bench, training=training, pictures=MANY_PICTURES)
     for one in (name, ORIGINAL):
-        _cell(dataclasses.replace(bench, training=training), one, CUTS[0], seed)
+        _cell(longer, one, CUTS[0], seed)
 
 
 def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
