@@ -242,7 +242,8 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
 
 
 def _plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
-    usual = dataclasses.replace(bench, training=_training(bench.subject.name))
+    model = bench.subject.name
+    usual = dataclasses.replace(bench, training=_training(model), pictures=PICTURES[model])
     found = _cell(usual, OURS, cut, seed)["result"]
     return Plan.model_validate({"removed": found["removed"]})
 
