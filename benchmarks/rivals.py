@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="+", type=float, default=CUTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
     parser.add_argument("--rivals", nargs="+", choices=NAMES, help="default: all at 50 %%, some at other cuts")
-    parser.add_argument("--headline", action="store_true", help="half of the latency, finetuned longer")
+    parser.add_argument("--headline", action="store_true", help="only half of the latency, finetuned longer")
     parser.add_argument("--pictures", type=int, help="that are judged; default: as many as the model needs")
     parser.add_argument("--runs", type=Path, default=Path("runs/rivals"))
     options = parser.parse_args()
@@ -245,6 +245,8 @@ def _plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
     model = bench.subject.name
     usual = dataclasses.replace(bench, training=_training(model), pictures=PICTURES[model])
     found = _cell(usual, OURS, cut, seed)["result"]
+    if "failure" in found:
+        raise BudgetError(found["failure"])
     return Plan.model_validate({"removed": found["removed"]})
 
 

@@ -177,7 +177,7 @@ def _ledger(options: argparse.Namespace) -> dict[str, Any]:
 def _compile(_: argparse.Namespace) -> dict[str, Any]:
     """Denoiser calls compiled over plain, in turn; the seconds to compile it, and to compile it anew for an operator.
 
-    Processor time of one thread, as the machine is shared.
+    Calls by the processor time of one thread, as the machine is shared.
     """
     settings = {"samples": 16, "pairs": 5 * ROUNDS}
 

@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 import ldpruner
 from ldpruner.bench import compare, same_latents
+from ldpruner.errors import DenoiserNotFound
 
 FEW = 6
 Compile = Callable[[DiffusionPipeline], None]
@@ -57,3 +58,19 @@ def test_it_is_pruned_saved_and_can_still_be_compiled(
     assert compare({"original": compiled, "pruned": pruned}, probe, rounds=1).ratio > 0
     assert counters["stats"]["unique_graphs"]  # what is timed runs as the user compiled it
     assert same_latents(ldpruner.prune_(compiled, plan), pruned, probe)
+
+
+def test_it_teaches_what_was_pruned(
+    compiled: DiffusionPipeline, scores: ldpruner.Scores, probe: ldpruner.Probe
+) -> None:
+    compiled(num_inference_steps=1)  # what is compiled by now may not call hooks that come later
+    pruned = ldpruner.prune(compiled, ldpruner.select(scores, ldpruner.Budget(parameters=0.8)))
+    training = ldpruner.Training(steps=2, batch=2, warmup=1)
+    history = ldpruner.finetune(pruned, compiled, probe=probe.model_copy(update={"samples": 6}), training=training)
+    assert history.steps == 2
+
+
+def test_a_part_that_is_wrapped_is_refused(fresh: DiffusionPipeline) -> None:
+    fresh.unet.mid_block = torch.compile(fresh.unet.mid_block, backend="eager")
+    with pytest.raises(DenoiserNotFound, match=r"unet\.mid_block is wrapped by torch\.compile"):
+        ldpruner.find_operators(fresh)

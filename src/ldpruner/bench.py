@@ -98,7 +98,7 @@ def _measured(
 
 def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:
     """One whole call of a pipeline on the first sample of a probe, decoding included."""
-    return functools.partial(run_pipeline, pipeline, probe.arguments(pipeline, [0]))
+    return functools.partial(run_pipeline, pipeline, probe.arguments(pipeline, [0]), compiled=True)
 
 
 def latent_distance(

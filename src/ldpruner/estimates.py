@@ -15,9 +15,9 @@ ENOUGH = 8  # samples from which is told how much samples differ
 UNKNOWN = 1.0  # how much they do where that is not known; on the models of the zoo 0.7 to 1.5
 WEIGHT = 4  # samples of a modification that say as much of its spread as all others do
 WIDER = 1.2  # than samples' distances alone would say: deviations over samples differ more than means
-OWN = 0.15  # of an error is at least the score's own; the rest is that some samples are harder for all
+OWN = 0.15  # of an error is at least the score's own on the same samples; the rest is that some are harder for all
 NORMAL = 1.96  # standard errors, for 95 %
-APART = 0.6  # of an error moves a score past others on other seeds; the rest moves all scores
+APART = 0.6  # of an error is the score's own on other samples
 REDRAWN = 32  # pairs of seeds, for the stability of ranks
 
 
@@ -122,8 +122,10 @@ def standard_error(score: float, around: tuple[float, float] | None) -> float:
     return float(np.log(around[1] / score)) / NORMAL if around is not None and score > 0 else 0.0
 
 
-def rank_stability(scores: Sequence[float], errors: Sequence[float]) -> float:
+def rank_stability(scores: Sequence[float], errors: Sequence[float]) -> float | None:
     """How much alike scores on two seeds rank: Spearman's correlation that is to be expected, 1 for the same order.
+
+    None of less than two.
 
     Args:
         scores: as they came out.
@@ -131,7 +133,7 @@ def rank_stability(scores: Sequence[float], errors: Sequence[float]) -> float:
     """
     number = len(scores)
     if number < 2:
-        return 1.0
+        return None
     noise = np.random.default_rng(0).normal(size=(REDRAWN, 2, number))
     ranks = (np.array(scores) * np.exp(APART * np.array(errors) * noise)).argsort(kind="stable").argsort()
     return 1 - 6 * float(np.square(ranks[:, 0] - ranks[:, 1]).sum(axis=1).mean()) / (number * (number**2 - 1))

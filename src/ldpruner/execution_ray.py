@@ -119,9 +119,11 @@ class RayExecutor:
             worker = self._idle.pop()
             self._jobs[worker.draw.remote(task, path)] = _Job(worker, task, time.monotonic())
 
-    def _collect(self, queue: "_Queue", patience: float) -> list[tuple[Task, Outcome]]:
+    def _collect(self, queue: "_Queue", timeout: float) -> list[tuple[Task, Outcome]]:
         """What is finished, after some seconds at most; a task that a worker was lost over is done by another."""
-        done, _ = ray.wait(list(self._jobs), timeout=patience)
+        running = list(self._jobs)
+        ray.wait(running, timeout=timeout)  # for the first one
+        done, _ = ray.wait(running, num_returns=max(1, len(running)), timeout=0)
         finished = []
         for reference in done:
             job = self._jobs.pop(reference)

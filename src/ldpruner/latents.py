@@ -12,11 +12,11 @@ from ldpruner.errors import ProbeError
 from ldpruner.pipelines import (
     Interruption,
     keeping_precision,
+    networks,
     overridden,
     run_pipeline,
     schedulers,
     stepping,
-    uncompiled,
 )
 from ldpruner.probe import Probe
 
@@ -46,8 +46,8 @@ def draw_latents(
         ProbeError: the pipeline drew fewer samples than asked.
     """
     with contextlib.ExitStack() as stack:
-        for part in pipeline.components.values():
-            if hasattr(part, "decode") and isinstance(part, torch.nn.Module):
+        for part in networks(pipeline).values():
+            if hasattr(part, "decode"):
                 stack.enter_context(keeping_precision(part))
                 stack.enter_context(overridden(part, "decode", _leave))
         return _watched(pipeline, probe, samples, watch)[0]
@@ -67,7 +67,6 @@ def _watched(
 ) -> tuple[torch.Tensor, Any]:
     taken = _Steps(len(samples), watch)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(uncompiled())
         for scheduler in schedulers(pipeline):
             stack.enter_context(stepping(scheduler, taken.step_of(scheduler)))
         stack.enter_context(_seeded(pipeline, probe.sample_seed(samples[0])))

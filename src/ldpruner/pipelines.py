@@ -20,6 +20,8 @@ Arguments = Mapping[str, Any]
 # Few steps would be none for an image-to-image pipeline, or too few for a multistep scheduler; only one is run.
 FIRST_CALL: Arguments = {"prompt": "", "class_labels": [0], "num_inference_steps": 10, "steps": 10}
 
+WRAPPED = "_orig_mod"  # in what `torch.compile` makes of a module, the module
+
 
 class Interruption(BaseException):
     """Leaves a pipeline in the middle. No pipeline catches it, as it is not an Exception."""
@@ -94,7 +96,6 @@ def find_denoiser(
 
     _check_component(pipeline, component)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(uncompiled())
         for name, module in networks(pipeline).items():
             hook = functools.partial(record, name)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
@@ -109,18 +110,18 @@ def find_denoiser(
             f"{type(pipeline).__name__} {what}; components: {', '.join(sorted(pipeline.components)) or 'none'}"
         )
     # Guidance may call it again with less; the first call is the full one.
-    return next(one for one in found if one.component == found[-1].component)
+    denoiser = next(one for one in found if one.component == found[-1].component)
+    wrapper = next((name for name, _ in denoiser.module.named_modules() if name.endswith(WRAPPED)), None)
+    if wrapper is not None:
+        name = f"{denoiser.component}.{wrapper.removesuffix(f'.{WRAPPED}')}"
+        raise DenoiserNotFound(f"{name} is wrapped by torch.compile; use {name}.compile(), or compile what is pruned")
+    return denoiser
 
 
 def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     """The components of a pipeline that are networks, by name; of those that `torch.compile` wraps, what is inside."""
-    parts = {name: unwrapped(part) for name, part in pipeline.components.items()}
+    parts = {name: getattr(part, WRAPPED, part) for name, part in pipeline.components.items()}
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-
-
-def unwrapped(part: Any) -> Any:
-    """A component without the wrapper that `torch.compile` may have put around it."""
-    return getattr(part, "_orig_mod", part)
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
@@ -140,13 +141,24 @@ def accepted_arguments(pipeline: DiffusionPipeline, wanted: Arguments) -> dict[s
     return {name: value for name, value in wanted.items() if name in known}
 
 
-def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> Any:
-    """Calls a pipeline quietly, without gradients; an interruption from inside ends the call with None."""
+def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments, *, compiled: bool = False) -> Any:
+    """Calls a pipeline quietly, without gradients; an interruption from inside ends the call with None.
+
+    Args:
+        pipeline: which.
+        arguments: of its call.
+        compiled: whether its networks run as `torch.compile` made them, not as they were written.
+    """
     bar = dict(getattr(pipeline, "_progress_bar_config", {}))
     pipeline.set_progress_bar_config(disable=True)
     surroundings = running_weightless if is_weightless(pipeline) else contextlib.nullcontext
     try:
-        with torch.no_grad(), surroundings(pipeline), contextlib.suppress(Interruption):
+        with (
+            torch.no_grad(),
+            surroundings(pipeline),
+            contextlib.nullcontext() if compiled else uncompiled(),
+            contextlib.suppress(Interruption),
+        ):
             return cast(Callable[..., Any], pipeline)(**arguments)
         return None
     finally:

@@ -20,6 +20,7 @@ from ldpruner.estimates import (
     interval,
     rank_stability,
     relative_error,
+    standard_error,
     to_many,
     usual_spread,
 )
@@ -128,6 +129,21 @@ class Scoring:
         costs, shares = self._costs()
         curves = self._curves(metric, first)
         estimate = functools.partial(_estimate, *self._usual(curves), metric)
+        found = tuple(
+            Score(
+                operator=candidate.operator,
+                kind=operator.kind,
+                modification=candidate.modification,
+                **estimate(curves.get(candidate)),
+                saves=self._savings(candidate, costs, shares),
+                candidate=candidate,
+                failure=self.drawing.failures.get(key_of(candidate)),
+            )
+            for operator in self.operators
+            for candidate in operator.candidates
+        )
+        known = [one for one in found if one.interval is not None]
+        errors = [standard_error(one.score, one.interval) for one in known]
         return Scores(
             component=self.denoiser.component,
             architecture=architecture(self.denoiser.module),
@@ -135,20 +151,8 @@ class Scoring:
             metric=metric,
             costs=costs,
             denoiser_calls=self.ledger.denoiser_calls(),
-            scores=tuple(
-                Score(
-                    operator=candidate.operator,
-                    kind=operator.kind,
-                    modification=candidate.modification,
-                    **estimate(curves.get(candidate)),
-                    saves=self._savings(candidate, costs, shares),
-                    candidate=candidate,
-                    failure=self.drawing.failures.get(key_of(candidate)),
-                )
-                for operator in self.operators
-                for candidate in operator.candidates
-            ),
-            rank_stability=self._rank_stability(metric, curves),
+            scores=found,
+            rank_stability=rank_stability([one.score for one in known], errors),
         )
 
     def doubts(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
@@ -165,11 +169,6 @@ class Scoring:
             one: doubt(relative_error(curve, usual, self.metric), changes[curve.samples], curve.samples / probed)
             for one, curve in curves.items()
         }
-
-    def _rank_stability(self, metric: Metric, curves: Mapping[Candidate, Curve]) -> float:
-        (changes, usual), known = self._usual(curves), [one for one in curves.values() if math.isfinite(one.score)]
-        errors = [math.hypot(relative_error(one, usual, metric), changes[one.samples].scatter) for one in known]
-        return rank_stability([one.score * changes[one.samples].factor for one in known], errors)
 
     def _curves(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Curve]:
         curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}

@@ -46,7 +46,8 @@ class Plan(Value):
         architecture: of the denoiser that it was made for; None applies wherever the operators exist.
         budget, rule: what was asked for.
         predicted: what is left.
-        provenance: of the scores: probe, metric, denoiser calls, and how much alike other seeds would rank.
+        provenance: of the scores: probe, metric, whether all were drawn on all samples, denoiser calls, and how much
+            alike other seeds would rank.
     """
 
     removed: tuple[Choice, ...]

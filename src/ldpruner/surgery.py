@@ -11,7 +11,7 @@ from ldpruner.errors import PlanMismatch
 from ldpruner.fingerprints import architecture
 from ldpruner.modifications import check_removals, modified
 from ldpruner.operators import Removal
-from ldpruner.pipelines import find_denoiser, networks, schedulers, unwrapped
+from ldpruner.pipelines import find_denoiser, networks, schedulers
 from ldpruner.pruned import pruned_class, remove_
 from ldpruner.selection import Plan
 
@@ -37,7 +37,7 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
 def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> DiffusionPipeline:
     """A copy of a pipeline, and of those that it holds, with other parts in the place of those of some identities."""
     other = copy.copy(pipeline)
-    held = {name: unwrapped(part) for name, part in pipeline.components.items()}
+    held = {**pipeline.components, **networks(pipeline)}
     swapped = {name: parts[id(part)] for name, part in held.items() if id(part) in parts}
     other.register_modules(**swapped)
     for name, value in vars(pipeline).items():

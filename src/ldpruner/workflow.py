@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from ldpruner.bench import Comparison, compare, latent_distance, same_latents
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
+from ldpruner.pipelines import uncompiled
 from ldpruner.probe import Probe
 from ldpruner.samples import write_samples
 from ldpruner.saving import load, save
@@ -69,8 +70,7 @@ def prune_to_budget(
         return prune(pipeline, plan), plan
 
     def measured(found: tuple[DiffusionPipeline, Plan]) -> float:
-        pair = {"original": pipeline, "pruned": found[0]}
-        return compare(pair, scores.probe, component=scores.component).ratio
+        return _compared(pipeline, found[0], scores.probe, scores.component).ratio
 
     pruned, plan = pruned_to(None) if budget.latency is None else fit(pruned_to, measured, budget.latency)
     return pruned, plan.model_copy(update={"budget": budget})
@@ -126,9 +126,17 @@ def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, p
     fresh = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
     return Outcome(
         plan=plan,
-        comparison=compare({"original": pipeline, "pruned": pruned}, probe, component=plan.component),
+        comparison=_compared(pipeline, pruned, probe, plan.component),
         score=latent_distance(pipeline, pruned, (fresh[0], fresh[0])),
         noise_floor=latent_distance(pipeline, pipeline, (fresh[0], fresh[1])),
         reload_is_exact=same_latents(pruned, reloaded, probe),
         samples=tuple(write_samples({"before": pipeline, "after": pruned}, fresh[0], SHOWN, folder / "samples")),
     )
+
+
+def _compared(
+    original: DiffusionPipeline, pruned: DiffusionPipeline, probe: Probe, component: str | None
+) -> Comparison:
+    """Both as they are written: what is pruned has not been compiled yet."""
+    with uncompiled():
+        return compare({"original": original, "pruned": pruned}, probe, component=component)

@@ -16,7 +16,8 @@ from ldpruner.finetuning.checkpoints import optimizer_tensors, read_checkpoint, 
 from ldpruner.finetuning.settings import History, Training
 
 FUSED = ("cpu", "cuda")  # devices on which torch has a fused AdamW
-EAGER, PAUSE = 100, 4  # after so many steps the average follows only every few: it is a pass over all weights
+# after so many steps a slow average follows only every few: it is a pass over all weights
+EAGER, PAUSE, SLOW = 100, 4, 0.9
 
 
 class State:
@@ -53,8 +54,8 @@ class State:
 
     def average_(self) -> None:
         """Lets the averaged weights follow; faster at first, so that they forget where they started."""
-        steps = 1 if self.step < EAGER else PAUSE
-        if self.step % steps:
+        steps = PAUSE if self.step >= EAGER and self.training.average >= SLOW else 1
+        if (self.step + 1) % steps and self.step + 1 < self.training.steps:
             return
         decay = min(self.training.average, (1 + self.step) / (10 + self.step)) ** steps
         get_ema_multi_avg_fn(decay)(self.average, self.weights, self.step)

@@ -28,7 +28,7 @@ from ldpruner.finetuning.objectives import random_levels
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
 from ldpruner.fingerprints import architecture
-from ldpruner.pipelines import networks
+from ldpruner.pipelines import networks, uncompiled
 from ldpruner.probe import Probe
 
 MOST_HELD = 256  # examples held out: a look shall cost little
@@ -201,7 +201,7 @@ class Finetuning:
     ) -> Tensor:
         lesson, training, device = self.lesson, self.training, self.accelerator.device
         noisy, target = noisy.to(device), target.to(device)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), uncompiled():  # whose hooks on features may otherwise not be called
             found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy)
             loss = (training.task or 0.0) * mse_loss(found.float(), target)
             if training.output or training.features:
