@@ -125,7 +125,7 @@ def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Runs compiled networks as they were written: each modification would have them compiled anew."""
+    """Until it ends, compiled networks run as they were written: each modification would have them compiled anew."""
     return cast(contextlib.AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
 
 
