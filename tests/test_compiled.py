@@ -25,12 +25,7 @@ def wrapped(pipeline: DiffusionPipeline) -> None:
     pipeline.unet = torch.compile(pipeline.unet, backend="eager")
 
 
-def by_blocks(pipeline: DiffusionPipeline) -> None:
-    for block in (*pipeline.unet.down_blocks, *pipeline.unet.up_blocks):
-        block.compile(backend="eager")
-
-
-@pytest.fixture(params=[in_place, wrapped, by_blocks])
+@pytest.fixture(params=[in_place, wrapped])
 def compiled(request: Any, fresh: DiffusionPipeline) -> DiffusionPipeline:
     torch._dynamo.reset()
     request.param(fresh)

@@ -21,12 +21,11 @@ from tests.families.parts import PROMPTS
 
 # One or two of every mechanism; `make test-extensive` runs the others.
 EVERY_TIME = {
-    *("stable-diffusion", "stable-diffusion-2", "stable-diffusion-xl", "stable-diffusion-xl-img2img", "ldm"),
-    *("stable-diffusion-pndm", "stable-diffusion-controlnet", "stable-diffusion-inpaint", "latent-consistency"),
-    *("audio-diffusion", "audioldm2", "dance-diffusion", "animatediff", "stable-video-diffusion", "text-to-video"),
-    *("kandinsky-2.2-prior", "kandinsky-2.2-combined", "super-resolution", "consistency"),
-    *("dit", "pixart-alpha", "stable-diffusion-3", "stable-diffusion-3-controlnet", "flux", "sana", "hunyuan-dit"),
-    *("stable-audio", "wan", "wan-two-denoisers-2", "ltx", "z-image", "amused"),
+    *("stable-diffusion", "stable-diffusion-xl", "ldm", "stable-diffusion-pndm", "stable-diffusion-controlnet"),
+    *("stable-diffusion-inpaint", "audio-diffusion", "dance-diffusion", "animatediff", "stable-video-diffusion"),
+    *("kandinsky-2.2-combined", "super-resolution", "consistency"),
+    *("dit", "pixart-alpha", "stable-diffusion-3", "flux", "sana", "hunyuan-dit"),
+    *("stable-audio", "wan", "wan-two-denoisers-2", "ltx", "amused"),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
