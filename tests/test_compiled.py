@@ -1,6 +1,5 @@
 """Pipelines that `torch.compile` was applied to are scored and pruned as they were written."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from ldpruner.bench import compare, same_latents
 from ldpruner.errors import DenoiserNotFound
 
 FEW = 6
-Compile = Callable[[DiffusionPipeline], None]
 
 
 def in_place(pipeline: DiffusionPipeline) -> None:

@@ -216,16 +216,8 @@ def run_all(
     plan = _known_plan(run, {"budget": budget, "rule": rule, "metric": metric, "probe": probe.completed(pipeline)})
     if plan is not None and (plan.provenance.get("exhaustive") or not exhaustive):
         return finish(pipeline, prune(pipeline, plan), plan, probe, run)
-    with Scoring(
-        pipeline,
-        None,
-        probe,
-        component=component,
-        run=run,
-        metric=metric,
-        batch_size=batch,
-        executor=executor,
-    ) as scoring:
+    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch, "executor": executor}
+    with Scoring(pipeline, None, probe, run=run, **options) as scoring:
         scores = _score(scoring, model, None if exhaustive else [budget])
     pruned, plan = prune_to_budget(pipeline, scores, budget, rule=rule)
     return finish(pipeline, pruned, plan, probe, run)
