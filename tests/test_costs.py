@@ -1,6 +1,7 @@
 """What a pipeline costs: each number against bounds that hold on any machine."""
 
 import math
+import time
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +51,13 @@ def test_the_shares_of_children_add_up_to_no_more_than_their_parent(
 def test_convolutions_at_full_resolution_take_longer_than_an_activation(shares: dict[str, float]) -> None:
     assert shares["up_blocks.1"] > shares["conv_act"]
     assert sum(shares[name] for name in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0")) > 0.3
+
+
+def test_time_that_a_processor_gives_to_others_is_no_modules(denoiser: Denoiser) -> None:
+    slept = denoiser.module.get_submodule("conv_act").register_forward_hook(lambda *_: time.sleep(0.5))
+    shares = module_shares(denoiser, repeats=1)
+    slept.remove()
+    assert shares["conv_act"] < shares["up_blocks.1"]
 
 
 def called(pipeline: DiffusionPipeline, probe: ldpruner.Probe, samples: int = 1) -> Callable[[], None]:

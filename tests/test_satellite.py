@@ -73,7 +73,7 @@ def test_a_third_of_the_measured_latency_can_be_cut(satellite: DiffusionPipeline
     pruned, plan = prune_to_budget(satellite, scores, ldpruner.Budget(latency=0.65))
     assert plan.predicted is not None
     # A busy machine slows some timings; a plan that was predicted wrongly misses every time.
-    ratios = [compare({"original": satellite, "pruned": pruned}, probe).ratio for _ in range(3)]
+    ratios = [compare({"original": satellite, "pruned": pruned}, probe, rounds=5).ratio for _ in range(3)]
     assert min(ratios) <= 0.65
     assert min(abs(plan.predicted.latency / ratio - 1) for ratio in ratios) <= 0.1
     ldpruner.save(pruned, tmp_path / "pruned")
