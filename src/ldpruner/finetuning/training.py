@@ -113,6 +113,8 @@ class Finetuning:
         }
         self.module, self.optimizer = self.accelerator.prepare(student, self.state.optimizer)
         self._fresh: list[Tensor] = []
+        self._resume()
+        self._left = self.training.steps - self.state.step
 
     def _save_memory(self, student: Any) -> None:
         if not self.training.gradient_checkpointing:
@@ -123,7 +125,7 @@ class Finetuning:
             raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
 
     def __len__(self) -> int:
-        return self.training.steps
+        return self._left
 
     @property
     def is_first(self) -> bool:
@@ -132,7 +134,6 @@ class Finetuning:
 
     def __iter__(self) -> Iterator[int]:
         """Trains; yields how many steps are made after each of this sitting."""
-        self._resume()
         state, names = self.state, stages(self.lesson.teacher, self.state.module)
         wanted = names if self.training.features else ()
         with features_of(self.lesson.teacher, wanted) as taught, features_of(state.module, wanted) as learnt:
@@ -242,7 +243,7 @@ class Finetuning:
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT if self.folder is not None else None
-        if path is not None and path.exists() and not self.state.losses:
+        if path is not None and path.exists():
             extra = self.state.restore_(path, self.identity)
             if self.accelerator.scaler is not None and extra["scaler"]:
                 self.accelerator.scaler.load_state_dict(extra["scaler"])
