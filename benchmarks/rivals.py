@@ -63,13 +63,15 @@ PICTURES = {"satellite": 1024, "emoji": 256, "digits": 256}  # a distance of mor
 MANY_PICTURES = 1024  # for the headline
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
-SAME_PLAN = (NO_DATA, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
+GUIDED = "ld-pruner with autoguidance"
+SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
-NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, NO_DATA, NEW_WEIGHTS)
+NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
+AUTOGUIDANCE = 1.0
 # a tenth of the training's compute; in small batches, of which that makes more steps
 SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
-HEADLINE: Mapping[str, tuple[str, int]] = {"satellite": (OURS, 4000), "emoji": (OURS, 1760), "digits": (NO_DATA, 5600)}
+HEADLINE: Mapping[str, tuple[str, int]] = {"satellite": (OURS, 4000), "emoji": (GUIDED, 900), "digits": (GUIDED, 4900)}
 # what is measured at every cut; all else only where half is removed, unless asked for
 EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL)
 EXAMPLES = 64  # from which channels' gradients are taken
@@ -109,6 +111,7 @@ class Bench:
         """A rival's training: on the data alone, or on the teacher alone where there are none."""
         teacher = float(name == NO_DATA)
         losses = {"task": 1.0 - teacher, "output": teacher, "features": 0.0}
+        losses["autoguidance"] = AUTOGUIDANCE if name == GUIDED else 0.0
         return self.training.model_copy(update={"seed": seed, **losses})
 
     def finetuning(
@@ -171,6 +174,7 @@ def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
     model = bench.subject.name
     cut = 0.0 if name == ORIGINAL else cut
     training = bench.training_of(name, seed)
+    unused = {"seed"} if training.autoguidance else {"seed", "autoguidance"}  # older cells know of none
     settings = {
         "model": model,
         "rival": name,
@@ -178,7 +182,7 @@ def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
         "seed": seed,
         "pictures": bench.pictures,
         "steps": STEPS,
-        "training": training.model_dump(exclude={"seed"}) if name != FEWER else None,
+        "training": training.model_dump(exclude=unused) if name != FEWER else None,
     }
     place = f"rivals/{model}/{name.replace(' ', '-')}-{cut:g}-{seed}-{bench.training.steps}"
     return cell(place, settings, lambda: _measured(bench, name, cut, seed, place.replace("/", "-")))
@@ -330,11 +334,11 @@ def _quality(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -
 
 
 def _compute(bench: Bench, name: str, kept: float) -> float:
-    """Finetuning's share of the denoiser's training: backwards counts as two calls, the teacher as one."""
+    """Finetuning's share of the denoiser's training: backwards counts as two calls, whoever teaches as one."""
     recipe = RECIPES[bench.subject.name]
     schedules = (recipe.denoiser_schedule, recipe.refinement_schedule)
     trained = sum(schedule.steps * schedule.batch for schedule in schedules)
-    calls = 3 * kept + (1 if name == NO_DATA else 0)
+    calls = 3 * kept + {NO_DATA: 1, GUIDED: 1 + kept}.get(name, 0)
     return bench.training.steps * bench.training.batch * calls / (3 * trained)
 
 

@@ -121,6 +121,22 @@ def test_it_learns_in_place_and_leaves_the_teacher_alone(tiny: DiffusionPipeline
     assert draw_latents(pruned, PROBE, [0]).isfinite().all()
 
 
+def test_autoguidance_leads_beyond_the_teacher_away_from_the_pruned_network_as_it_came(
+    tiny: DiffusionPipeline, pruned: DiffusionPipeline
+) -> None:
+    usual = SHORT.model_copy(update={"task": 0.0, "features": 0.0, "rate": 1e-3, "average": 0.0})
+    found = [
+        finetune(
+            copy.deepcopy(pruned), tiny, probe=PROBE, training=usual.model_copy(update={"autoguidance": strength})
+        ).held_out
+        for strength in (0.0, 1.5)
+    ]
+    assert found[1][0] == pytest.approx((1 + 1.5) ** 2 * found[0][0], rel=1e-4)
+    # once trained it has left where it came from, which does not move with it
+    assert found[1][6] < found[1][0]
+    assert found[1][6] > found[0][6]
+
+
 def test_a_step_runs_neither_autoencoder_nor_text_encoder(tiny_text: DiffusionPipeline) -> None:
     probe = ldpruner.Probe(samples=4, steps=3, prompts=("a cat", "the moon"))
     work = Finetuning(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=SHORT)

@@ -36,6 +36,24 @@ def denoising(latents: Tensor, scheduler: DDIMScheduler) -> Loss:
     return loss
 
 
+def led_away(latents: Tensor, scheduler: DDIMScheduler, strong: nn.Module, weak: nn.Module, weight: float) -> Loss:
+    """The loss of a denoiser that learns what a strong one finds when it is led away from a weak one.
+
+    Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself"; here without their second
+    call at sampling, as it is learnt (Meng et al. 2023, "On Distillation of Guided Diffusion Models").
+    """
+
+    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+        clean = latents[torch.randint(len(latents), (batch,), generator=generator)]
+        noisy, _, times = noised(clean, scheduler, generator)
+        with torch.no_grad():
+            found = strong(noisy, times).sample
+            target = found + weight * (found - weak(noisy, times).sample)
+        return mse_loss(module(noisy, times).sample, target)
+
+    return loss
+
+
 def noised(clean: Tensor, scheduler: DDIMScheduler, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Latents with noise at random levels, what a denoiser shall find in them, and the levels: [samples].
 

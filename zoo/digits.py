@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,15 @@ from zoo.quality import Shown, reconstructions
 from zoo.recipe import VELOCITY, Recipe
 from zoo.report import report
 from zoo.sounds import build_mel, pictures, placed, read_sounds, sounds_of, write_sounds
-from zoo.stages import latents_of, refine_denoiser, rescale_, train_autoencoder, train_classifier, train_denoiser
+from zoo.stages import (
+    latents_of,
+    lead_denoiser,
+    refine_denoiser,
+    rescale_,
+    train_autoencoder,
+    train_classifier,
+    train_denoiser,
+)
 from zoo.training import Schedule
 
 if TYPE_CHECKING:
@@ -68,6 +77,8 @@ DIGITS = Recipe(
     },
     denoiser_schedule=Schedule(steps=1000, horizon=4000, batch=32, rate=1e-3, warmup=100, seed=2),
     refinement_schedule=Schedule(steps=12000, batch=32, rate=8e-4, warmup=100, seed=5),
+    guidance_schedule=Schedule(steps=3000, batch=16, rate=3e-4, warmup=50, seed=6),
+    led=2.0,
     scheduler=VELOCITY,
     judge_schedule=Schedule(steps=600, batch=64, rate=2e-3, warmup=100, weight_decay=0.05, seed=3),
     sampling_steps=25,
@@ -82,10 +93,11 @@ def make_digits(recipe: Recipe, data: Path, out: Path) -> None:
     autoencoder, first = train_autoencoder(recipe, images.pixels, unchanged, out)
     latents = rescale_(autoencoder, latents_of(autoencoder, images.pixels, out))
     denoiser, second = train_denoiser(recipe, latents, out)
-    denoiser, third = refine_denoiser(recipe, denoiser, latents, out)
+    refined, third = refine_denoiser(recipe, copy.deepcopy(denoiser), latents, out)
+    denoiser, fourth = lead_denoiser(recipe, refined, denoiser, latents, out)
     export(recipe, autoencoder, denoiser, out / "pipeline")
-    judge, fourth = train_classifier(recipe, images, unchanged, out)
-    stages = {"autoencoder": first, "denoiser": second, "refinement": third, "judge": fourth}
+    judge, fifth = train_classifier(recipe, images, unchanged, out)
+    stages = {"autoencoder": first, "denoiser": second, "refinement": third, "guidance": fourth, "judge": fifth}
     describe(recipe, stages, judge, images, test, out)
 
 

@@ -68,10 +68,10 @@ class Lesson:
         return torch.where(alike, UNGUIDED / alike.sum(), (1 - UNGUIDED) / (~alike).sum())
 
     @torch.no_grad()
-    def shown(self, noisy: Tensor, times: Tensor, given: Sequence[Tensor]) -> Tensor:
-        """What the teacher finds in noisy latents."""
-        noisy = noisy.to(dtype=next(self.teacher.parameters()).dtype)
-        return predicted(self.teacher(**self.conditions.arguments(noisy, times, given)), noisy)
+    def shown(self, network: nn.Module, noisy: Tensor, times: Tensor, given: Sequence[Tensor]) -> Tensor:
+        """What a network that is not trained finds in noisy latents, in full precision."""
+        noisy = noisy.to(dtype=next(network.parameters()).dtype)
+        return predicted(network(**self.conditions.arguments(noisy, times, given)), noisy).float()
 
     def rehearsed(self, pipeline: str) -> "Lesson":
         """Tries the teacher on some examples, and finds out the sign of what it finds.
@@ -85,7 +85,7 @@ class Lesson:
         noise, levels = torch.randn(latents.shape, generator=generator), random_levels(REHEARSED, generator)
         noisy, target, times = self.objective.noised(latents, noise, levels)
         try:
-            found = self.shown(noisy.to(device_of(self.teacher)), times, given).float().cpu()
+            found = self.shown(self.teacher, noisy.to(device_of(self.teacher)), times, given).cpu()
         except MISFITS as error:
             raise FinetuningError(f"{pipeline} cannot be finetuned yet: {one_line(error)}") from error
         is_turned = mse_loss(-found, target) < 0.5 * mse_loss(found, target)

@@ -21,6 +21,9 @@ class Training(Value):
         task, output, features: weights of the losses: the noise in the latents, the teacher's output, the teacher's
             features at each stage. The first is 1 with data and 0 without if it is None: on samples of its own the
             teacher knows better what is to be found, and guided ones would teach more guidance.
+        autoguidance: how far what is learnt lies beyond the teacher, away from what the pruned network found before it
+            was trained. As a weaker version of the teacher it shows where that errs (Karras et al. 2024, arXiv
+            2406.02507).
         normalised: whether each stage counts alike, whatever the size of its features.
         precision: of the products: `no` for full, `fp16` or `bf16`.
         gradient_checkpointing: less memory, more time.
@@ -43,6 +46,7 @@ class Training(Value):
     task: float | None = Field(default=None, ge=0)
     output: float = Field(default=1.0, ge=0)
     features: float = Field(default=0.1, ge=0)
+    autoguidance: float = Field(default=0.0, ge=0)
     normalised: bool = True
     precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
@@ -61,6 +65,11 @@ class Training(Value):
             raise FinetuningError(
                 "training task=0, output=0, features=0: nothing is learnt; weigh one of them above 0"
             )
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether the teacher is asked at each step."""
+        return bool(self.output or self.features or self.autoguidance)
 
     def resolved(self, *, data: bool) -> "Training":
         """The same with the weight of the task that fits learning from data, or from the teacher alone."""

@@ -5,6 +5,7 @@ generator seeded by its own number. So an interrupted run goes on as if it had n
 one.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
-from ldpruner.fingerprints import architecture
+from ldpruner.fingerprints import architecture, weights_digest
 from ldpruner.pipelines import networks, uncompiled
 from ldpruner.probe import Probe
 
@@ -103,6 +104,7 @@ class Finetuning:
             )
         student = networks(pruned)[lesson.component].to(self.accelerator.device)
         self.lesson, self.dtype = lesson, student.dtype
+        self._weaker = copy.deepcopy(student).requires_grad_(False).eval() if self.training.autoguidance else None
         self._save_memory(student)
         self.state = State(student, self.training)
         self.trained, self.held = _split(len(lesson.examples), self.training)
@@ -110,6 +112,7 @@ class Finetuning:
             **self.training.model_dump(exclude=set(WITHOUT_EFFECT)),
             "network": architecture(student).digest,
             "examples": lesson.examples.digest,
+            "weaker": weights_digest(self._weaker) if self._weaker is not None else None,
         }
         self.module, self.optimizer = self.accelerator.prepare(student, self.state.optimizer)
         self._fresh: list[Tensor] = []
@@ -203,11 +206,14 @@ class Finetuning:
         lesson, training, device = self.lesson, self.training, self.accelerator.device
         noisy, target = noisy.to(device), target.to(device)
         with self.accelerator.autocast(), uncompiled():  # whose hooks on features may otherwise not be called
-            found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy)
-            loss = (training.task or 0.0) * mse_loss(found.float(), target)
-            if training.output or training.features:
-                shown = lesson.shown(noisy, times, given)
-                loss = loss + training.output * mse_loss(found.float(), shown.float())
+            found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy).float()
+            shown = lesson.shown(lesson.teacher, noisy, times, given) if training.is_taught else None
+            if self._weaker is not None and shown is not None:
+                lead = training.autoguidance * (shown - lesson.shown(self._weaker, noisy, times, given))
+                target, shown = target + lead, shown + lead
+            loss = (training.task or 0.0) * mse_loss(found, target)
+            if shown is not None:
+                loss = loss + training.output * mse_loss(found, shown)
                 loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
         return loss
 
