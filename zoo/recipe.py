@@ -30,8 +30,8 @@ class Recipe:
     """Everything that decides the weights, beside the data.
 
     `divergence`, `detail` and `texture` weigh terms of the autoencoder's loss against its absolute error. With
-    `bfloat16` products are taken in it. `led` is how far the refined denoiser is led away from the first stage's
-    where it teaches the one that ships. `sampling_steps` and `samples` say how the result is measured. A stage that the
+    `bfloat16` products are taken in it. `led` is how far the refined denoiser is led away from the first stage's where
+    it teaches the one that ships. `sampling_steps` and `samples` say how the result is measured. A stage that the
     model goes without has no schedule.
     """
 
