@@ -69,6 +69,7 @@ OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.i
 CHANNELS = ("channels by magnitude", "channels by Taylor")
 NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
 AUTOGUIDANCE = 1.0
+TAUGHT = ("digits",)  # by the original, not the data: its weights hold guidance, of which they know nothing
 # a tenth of the training's compute; in small batches, of which that makes more steps
 SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
 HEADLINE: Mapping[str, tuple[str, int]] = {"satellite": (OURS, 4000), "emoji": (GUIDED, 900), "digits": (GUIDED, 4900)}
@@ -108,8 +109,8 @@ class Bench:
             return scoring.scores()
 
     def training_of(self, name: str, seed: int) -> Training:
-        """A rival's training: on the data alone, or on the teacher alone where there are none."""
-        teacher = float(name == NO_DATA)
+        """A rival's training: on the task alone, or on the original's output alone."""
+        teacher = float(_is_taught(self.subject.name, name))
         losses = {"task": 1.0 - teacher, "output": teacher, "features": 0.0}
         losses["autoguidance"] = AUTOGUIDANCE if name == GUIDED else 0.0
         return self.training.model_copy(update={"seed": seed, **losses})
@@ -160,6 +161,10 @@ SETTINGS: dict[str, Any] = {"warmup": 20, "average": 0.99, "patience": None, "ch
 
 def _training(model: str) -> Training:
     return Training(steps=BUDGETS[model], batch=BATCH, rate=RATES[model], **SETTINGS)
+
+
+def _is_taught(model: str, name: str) -> bool:
+    return name == NO_DATA or model in TAUGHT
 
 
 def _headline(bench: Bench, seed: int) -> None:
@@ -335,10 +340,10 @@ def _quality(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -
 
 def _compute(bench: Bench, name: str, kept: float) -> float:
     """Finetuning's share of the denoiser's training: backwards counts as two calls, whoever teaches as one."""
-    recipe = RECIPES[bench.subject.name]
-    schedules = (recipe.denoiser_schedule, recipe.refinement_schedule)
+    model = bench.subject.name
+    schedules = (RECIPES[model].denoiser_schedule, RECIPES[model].refinement_schedule)
     trained = sum(schedule.steps * schedule.batch for schedule in schedules)
-    calls = 3 * kept + {NO_DATA: 1, GUIDED: 1 + kept}.get(name, 0)
+    calls = 3 * kept + (name == GUIDED or _is_taught(model, name)) + (kept if name == GUIDED else 0)
     return bench.training.steps * bench.training.batch * calls / (3 * trained)
 
 

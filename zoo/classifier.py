@@ -69,5 +69,6 @@ def verdicts(judge: Classifier, shown: Shown, train: Images, test: Images) -> di
         "reconstruction_accuracy": accuracy(classify(judge, shown.rebuilt), test.labels),
         "test_confidence": float(real.amax(1).mean()),
         "sample_confidence": float(seen.amax(1).mean()),
+        "sample_confidence_median": float(seen.amax(1).median()),
         "sample_classes": dict(zip(judge.classes, votes.tolist(), strict=True)),
     }
