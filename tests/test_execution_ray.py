@@ -137,3 +137,13 @@ def test_a_run_that_was_left_is_gone_on_with(
     with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
         list(scoring)
         assert values(scoring.scores()) == values(local)
+
+
+def test_what_others_have_done_comes_before_a_failure(executor: RayExecutor) -> None:
+    tasks = [Task(name, PROBE, None, (0,), 1) for name in ("unet", "unet", "nothing")]
+    outcomes = executor.run(tasks)
+    for _ in range(2):
+        next(outcomes)
+        time.sleep(3)  # until all are finished
+    with pytest.raises(KeyError, match="nothing"):
+        next(outcomes)

@@ -98,7 +98,11 @@ class RayExecutor:
         queue, shared, finished = _Queue(tasks), ray.put(path), deque[tuple[Task, Outcome]]()
         while queue or finished or any(job.task for job in self._jobs.values()):
             self._hire(queue)
-            finished.extend(self._collect(queue, 0 if finished or (self._idle and queue) else POLL))
+            try:
+                self._collect(finished, queue, 0 if finished or (self._idle and queue) else POLL)
+            except Exception:
+                yield from finished  # what others have done is not lost with what failed
+                raise
             self._give_out(queue, shared)  # before each outcome, so that no worker waits for what is done with them
             if finished:
                 yield finished.popleft()
@@ -119,18 +123,19 @@ class RayExecutor:
             worker = self._idle.pop()
             self._jobs[worker.draw.remote(task, path)] = _Job(worker, task, time.monotonic())
 
-    def _collect(self, queue: "_Queue", timeout: float) -> list[tuple[Task, Outcome]]:
-        """What is finished, after some seconds at most; a task that a worker was lost over is done by another."""
+    def _collect(self, finished: deque[tuple[Task, Outcome]], queue: "_Queue", timeout: float) -> None:
+        """Adds what is finished, after some seconds at most; a task that a worker was lost over is done by another."""
         running = list(self._jobs)
         ray.wait(running, timeout=timeout)  # for the first one
         done, _ = ray.wait(running, num_returns=max(1, len(running)), timeout=0)
-        finished = []
+        failure: Exception | None = None
         for reference in done:
             job = self._jobs.pop(reference)
             try:
                 outcome = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
+                failure = error.as_instanceof_cause()  # type: ignore[no-untyped-call]
+                continue
             except ray.exceptions.RayActorError as error:
                 self._lose(job, queue, one_line(error))
                 continue
@@ -138,8 +143,9 @@ class RayExecutor:
             if job.task is not None:
                 self._slowest = max(self._slowest, (time.monotonic() - job.started) / len(job.task.samples))
                 finished.append((job.task, outcome))
+        if failure is not None:
+            raise failure
         self._dismiss_hanging(queue)
-        return finished
 
     def _dismiss_hanging(self, queue: "_Queue") -> None:
         for reference, job in list(self._jobs.items()):
