@@ -73,7 +73,7 @@ TAUGHT = ("digits",)  # by the original, not the data: its weights hold guidance
 # a tenth of the training's compute; in small batches, of which that makes more steps
 SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
 HEADLINE: Mapping[str, tuple[str, float, int]] = {
-    "satellite": (OURS, 0.65, 4000),
+    "satellite": (OURS, 0.5, 4000),
     "emoji": (GUIDED, 0.5, 900),
     "digits": (GUIDED, 0.5, 4900),
 }
