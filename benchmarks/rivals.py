@@ -26,6 +26,7 @@ from torch import nn
 import ldpruner
 from benchmarks.channels import Examples, channel_pruned, denoising_gradients, to_latency
 from benchmarks.criteria import RIVALS, Case
+from benchmarks.judging import judged
 from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, Subject, open_subject
 from ldpruner.bench import Spread
@@ -33,11 +34,9 @@ from ldpruner.costs import timed_ms
 from ldpruner.errors import BudgetError, FinetuningError
 from ldpruner.finetuning import Finetuning, Training
 from ldpruner.fingerprints import count_parameters
-from ldpruner.importance import frechet_distance
 from ldpruner.latents import draw_latents
 from ldpruner.operators import denoiser_macs
 from ldpruner.pipelines import find_denoiser
-from ldpruner.quality import frechet_interval, mean_interval
 from ldpruner.scores import Scores
 from ldpruner.scoring import Scoring
 from ldpruner.selection import Plan
@@ -45,7 +44,6 @@ from ldpruner.surgery import prune
 from ldpruner.workflow import fit
 from zoo.digits import DIGITS
 from zoo.emoji import EMOJI
-from zoo.eye import features_of
 from zoo.recipe import Recipe
 from zoo.satellite import SATELLITE
 
@@ -204,7 +202,10 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
     except BudgetError as error:
         return {"failure": str(error)}
     steps = max(1, round(STEPS * (1 - cut))) if name == FEWER else STEPS
-    found = {**_costs(bench, pipeline, steps, seed), "before": _quality(bench, pipeline, steps, seed)}
+    found = {
+        **_costs(bench, pipeline, steps, seed),
+        "before": judged(bench.subject, pipeline, bench.pictures, steps, seed),
+    }
     found["removed"] = [one.removal.model_dump(mode="json") for one in plan.removed] if plan else None
     if name != FEWER and not (name == ORIGINAL and is_taught(bench.subject.name, name)):  # of itself it learns nothing
         found |= _recovered(bench, name, pipeline, seed, place)
@@ -226,7 +227,7 @@ def _recovered(bench: Bench, name: str, pipeline: DiffusionPipeline, seed: int, 
     except FinetuningError as error:
         return {"diverged": str(error)}
     shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
-    return {"after": _quality(bench, pipeline, STEPS, seed), "held_out": history.held_out}
+    return {"after": judged(bench.subject, pipeline, bench.pictures, STEPS, seed), "held_out": history.held_out}
 
 
 def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPipeline, Plan | None]:
@@ -324,23 +325,6 @@ def _costs(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -> 
         "macs": macs[1],
         "original_macs": macs[0],
     }
-
-
-def _quality(bench: Bench, pipeline: DiffusionPipeline, steps: int, seed: int) -> dict[str, Any]:
-    """The judge's Frechet distance to the test images, and its interval by resampling; how captions are followed.
-
-    A distance of distributions alone does not see whether a picture shows what was asked for.
-    """
-    judge = bench.subject.judge
-    pixels = bench.subject.drawn(pipeline, bench.pictures, steps, seed)
-    features = features_of(judge, pixels[:, : judge.channels]).double().numpy()
-    real = features_of(judge, bench.subject.test).double().numpy()
-    found: dict[str, Any] = {"frechet_distance": frechet_distance(features, real)}
-    found["interval"] = frechet_interval(features, real)
-    recalled = bench.subject.recalled(pixels)
-    if recalled is not None:
-        found |= {"recall": float(recalled.mean()), "recall_interval": mean_interval(recalled)}
-    return found
 
 
 def _compute(bench: Bench, name: str, kept: float) -> float:

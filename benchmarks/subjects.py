@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from zoo.emoji import EMOJI
 from zoo.eye import Eye
 from zoo.judge import read_judge
 from zoo.matcher import Matcher, match
-from zoo.quality import frechet_distance
+from zoo.quality import frechet_distance, reconstructions
 
 SUBJECTS = ("satellite", "emoji", "digits")
 UNSEEN = 1000  # added to a seed: what measures a plan shares no noise with the latents that chose it
@@ -77,6 +78,12 @@ class Subject:
     def distance(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> float:
         """The judge's Frechet distance of a pipeline's pictures to the test images."""
         return frechet_distance(self.judge, self.test, self.drawn(pipeline, pictures, steps, seed))
+
+    @cached_property
+    def rebuilt(self) -> torch.Tensor:
+        """The test images after the autoencoder, as bytes: what a perfect denoiser would draw."""
+        autoencoder = getattr(self.pipeline, "vae", None) or self.pipeline.vqvae
+        return reconstructions(autoencoder, self.test)
 
     def recalled(self, pixels: torch.Tensor) -> Floats | None:
         """[pictures] whether the judge finds a picture's caption among the five that fit it best: 1 or 0.

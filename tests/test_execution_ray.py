@@ -68,6 +68,7 @@ def test_a_pipeline_that_workers_cannot_open_is_told_as_here(ray: None, tmp_path
     assert "nowhere" in str(caught.value)
 
 
+@pytest.mark.extensive
 def test_workers_that_always_die_end_the_run(ray: None) -> None:
     task = Task("unet", PROBE, None, (0,), 1)
     with RayExecutor(functools.partial(os._exit, 1)) as executor, pytest.raises(ExecutionError) as caught:
@@ -99,7 +100,9 @@ def test_a_race_on_workers_is_the_race_of_this_process(
     assert any(one.stopped for one in here.scores)
 
 
-@pytest.mark.parametrize(("what", "times"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 1)])
+@pytest.mark.parametrize(
+    ("what", "times"), [(signal.SIGKILL, 3), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.extensive)]
+)
 def test_workers_that_are_killed_or_hang_are_replaced(
     tiny: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],

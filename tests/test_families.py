@@ -22,7 +22,7 @@ from tests.families.parts import PROMPTS
 # One or two of every mechanism; `make test-extensive` runs the others.
 EVERY_TIME = {
     *("stable-diffusion", "stable-diffusion-xl", "ldm", "stable-diffusion-pndm", "stable-diffusion-controlnet"),
-    *("stable-diffusion-inpaint", "audio-diffusion", "dance-diffusion", "animatediff", "stable-video-diffusion"),
+    *("stable-diffusion-inpaint", "audio-diffusion", "dance-diffusion", "animatediff"),
     *("kandinsky-2.2-combined", "super-resolution", "consistency"),
     *("dit", "pixart-alpha", "stable-diffusion-3", "flux", "sana", "hunyuan-dit"),
     *("stable-audio", "wan", "wan-two-denoisers-2", "ltx", "amused"),

@@ -17,7 +17,7 @@ import scipy.io.wavfile
 import torch
 from accelerate.tracking import GeneralTracker
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -31,6 +31,7 @@ from ldpruner.finetuning.losses import features_of, stages
 from ldpruner.finetuning.objectives import objective_of
 from ldpruner.finetuning.state import State
 from ldpruner.latents import draw_latents
+from ldpruner.media import read_picture
 from ldpruner.pipelines import find_denoiser, networks
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
@@ -340,6 +341,17 @@ def test_pictures_of_a_folder_are_learnt_with_their_captions(
     assert torch.equal(text[0, 0], text[1, 0])  # none
     assert len(list(work)) == SHORT.steps
     assert len(list(tmp_path.glob("run/examples/*/*.safetensors"))) == 1
+
+
+def test_a_photograph_stands_as_its_camera_was_held(tmp_path: Path) -> None:
+    """Cameras write the pixels as the sensor lies, and note how it was turned."""
+    lying, noted = Image.new("RGB", (4, 2)), Image.Exif()
+    lying.putpixel((0, 0), (255, 255, 255))
+    noted[ExifTags.Base.Orientation] = 6  # a quarter turn
+    lying.save(tmp_path / "turned.png", exif=noted)
+    upright = read_picture(tmp_path / "turned.png")
+    assert upright.size == (2, 4)
+    assert upright.getpixel((1, 0)) == (255, 255, 255)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,9 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from ldpruner import cli
 from ldpruner.budgets import Budget
-from ldpruner.recipes import Recipe, RecipeError, estimate, read_recipe
+from ldpruner.finetuning import Training
+from ldpruner.recipe_cost import estimate
+from ldpruner.recipes import Recipe, RecipeError, read_recipe
 from ldpruner.weightless import open_weightless
 
 Run = Callable[..., tuple[int, str, str]]
@@ -101,6 +103,16 @@ def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPip
     plain, fed = (estimate(recipe.model_copy(update={"data": data}), tiny).stages for data in (None, Path("pictures")))
     assert plain["finetuning"].calls - fed["finetuning"].calls == 10 * recipe.probe.steps
     assert fed["finetuning"].macs == pytest.approx(16_000 * (1 + 3 * 0.5) * estimate(recipe, tiny).macs)
+
+
+def test_autoguidance_costs_a_call_of_the_pruned_denoiser_too(tiny: DiffusionPipeline) -> None:
+    """Beside the teacher's; so it is also where nothing else asks the teacher."""
+    recipe = Recipe(model="m", run=Path("r"), budget=Budget(macs=0.5), data=Path("pictures"))
+    training = Training(steps=10, batch=4, task=1, output=0, features=0)
+    led = training.model_copy(update={"autoguidance": 1.0})
+    alone, with_both = (estimate(recipe.model_copy(update={"training": one}), tiny) for one in (training, led))
+    assert (alone.stages["finetuning"].calls, with_both.stages["finetuning"].calls) == (40, 120)
+    assert with_both.stages["finetuning"].macs == pytest.approx(40 * (1 + 0.5 + 3 * 0.5) * with_both.macs)
 
 
 def test_a_table_is_for_people(run: Run) -> None:

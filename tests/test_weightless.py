@@ -41,6 +41,8 @@ PUBLISHED = {
     "wan2.1-t2v-14b": 14_288,
     "wan2.2-t2v-a14b": 14_288,
 }
+# `make test-extensive` looks into the others
+EVERY_TIME = {"stable-diffusion-3-medium", "stable-video-diffusion-img2vid"}
 TWINS = {  # have the denoiser of another folder, or one of its structure
     "stable-diffusion-2-1",
     "stable-diffusion-v1-5-controlnet",
@@ -74,7 +76,13 @@ def test_a_published_denoiser_has_its_published_size(name: str) -> None:
 
 
 @of_diffusers
-@pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - TWINS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.extensive)
+        for name in sorted(PUBLISHED.keys() - TWINS)
+    ],
+)
 def test_every_attention_and_feed_forward_of_a_published_denoiser_can_go(name: str) -> None:
     denoiser, operators, _ = discovered(name)
     found = {one.name: one.modifications for one in operators}

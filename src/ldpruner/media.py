@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.signal
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ldpruner.errors import DataError, one_line
 from ldpruner.importance import Floats
@@ -54,14 +54,14 @@ def find_media(path: Path | str) -> Folder:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture in colour.
+    """A picture in colour, upright as its camera held it.
 
     Raises:
         DataError: it is broken.
     """
     try:
         with Image.open(path) as opened:
-            return opened.convert("RGB")
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import typer
-from PIL import Image
 
 from ldpruner.budgets import Budget
-from ldpruner.errors import one_line
+from ldpruner.errors import DataError
 from ldpruner.finetuning import Training
+from ldpruner.media import read_picture
 from ldpruner.probe import Probe
 
 
@@ -75,10 +75,9 @@ def _opened(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        with Image.open(value) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise typer.BadParameter(f"--call {name}={value!r}: {one_line(error)}; give the path of an image") from error
+        return read_picture(Path(value))
+    except DataError as error:
+        raise typer.BadParameter(f"--call {name}={value!r}: {error}; give the path of an image") from error
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from ldpruner.errors import PipelineNotFound
 from ldpruner.evaluation import Evaluation, evaluate
 from ldpruner.finetuning import History
 from ldpruner.probe import Probe
-from ldpruner.recipes import TFLOPS, Estimate, Recipe, estimate, read_recipe
+from ldpruner.recipe_cost import TFLOPS, Estimate, estimate
+from ldpruner.recipes import Recipe, read_recipe
 from ldpruner.saving import load_weightless
 from ldpruner.workflow import Outcome
 

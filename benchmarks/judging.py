@@ -1,0 +1,37 @@
+"""How good a pipeline's pictures are, by the judge of its model."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from benchmarks.subjects import Subject
+from ldpruner.importance import Floats, frechet_distance
+from ldpruner.quality import frechet_interval, mean_interval
+from zoo.eye import features_of
+
+
+def judged(subject: Subject, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> dict[str, Any]:
+    """The judge's Frechet distance to the test images, and its interval by resampling; how captions are followed.
+
+    A distance of distributions alone does not see whether a picture shows what was asked for. And where most of it is
+    the autoencoder's, it does not see the denoiser: so the distance to the rebuilt test images stands beside.
+    """
+    pixels = subject.drawn(pipeline, pictures, steps, seed)
+    features = _features(subject, pixels)
+    found: dict[str, Any] = _distances(features, _features(subject, subject.test))
+    found["rebuilt"] = _distances(features, _features(subject, subject.rebuilt))
+    recalled = subject.recalled(pixels)
+    if recalled is not None:
+        found |= {"recall": float(recalled.mean()), "recall_interval": mean_interval(recalled)}
+    return found
+
+
+def _features(subject: Subject, pixels: torch.Tensor) -> Floats:
+    judge = subject.judge
+    return np.asarray(features_of(judge, pixels[:, : judge.channels]).double().numpy())
+
+
+def _distances(features: Floats, real: Floats) -> dict[str, Any]:
+    return {"frechet_distance": frechet_distance(features, real), "interval": frechet_interval(features, real)}
