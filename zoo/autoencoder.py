@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, l1_loss
 
 from zoo.data import to_signal
+from zoo.training import Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
 
     from zoo.data import Change
-    from zoo.training import Loss
+
+    Difference: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of rebuilt images and those they should be
 
 
 def build_autoencoder(settings: Mapping[str, Any], seed: int) -> AutoencoderKL:
@@ -37,33 +40,33 @@ def build_autoencoder(settings: Mapping[str, Any], seed: int) -> AutoencoderKL:
     return autoencoder
 
 
-def reconstruction(pixels: Tensor, change: Change, divergence: float, detail: float, texture: float) -> Loss:
-    """The loss of an autoencoder: the difference of images it rebuilds, and the divergence of its posterior.
+def latent_shape(settings: Mapping[str, Any], pixels: Tensor) -> tuple[int, ...]:
+    """Channels, height and width of the latents of images, [samples, channels, height, width]."""
+    halvings = len(settings["block_out_channels"]) - 1
+    return (settings.get("latent_channels", 4), *(side // 2**halvings for side in pixels.shape[-2:]))
 
-    `pixels` are bytes, [samples, channels, height, width]; `change` varies what is drawn of them.
+
+def reconstruction(
+    pixels: Tensor, change: Change, shape: Sequence[int], divergence: float, differs: Difference
+) -> Loss:
+    """The loss of an autoencoder: how much images differ that it rebuilds, and the divergence of its posterior.
+
+    `pixels` are bytes, [samples, channels, height, width]; `change` varies what is drawn of them. `shape` is that of
+    their latents.
     """
 
-    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(pixels), (batch,), generator=generator)
         target = change(to_signal(pixels[chosen]), generator).contiguous(memory_format=torch.channels_last)
+        return target, torch.randn((batch, *shape), generator=generator)
+
+    def value(module: nn.Module, target: Tensor, noise: Tensor) -> Tensor:
         posterior = module.encode(target).latent_dist  # type: ignore[operator]
-        output = module.decode(posterior.sample(generator)).sample  # type: ignore[operator]
+        output = module.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
         penalty: Tensor = divergence * posterior.kl().mean()
-        return difference(output, target, detail, texture) + penalty
+        return differs(output, target) + penalty
 
-    return loss
-
-
-def decoding(latents: Tensor, pixels: Tensor, detail: float, texture: float) -> Loss:
-    """The loss of a decoder alone: the difference of `pixels` and what it makes of their unscaled `latents`."""
-
-    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(latents), (batch,), generator=generator)
-        target = to_signal(pixels[chosen]).contiguous(memory_format=torch.channels_last)
-        output = module.decode(latents[chosen].contiguous(memory_format=torch.channels_last)).sample  # type: ignore[operator]
-        return difference(output, target, detail, texture)
-
-    return loss
+    return Loss(draw, value)
 
 
 def difference(output: Tensor, target: Tensor, detail: float, texture: float) -> Tensor:
@@ -102,10 +105,12 @@ def _energy(band: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, pixels: Tensor, batch: int = 250) -> Tensor:
     """Posterior means of images, not yet scaled: [samples, latent channels, height, width]."""
-    return torch.cat([autoencoder.encode(to_signal(part)).latent_dist.mean for part in pixels.split(batch)])
+    parts = (to_signal(part).to(autoencoder.device) for part in pixels.split(batch))
+    return torch.cat([autoencoder.encode(part).latent_dist.mean.cpu() for part in parts])
 
 
 @torch.no_grad()
 def decode(autoencoder: AutoencoderKL, latents: Tensor, batch: int = 250) -> Tensor:
     """Images in -1 to 1 from unscaled latents."""
-    return torch.cat([autoencoder.decode(part).sample for part in latents.split(batch)])
+    parts = (part.to(autoencoder.device) for part in latents.split(batch))
+    return torch.cat([autoencoder.decode(part).sample.cpu() for part in parts])

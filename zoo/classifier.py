@@ -10,11 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from zoo.data import to_signal
 from zoo.eye import Eye, convolutions
+from zoo.training import Loss
 
 if TYPE_CHECKING:
     from zoo.data import Change, Images
     from zoo.quality import Shown
-    from zoo.training import Loss
 
 
 class Classifier(Eye):
@@ -36,13 +36,15 @@ class Classifier(Eye):
 def classification(images: Images, change: Change) -> Loss:
     """The loss of a classifier: cross entropy on images, each varied by `change`."""
 
-    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(images), (batch,), generator=generator)
         seen = change(to_signal(images.pixels[chosen]), generator)
-        scores = module(seen.contiguous(memory_format=torch.channels_last))
-        return cross_entropy(scores, images.labels[chosen], label_smoothing=0.05)
+        return seen.contiguous(memory_format=torch.channels_last), images.labels[chosen]
 
-    return loss
+    def value(module: nn.Module, seen: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(module(seen), labels, label_smoothing=0.05)
+
+    return Loss(draw, value)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,10 +10,10 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from zoo.training import Loss
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from zoo.training import Loss
 
 
 def build_denoiser(settings: Mapping[str, Any], seed: int) -> UNet2DModel:
@@ -28,12 +29,10 @@ def denoising(latents: Tensor, scheduler: DDIMScheduler) -> Loss:
     `latents` are scaled to unit deviation: [samples, channels, height, width]. Source: Ho et al. 2020, equation 14.
     """
 
-    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
-        clean = latents[torch.randint(len(latents), (batch,), generator=generator)]
-        noisy, target, times = noised(clean, scheduler, generator)
+    def value(module: nn.Module, noisy: Tensor, target: Tensor, times: Tensor) -> Tensor:
         return mse_loss(module(noisy, times).sample, target)
 
-    return loss
+    return Loss(partial(drawn, latents, scheduler), value)
 
 
 def led_away(latents: Tensor, scheduler: DDIMScheduler, strong: nn.Module, weak: nn.Module, weight: float) -> Loss:
@@ -43,15 +42,20 @@ def led_away(latents: Tensor, scheduler: DDIMScheduler, strong: nn.Module, weak:
     call at sampling, as it is learnt (Meng et al. 2023, "On Distillation of Guided Diffusion Models").
     """
 
-    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
-        clean = latents[torch.randint(len(latents), (batch,), generator=generator)]
-        noisy, _, times = noised(clean, scheduler, generator)
+    def value(module: nn.Module, noisy: Tensor, _: Tensor, times: Tensor) -> Tensor:
         with torch.no_grad():
             found = strong(noisy, times).sample
             target = found + weight * (found - weak(noisy, times).sample)
         return mse_loss(module(noisy, times).sample, target)
 
-    return loss
+    return Loss(partial(drawn, latents, scheduler), value)
+
+
+def drawn(
+    latents: Tensor, scheduler: DDIMScheduler, batch: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Some of the latents, noised."""
+    return noised(latents[torch.randint(len(latents), (batch,), generator=generator)], scheduler, generator)
 
 
 def noised(clean: Tensor, scheduler: DDIMScheduler, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -91,7 +91,7 @@ def make_digits(recipe: Recipe, data: Path, out: Path) -> None:
     images = kept_pictures(data / "train.zip", recipe, out / "train.safetensors")
     test = kept_pictures(data / "test.zip", recipe, out / "test.safetensors")
     autoencoder, first = train_autoencoder(recipe, images.pixels, unchanged, out)
-    latents = rescale_(autoencoder, latents_of(autoencoder, images.pixels, out))
+    latents = rescale_(autoencoder, latents_of(recipe, autoencoder, images.pixels, out))
     denoiser, second = train_denoiser(recipe, latents, out)
     refined, third = refine_denoiser(recipe, copy.deepcopy(denoiser), latents, out)
     denoiser, fourth = lead_denoiser(recipe, refined, denoiser, latents, out)
@@ -112,7 +112,7 @@ def describe(
     recipe: Recipe, stages: Mapping[str, Trained], judge: Classifier, train: Images, test: Images, out: Path
 ) -> None:
     """The card, and what the first samples sound like."""
-    pipeline = DiffusionPipeline.from_pretrained(out / "pipeline")
+    pipeline = DiffusionPipeline.from_pretrained(out / "pipeline").to(recipe.device)
     samples = draw(silent(pipeline), recipe.samples, recipe.sampling_steps)
     shown = Shown(train.pixels, test.pixels, reconstructions(pipeline.vqvae, test.pixels), samples)
     said = verdicts(judge, shown, train, test) | heard(judge, samples[:HEARD], test)

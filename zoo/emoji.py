@@ -87,7 +87,7 @@ def make_emoji(recipe: CaptionedRecipe, data: Path, out: Path) -> None:
     """Every stage in turn, the pipeline, and its card."""
     pictures, test = read_captioned(data / "train.zip"), read_captioned(data / "test.zip")
     autoencoder, first = train_autoencoder(recipe, pictures.pixels, mirrored, out)
-    latents = rescale_(autoencoder, latents_of(autoencoder, pictures.pixels, out))
+    latents = rescale_(autoencoder, latents_of(recipe, autoencoder, pictures.pixels, out))
     tokenizer = build_tokenizer(pictures.captions, recipe.words, recipe.length)
     loss = reading(recipe, tokenizer, pictures.captions, latents)
     reader, second = train_stage(recipe, "denoiser", build_reader(recipe, tokenizer), loss, out)
@@ -149,7 +149,7 @@ def describe(
     out: Path,
 ) -> None:
     """The card: pictures of test captions, whose names are new to the model, and as many of captions it has seen."""
-    pipeline = DiffusionPipeline.from_pretrained(out / "pipeline")
+    pipeline = DiffusionPipeline.from_pretrained(out / "pipeline").to(recipe.device)
     old, new = (pictures.drawn(recipe.samples, recipe.seed) for pictures in (train, test))
     known, unknown = (
         draw_captioned(pipeline, it.captions, recipe.sampling_steps, recipe.guidance) for it in (old, new)

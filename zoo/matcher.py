@@ -14,13 +14,13 @@ from torch.nn.functional import cross_entropy, normalize
 
 from zoo.data import to_signal
 from zoo.eye import Eye, convolutions
+from zoo.training import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from zoo.captions import Captioned
     from zoo.data import Change
-    from zoo.training import Loss
 
 HIDDEN, MEETING = 160, 96
 
@@ -71,14 +71,17 @@ def known_words(captions: Iterable[str]) -> tuple[str, ...]:
 def matching(pictures: Captioned, bags: Tensor, change: Change) -> Loss:
     """The loss of a matcher: each picture shall find its caption among those of the batch, and the other way."""
 
-    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randperm(len(pictures), generator=generator)[:batch]
         seen = change(to_signal(pictures.pixels[chosen]), generator)
-        scores = module(seen.contiguous(memory_format=torch.channels_last), bags[chosen])
-        right = torch.arange(len(chosen))
+        return seen.contiguous(memory_format=torch.channels_last), bags[chosen]
+
+    def value(module: nn.Module, seen: Tensor, read: Tensor) -> Tensor:
+        scores = module(seen, read)
+        right = torch.arange(len(scores), device=scores.device)
         return 0.5 * (cross_entropy(scores, right) + cross_entropy(scores.T, right))
 
-    return loss
+    return Loss(draw, value)
 
 
 @torch.no_grad()

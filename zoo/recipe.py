@@ -29,7 +29,8 @@ VELOCITY: Mapping[str, Any] = {
 class Recipe:
     """Everything that decides the weights, beside the data.
 
-    `divergence`, `detail` and `texture` weigh terms of the autoencoder's loss against its absolute error. With
+    `divergence`, `detail`, `texture` and `likeness` weigh terms of the autoencoder's loss against its absolute error;
+    the last is how alike images look to the network of the stage perception. Stages are trained on `device`; with
     `bfloat16` products are taken in it. `led` is how far the refined denoiser is led away from the first stage's where
     it teaches the one that ships. `sampling_steps` and `samples` say how the result is measured. A stage that the
     model goes without has no schedule.
@@ -42,7 +43,8 @@ class Recipe:
     divergence: float
     detail: float
     texture: float
-    decoder_schedule: Schedule | None = None
+    likeness: float = 0.0
+    perception_schedule: Schedule | None = None
     denoiser: Mapping[str, Any]
     denoiser_schedule: Schedule
     refinement_schedule: Schedule
@@ -53,6 +55,7 @@ class Recipe:
     sampling_steps: int
     samples: int
     bfloat16: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def report(recipe: Recipe, stages: Mapping[str, Trained], folder: Path, judge: J
         "model": recipe.name,
         "recipe": asdict(recipe),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-        "machine": machine(),
+        "machine": machine(recipe.device),
         "images": {"train": len(shown.train), "test": len(shown.test)},
         "pipeline": anatomy(folder),
         "stages": {name: _history(trained) for name, trained in stages.items()},
@@ -53,12 +53,14 @@ def anatomy(folder: Path) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """The processor's name and how many cores this process may use."""
+def machine(device: str) -> dict[str, Any]:
+    """What a device of this machine is called, and the processor, and how many cores this process may use."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count()}
+    processor, cores = names[0] if names else platform.processor(), os.cpu_count()
+    trainer = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{processor}, {cores} cores"
+    return {"trainer": trainer, "processor": processor, "cores": cores}
 
 
 def _history(trained: Trained) -> dict[str, Any]:

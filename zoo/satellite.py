@@ -21,8 +21,8 @@ from zoo.stages import (
     rescale_,
     train_autoencoder,
     train_classifier,
-    train_decoder,
     train_denoiser,
+    train_perception,
 )
 from zoo.training import Schedule
 
@@ -52,11 +52,16 @@ SATELLITE = Recipe(
         "norm_num_groups": 2,
         "sample_size": 64,
     },
-    autoencoder_schedule=Schedule(steps=1800, batch=8, rate=7e-4, warmup=50, weight_decay=1e-4, average=0.995, seed=1),
-    decoder_schedule=Schedule(steps=1500, batch=8, rate=7e-4, warmup=50, weight_decay=1e-4, average=0.995, seed=4),
+    perception_schedule=Schedule(
+        steps=2000, batch=64, rate=2e-3, warmup=100, weight_decay=0.05, checkpoint_every=1000, seed=4
+    ),
+    autoencoder_schedule=Schedule(
+        steps=5000, batch=32, rate=1e-3, warmup=200, weight_decay=1e-4, checkpoint_every=1000, seed=1
+    ),
     divergence=1e-6,
     detail=0.25,
     texture=0.15,
+    likeness=0.2,
     denoiser={
         "sample_size": 8,
         "in_channels": 8,
@@ -68,8 +73,8 @@ SATELLITE = Recipe(
         "attention_head_dim": 32,
         "norm_num_groups": 32,
     },
-    denoiser_schedule=Schedule(steps=2000, batch=64, rate=1e-3, warmup=100, seed=2),
-    refinement_schedule=Schedule(steps=1500, batch=64, rate=6e-4, warmup=50, seed=5),
+    denoiser_schedule=Schedule(steps=5000, batch=256, rate=1e-3, warmup=200, checkpoint_every=1000, seed=2),
+    refinement_schedule=Schedule(steps=3000, batch=256, rate=6e-4, warmup=100, checkpoint_every=1000, seed=5),
     scheduler={
         "num_train_timesteps": 1000,
         "beta_start": 0.0015,
@@ -88,16 +93,15 @@ SATELLITE = Recipe(
 def make_satellite(recipe: Recipe, data: Path, out: Path) -> None:
     """Every stage in turn, the pipeline, and its card."""
     images, test = read_images(data / "train.zip"), read_images(data / "test.zip")
-    views = views_of(images.pixels, recipe.seed)
-    autoencoder, first = train_autoencoder(recipe, images.pixels, turned, out)
-    latents = latents_of(autoencoder, views, out)
-    autoencoder, second = train_decoder(recipe, autoencoder, latents, views, out)
+    perception, first = train_perception(recipe, images, turned, out)
+    autoencoder, second = train_autoencoder(recipe, images.pixels, turned, out, perception)
+    latents = latents_of(recipe, autoencoder, views_of(images.pixels), out)
     latents = rescale_(autoencoder, latents)
     denoiser, third = train_denoiser(recipe, latents, out)
     denoiser, fourth = refine_denoiser(recipe, denoiser, latents, out)
     export(recipe, autoencoder, denoiser, out / "pipeline")
     judge, fifth = train_classifier(recipe, images, turned, out)
-    stages = {"autoencoder": first, "decoder": second, "denoiser": third, "refinement": fourth, "judge": fifth}
+    stages = {"perception": first, "autoencoder": second, "denoiser": third, "refinement": fourth, "judge": fifth}
     describe(recipe, stages, judge, images, test, out)
 
 
@@ -112,7 +116,7 @@ def describe(
     recipe: Recipe, stages: Mapping[str, Trained], judge: Classifier, train: Images, test: Images, out: Path
 ) -> None:
     """The card, its numbers measured on the pipeline folder that ships."""
-    pipeline = DiffusionPipeline.from_pretrained(out / "pipeline")
+    pipeline = DiffusionPipeline.from_pretrained(out / "pipeline").to(recipe.device)
     samples = draw(pipeline, recipe.samples, recipe.sampling_steps)
     shown = Shown(train.pixels, test.pixels, reconstructions(pipeline.vqvae, test.pixels), samples)
     said = verdicts(judge, shown, train, test)
@@ -121,6 +125,7 @@ def describe(
     write_samples(samples, out / "card" / "samples.png")
 
 
-def views_of(pixels: Tensor, seed: int) -> Tensor:
-    """Every image as it is, then turned at random: [2 x samples, channels, height, width]."""
-    return torch.cat([pixels, turned(pixels, torch.Generator().manual_seed(seed))])
+def views_of(pixels: Tensor) -> Tensor:
+    """Every image as it is, turned and mirrored: the eight symmetries, [8 x samples, channels, height, width]."""
+    turns = [pixels.rot90(quarters, (-2, -1)) for quarters in range(4)]
+    return torch.cat([*turns, *(it.flip(-1) for it in turns)])

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers import DDIMScheduler
 
-from zoo.autoencoder import build_autoencoder, decoding, encode, reconstruction
+from zoo.autoencoder import build_autoencoder, difference, encode, latent_shape, reconstruction
 from zoo.checkpoints import read_checkpoint, write_checkpoint
 from zoo.classifier import Classifier, classification
 from zoo.denoiser import build_denoiser, denoising, led_away
+from zoo.perception import Perception
 from zoo.training import in_bfloat16, train
 
 if TYPE_CHECKING:
@@ -30,36 +31,37 @@ logger = logging.getLogger(__name__)
 def train_stage(recipe: Recipe, name: str, module: nn.Module, loss: Loss, out: Path) -> tuple[Any, Trained]:
     """`module` trained by the schedule of stage `name`: its averaged weights, and the record of the training."""
     chosen = in_bfloat16(loss) if recipe.bfloat16 else loss
-    trained = train(module, chosen, getattr(recipe, f"{name}_schedule"), out / f"{name}.safetensors")
-    return trained.module, trained
+    schedule = getattr(recipe, f"{name}_schedule")
+    trained = train(module.to(recipe.device), chosen, schedule, out / f"{name}.safetensors")
+    return trained.module.cpu(), trained
 
 
-def train_autoencoder(recipe: Recipe, pixels: Tensor, change: Change, out: Path) -> tuple[AutoencoderKL, Trained]:
+def train_autoencoder(
+    recipe: Recipe, pixels: Tensor, change: Change, out: Path, perception: Perception | None = None
+) -> tuple[AutoencoderKL, Trained]:
     """The autoencoder, rounded to the half precision it ships in, so that the denoiser learns its very latents."""
-    loss = reconstruction(pixels, change, recipe.divergence, recipe.detail, recipe.texture)
+
+    def differs(output: Tensor, target: Tensor) -> Tensor:
+        total = difference(output, target, recipe.detail, recipe.texture)
+        return total + recipe.likeness * perception.difference(output, target) if perception else total
+
+    if perception is not None:
+        perception.requires_grad_(False).to(recipe.device)
+    shape = latent_shape(recipe.autoencoder, pixels)
+    loss = reconstruction(pixels, change, shape, recipe.divergence, differs)
     module = build_autoencoder(recipe.autoencoder, recipe.seed)
     autoencoder, trained = train_stage(recipe, "autoencoder", module, loss, out)
     return autoencoder.half().float(), trained
 
 
-def latents_of(autoencoder: AutoencoderKL, views: Tensor, out: Path) -> Tensor:
+def latents_of(recipe: Recipe, autoencoder: AutoencoderKL, views: Tensor, out: Path) -> Tensor:
     """Unscaled latents of `views`, computed once."""
     path = out / "latents.safetensors"
     if not path.exists():
         logger.info("encoding %d images", len(views))
-        write_checkpoint(path, {"latents": encode(autoencoder, views)}, {})
+        write_checkpoint(path, {"latents": encode(autoencoder.to(recipe.device), views)}, {})
+        autoencoder.cpu()
     return read_checkpoint(path)[0]["latents"]
-
-
-def train_decoder(
-    recipe: Recipe, autoencoder: AutoencoderKL, latents: Tensor, views: Tensor, out: Path
-) -> tuple[AutoencoderKL, Trained]:
-    """The autoencoder with its decoder trained further; its encoder, and so every latent, stays as it is."""
-    for part in (autoencoder.decoder, autoencoder.post_quant_conv):
-        part.requires_grad_(True)
-    loss = decoding(latents, views, recipe.detail, recipe.texture)
-    decoder, trained = train_stage(recipe, "decoder", autoencoder, loss, out)
-    return decoder.half().float(), trained
 
 
 def rescale_(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
@@ -85,11 +87,19 @@ def lead_denoiser(
     recipe: Recipe, strong: UNet2DModel, weak: UNet2DModel, latents: Tensor, out: Path
 ) -> tuple[UNet2DModel, Trained]:
     """A denoiser that finds at once what the strong one finds when it is led away from the weak one."""
-    loss = led_away(latents, DDIMScheduler(**recipe.scheduler), strong, weak, recipe.led)
-    return train_stage(recipe, "guidance", copy.deepcopy(strong).requires_grad_(True), loss, out)
+    start = copy.deepcopy(strong).requires_grad_(True)
+    pair = strong.to(recipe.device), weak.to(recipe.device)
+    loss = led_away(latents, DDIMScheduler(**recipe.scheduler), *pair, recipe.led)
+    return train_stage(recipe, "guidance", start, loss, out)
 
 
 def train_classifier(recipe: Recipe, images: Images, change: Change, out: Path) -> tuple[Classifier, Trained]:
     """The judge of labelled images, whose features measure quality; it never sees a test image."""
     module = Classifier(images.classes, images.pixels.shape[1], recipe.seed)
     return train_stage(recipe, "judge", module, classification(images, change), out)
+
+
+def train_perception(recipe: Recipe, images: Images, change: Change, out: Path) -> tuple[Perception, Trained]:
+    """What says to the autoencoder which images look alike: trained as the judge is, but another network."""
+    module = Perception(len(images.classes), recipe.seed)
+    return train_stage(recipe, "perception", module, classification(images, change), out)

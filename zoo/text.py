@@ -15,13 +15,12 @@ from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from zoo.denoiser import noised
+from zoo.training import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from diffusers import DDIMScheduler, UNet2DConditionModel
-
-    from zoo.training import Loss
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -85,11 +84,13 @@ def captioned_denoising(
     `dropped` of the captions is replaced by `empty`, for classifier-free guidance (Ho and Salimans 2022).
     """
 
-    def loss(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         chosen = torch.randint(len(latents), (batch,), generator=generator)
         forgotten = torch.rand((batch, 1), generator=generator) < dropped
         read = torch.where(forgotten, empty, tokens[chosen])
-        noisy, target, times = noised(latents[chosen], scheduler, generator)
+        return (*noised(latents[chosen], scheduler, generator), read)
+
+    def value(module: nn.Module, noisy: Tensor, target: Tensor, times: Tensor, read: Tensor) -> Tensor:
         return mse_loss(module(noisy, times, read), target)
 
-    return loss
+    return Loss(draw, value)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,10 +17,15 @@ from zoo.digits import DIGITS, make_digits
 from zoo.emoji import EMOJI, make_emoji
 from zoo.satellite import SATELLITE, make_satellite
 
-MAKERS = {
-    "digits": partial(make_digits, DIGITS),
-    "emoji": partial(make_emoji, EMOJI),
-    "satellite": partial(make_satellite, SATELLITE),
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from zoo.recipe import Recipe
+
+MAKERS: Mapping[str, tuple[Callable[..., None], Recipe]] = {
+    "digits": (make_digits, DIGITS),
+    "emoji": (make_emoji, EMOJI),
+    "satellite": (make_satellite, SATELLITE),
 }
 
 
@@ -29,11 +35,13 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(MAKERS))
     parser.add_argument("--data", type=Path, required=True, help="folder with train.zip and test.zip")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
+    parser.add_argument("--device", default="cpu", help="where the networks are trained")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    MAKERS[options.model](options.data, options.out)
+    make, recipe = MAKERS[options.model]
+    make(replace(recipe, device=options.device), options.data, options.out)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,22 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from zoo.checkpoints import read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+    from typing import TypeAlias
+
+    Learning: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
+
+WARM = 3  # passes before one is recorded, in which libraries choose their ways
 
 logger = logging.getLogger(__name__)
 
@@ -63,20 +70,27 @@ class Trained:
     seconds: float
 
 
-class Loss(Protocol):
-    """Draws `batch` samples with `generator` and returns the scalar loss of `module` on them."""
+@dataclass(frozen=True)
+class Loss:
+    """What a network learns.
 
-    def __call__(self, module: nn.Module, batch: int, generator: torch.Generator) -> Tensor: ...
+    Attributes:
+        draw: samples, as many as asked for, by a generator; on the CPU, so that they are the same for every device.
+        value: the scalar loss of a network on what was drawn.
+    """
+
+    draw: Callable[[int, torch.Generator], Sequence[Tensor]]
+    value: Callable[..., Tensor]
 
 
 def train(module: nn.Module, loss: Loss, schedule: Schedule, checkpoint: Path) -> Trained:
     """Train `module` in place, from `checkpoint` where there is one, and write it as training goes."""
-    run = _Run(module, schedule, checkpoint)
+    run = _Run(module, loss, schedule, checkpoint)
     if checkpoint.exists():
         run.restore()
     run.module.train()
     for step in range(run.step, schedule.steps):
-        run.advance(loss, step)
+        run.advance(step)
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             run.write()
     return Trained(run.averaged.eval(), tuple(run.losses), run.seconds)
@@ -85,11 +99,11 @@ def train(module: nn.Module, loss: Loss, schedule: Schedule, checkpoint: Path) -
 def in_bfloat16(loss: Loss) -> Loss:
     """The same loss, its products taken in bfloat16: twice as fast where the processor knows it."""
 
-    def shortened(module: nn.Module, batch: int, generator: torch.Generator) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return loss(module, batch, generator)
+    def shortened(module: nn.Module, *drawn: Tensor) -> Tensor:
+        with torch.autocast(drawn[0].device.type, torch.bfloat16):
+            return loss.value(module, *drawn)
 
-    return shortened
+    return Loss(loss.draw, shortened)
 
 
 def averaged_weights(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
@@ -101,20 +115,24 @@ def averaged_weights(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
 class _Run:
     """The state of a training run: what a checkpoint holds."""
 
-    def __init__(self, module: nn.Module, schedule: Schedule, checkpoint: Path) -> None:
+    def __init__(self, module: nn.Module, loss: Loss, schedule: Schedule, checkpoint: Path) -> None:
         # channels_last is a fifth to a quarter faster on a CPU and changes no shape
         self.module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.module).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.module.parameters(), schedule.rate, weight_decay=schedule.weight_decay)
-        self.schedule, self.checkpoint = schedule, checkpoint
+        self.loss, self.schedule, self.checkpoint = loss, schedule, checkpoint
+        self.device = next(self.module.parameters()).device
+        self.learn: Learning | None = None
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
 
-    def advance(self, loss: Loss, step: int) -> None:
+    def advance(self, step: int) -> None:
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + step)
-        value = loss(self.module, self.schedule.batch, generator)
-        self._descend(value, step)
+        drawn = [it.to(self.device) for it in self.loss.draw(self.schedule.batch, generator)]
+        self.learn = self.learn or self._learning(drawn)
+        value = self.learn(drawn)
+        self._descend(step)
         self._average(step)
         self.losses.append(round(value.item(), 6))
         self.step = step + 1
@@ -122,19 +140,29 @@ class _Run:
         if self.step % 50 == 0:
             self._log()
 
-    def _descend(self, value: Tensor, step: int) -> None:
+    def _learning(self, drawn: Sequence[Tensor]) -> Learning:
+        """What makes the gradients of drawn samples and returns their loss."""
+        if self.device.type == "cuda":
+            return _recorded(self.module, self.loss, drawn)
+
+        def learn(drawn: Sequence[Tensor]) -> Tensor:
+            self.optimizer.zero_grad()
+            value = self.loss.value(self.module, *drawn)
+            value.backward()
+            return value
+
+        return learn
+
+    def _descend(self, step: int) -> None:
         self.optimizer.param_groups[0]["lr"] = self.schedule.rate_at(step)
-        self.optimizer.zero_grad()
-        value.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), self.schedule.clip)
         self.optimizer.step()
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
         kept = self.schedule.average_at(step)
-        pairs = zip(self.averaged.parameters(), self.module.parameters(), strict=True)
-        for average, value in pairs:
-            average.lerp_(value, 1 - kept)
+        follow = get_ema_multi_avg_fn(kept)
+        follow(list(self.averaged.parameters()), list(self.module.parameters()), step)
         for average, value in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             average.copy_(value)
 
@@ -176,6 +204,33 @@ class _Run:
                 name: torch.empty_like(parameter.detach()).copy_(moment) if moment.ndim else moment
                 for name, moment in moments.items()
             }
+
+
+def _recorded(module: nn.Module, loss: Loss, drawn: Sequence[Tensor]) -> Learning:
+    """A pass forth and back as a CUDA graph: of networks this small most of the time is the launching of kernels."""
+    inputs = [it.clone() for it in drawn]
+    own = {name: it.clone() for name, it in module.named_buffers()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM):
+            loss.value(module, *inputs).backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    module.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = loss.value(module, *inputs)
+        value.backward()
+    for name, it in module.named_buffers():
+        it.copy_(own[name])
+
+    def learn(drawn: Sequence[Tensor]) -> Tensor:
+        for known, new in zip(inputs, drawn, strict=True):
+            known.copy_(new)
+        graph.replay()
+        return value
+
+    return learn
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
