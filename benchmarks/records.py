@@ -1,13 +1,16 @@
 """Results as JSON files, one a cell, with the machine and the versions. A finished cell is not measured again."""
 
+import contextlib
 import json
 import logging
 import os
 import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -16,9 +19,11 @@ PACKAGES = ("ld-pruner", "torch", "diffusers", "numpy", "scipy")
 logger = logging.getLogger(__name__)
 
 
-def cell(name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def cell(
+    name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], results: Path = RESULTS
+) -> dict[str, Any]:
     """The result of a cell: read if it was measured with these settings, else measured and written."""
-    path = RESULTS / f"{name}.json"
+    path = results / f"{name}.json"
     if path.exists():
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if known["settings"] == dict(settings):
@@ -34,13 +39,24 @@ def cell(name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[s
 
 def machine() -> dict[str, Any]:
     """What the measurements were made on."""
+    accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        **accelerator,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed: ld-pruner itself may be run from its folder."""
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:

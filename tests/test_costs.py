@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import ldpruner
-from ldpruner.costs import latency, module_shares, peak_memory, timed_ms
+from ldpruner.costs import device_of, latency, module_shares, peak_memory, timed_ms
 from ldpruner.fingerprints import count_parameters
 from ldpruner.pipelines import Denoiser, find_denoiser, run_pipeline
 
@@ -51,6 +51,12 @@ def test_the_shares_of_children_add_up_to_no_more_than_their_parent(
 def test_convolutions_at_full_resolution_take_longer_than_an_activation(shares: dict[str, float]) -> None:
     assert shares["up_blocks.1"] > shares["conv_act"]
     assert sum(shares[name] for name in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0")) > 0.3
+
+
+def test_a_module_without_weights_is_where_its_network_is() -> None:
+    there = torch.device("meta")
+    assert device_of(torch.nn.SiLU(), there) == device_of(torch.nn.Linear(1, 1, device=there)) == there
+    assert device_of(torch.nn.SiLU()) == torch.device("cpu")
 
 
 def test_time_that_a_processor_gives_to_others_is_no_modules(denoiser: Denoiser) -> None:

@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import pytest
+import torch
 from diffusers import DiffusionPipeline
 
 import ldpruner
+from ldpruner import execution
 from ldpruner.execution import LocalExecutor, Outcome, Task, Worker
 from ldpruner.importance import Floats
 from ldpruner.latents import draw_latents
@@ -40,6 +43,20 @@ def test_a_worker_draws_what_a_pipeline_draws_and_tells_the_way_there(tiny: Diff
     np.testing.assert_array_equal(drawn.latents, draw_latents(tiny, PROBE, [0, 1]).double().numpy())
     assert len(drawn.path) == drawn.calls == PROBE.steps
     np.testing.assert_array_equal(drawn.path[-1], drawn.latents[: drawn.path.shape[1]])
+
+
+def test_a_draw_that_is_not_stopped_looks_at_the_device_only_at_its_end(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[torch.Tensor] = []
+
+    def look(latents: torch.Tensor) -> Floats:
+        looked.append(latents)
+        return np.asarray(latents.double().numpy())
+
+    monkeypatch.setattr(execution, "_floats", look)
+    Worker(tiny)(Task("unet", PROBE, operators[0].candidates[0].removal, (0, 1), 2))
+    assert len(looked) == 1
 
 
 def test_what_is_too_far_from_the_path_is_drawn_no_further(

@@ -50,7 +50,7 @@ def latency(run: Callable[[], Any], denoiser: nn.Module, repeats: int = REPEATS)
     """
     totals, shares = [], []
     for repeat in range(repeats + 1):
-        with _timed({"": denoiser}) as inside:
+        with _timed({"": denoiser}, device_of(denoiser)) as inside:
             total = timed_ms(run, device_of(denoiser))
         if repeat:
             totals.append(total)
@@ -76,11 +76,12 @@ def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float
 
 def _shares_at_once(denoiser: Denoiser, modules: dict[str, nn.Module], repeats: int) -> dict[str, float]:
     # Others on a machine slow single modules: a processor's own work is what its thread was given.
-    clock = time.thread_time if device_of(denoiser.module).type == "cpu" else time.perf_counter
+    device = device_of(denoiser.module)
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     observed: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
-        with _timed(modules, clock) as inside:
-            total = timed_ms(denoiser, device_of(denoiser.module), clock)
+        with _timed(modules, device, clock) as inside:
+            total = timed_ms(denoiser, device, clock)
         for name, spans in inside.items():
             observed[name].append(sum(span() for span in spans) / total)
     return {name: statistics.median(values) for name, values in observed.items()}
@@ -124,17 +125,17 @@ def _cuda_span() -> Callable[[], Callable[[], float]]:
 
 @contextlib.contextmanager
 def _timed(
-    modules: dict[str, nn.Module], clock: Clock = time.perf_counter
+    modules: dict[str, nn.Module], device: torch.device, clock: Clock = time.perf_counter
 ) -> Iterator[dict[str, list[Callable[[], float]]]]:
-    """Times every call of some modules."""
+    """Times every call of some modules; those without weights run on the device of the network that they are of."""
     spans: dict[str, list[Callable[[], float]]] = defaultdict(list)
     open_spans: list[Callable[[], Callable[[], float]]] = []
     handles = []
     for name, module in modules.items():
-        device = device_of(module)
+        place = device_of(module, device)
 
-        def enter(*_: Any, device: torch.device = device) -> None:
-            open_spans.append(_span(device, clock))
+        def enter(*_: Any, place: torch.device = place) -> None:
+            open_spans.append(_span(place, clock))
 
         def leave(*_: Any, name: str = name) -> None:
             spans[name].append(open_spans.pop()())
@@ -147,26 +148,29 @@ def _timed(
             handle.remove()
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a network's weights are."""
-    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
+def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
+    """Where a network's weights are; `otherwise`, or the CPU, for what has none."""
+    return next((weight.device for weight in module.parameters()), otherwise or torch.device("cpu"))
 
 
 def peak_memory(pipeline: DiffusionPipeline, run: Callable[[], Any]) -> int:
     """Bytes at the peak of a run: every component's weights, and the tensors alive at once.
 
-    On CUDA, what its allocator reports; elsewhere, a count of tensor storages, the same in every run.
+    On CUDA, the tensors are what its allocator reports, less what it held before; elsewhere, a count of tensor
+    storages, the same in every run.
     """
     parts = networks(pipeline).values()
-    weights = {id(weight): weight.nbytes for part in parts for weight in (*part.parameters(), *part.buffers())}
-    if any(device_of(part).type == "cuda" for part in parts):
+    weights = {id(weight): weight for part in parts for weight in (*part.parameters(), *part.buffers())}
+    on_cuda = [weight.nbytes for weight in weights.values() if weight.is_cuda]
+    if on_cuda:
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()  # other pipelines' weights, too
         run()
-        return int(torch.cuda.max_memory_allocated())
+        return sum(on_cuda) + torch.cuda.max_memory_allocated() - before
     counter = _StorageCounter()
     with counter:
         run()
-    return sum(weights.values()) + counter.peak
+    return sum(weight.nbytes for weight in weights.values()) + counter.peak
 
 
 class _StorageCounter(TorchDispatchMode):

@@ -130,7 +130,7 @@ class Worker:
 
     def _drawn_by(self, size: int, network: nn.Module, task: Task, path: Floats | None) -> Outcome:
         first, *others = (task.samples[start : start + size] for start in range(0, len(task.samples), size))
-        watch = _Watch(path, task.limit)
+        watch = _Watch(path, task.limit, keeps=task.removal is None)
         with _counted_calls(network) as calls:
             drawn = [draw_latents(self.pipeline, task.probe, first, watch)]
             if watch.stopped is not None:
@@ -141,10 +141,10 @@ class Worker:
 
 
 class _Watch:
-    """Looks at the first samples after each step, and stops what has left their path."""
+    """Looks at the first samples after each step, and stops what has left their path; if it `keeps`, shows the way."""
 
-    def __init__(self, path: Floats | None, limit: float) -> None:
-        self.path, self.limit = path if limit < math.inf else None, limit
+    def __init__(self, path: Floats | None, limit: float, *, keeps: bool) -> None:
+        self.path, self.limit, self.keeps = path if limit < math.inf else None, limit, keeps
         self.samples = FEWEST if path is None else path.shape[1]
         self.seen: list[Floats] = []
         self.stopped: int | None = None
@@ -155,6 +155,8 @@ class _Watch:
         return np.stack(self.seen) if len({one.shape for one in self.seen}) == 1 else None
 
     def __call__(self, latents: torch.Tensor) -> None:
+        if self.path is None and not self.keeps:
+            return  # to look is to wait for the device
         self.seen.append(_floats(latents[: self.samples]))
         step = len(self.seen) - 1
         if self.path is None or step >= len(self.path) - 1:

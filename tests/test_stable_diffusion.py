@@ -1,0 +1,43 @@
+"""The benchmark at the size of Stable Diffusion: what can be checked of it without an accelerator."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from benchmarks.full_size import MODEL, open_subject
+from benchmarks.records import RESULTS, machine
+from benchmarks.waits import WAITED, counted_waits
+from ldpruner.latents import draw_latents
+
+
+def test_what_waits_for_a_device_is_counted_by_its_place(tiny: DiffusionPipeline, probe: ldpruner.Probe) -> None:
+    def wait(_: torch.Tensor) -> None:
+        warnings.warn(f"{WAITED} (by a test)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    with counted_waits(torch.device("cpu")) as found:
+        draw_latents(tiny, probe, [0], wait)
+    ((place, count),) = found.items()
+    assert place.startswith("ldpruner/latents.py:")
+    assert count == probe.steps
+
+
+def test_the_machine_names_its_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "accelerator" not in machine()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an accelerator")
+    assert machine()["accelerator"] == "an accelerator"
+
+
+@pytest.mark.slow
+def test_the_narrow_stand_in_has_the_operators_of_the_published_model() -> None:
+    subject = open_subject(torch.device("cpu"), small=True)
+    published = json.loads((RESULTS / "coverage" / f"{MODEL}.json").read_text(encoding="utf-8"))["result"]
+    assert len(subject.operators) == published["operators"]
+    assert subject.denoiser.rows == 2  # guided
+    assert draw_latents(subject.pipeline, subject.probe(1), [0]).isfinite().all()
