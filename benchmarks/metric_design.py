@@ -96,7 +96,8 @@ def _with_costs(scores: Scores, costs: Scores) -> Scores:
 def _distance(subject: Subject, plan: Plan | None, seed: int, pictures: int) -> float:
     """The Frechet distance to test images of a pruned pipeline, or of the original."""
     removed = [one.removal.model_dump(mode="json") for one in plan.removed] if plan else []
-    settings = {"model": subject.name, "seed": seed, "pictures": pictures, "steps": STEPS, "removed": removed}
+    named = {"model": subject.name, "weights": subject.weights}
+    settings = {**named, "seed": seed, "pictures": pictures, "steps": STEPS, "removed": removed}
     digest = hashlib.blake2b(json.dumps(removed).encode(), digest_size=6).hexdigest()
 
     def measure() -> dict[str, Any]:

@@ -15,7 +15,8 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ RECIPES: Mapping[str, Recipe] = {"satellite": SATELLITE, "emoji": EMOJI, "digits
 # optimizer steps: a few per cent of what the denoiser was trained with, so that a cell takes minutes
 BUDGETS = {"satellite": 500, "emoji": 300, "digits": 500}
 RATES = {"satellite": 1e-4, "emoji": 3e-4, "digits": 3e-4}
-PICTURES = {"satellite": 1024, "emoji": 256, "digits": 256}  # a distance of more is better known
+PICTURES = 256
 MANY_PICTURES = 1024  # for the headline
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
@@ -71,7 +72,7 @@ TAUGHT = ("digits",)  # by the original, not the data: its weights hold guidance
 # a tenth of the training's compute; in small batches, of which that makes more steps
 SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
 HEADLINE: Mapping[str, tuple[str, float, int]] = {
-    "satellite": (OURS, 0.5, 4000),
+    "satellite": (GUIDED, 0.5, 3000),
     "emoji": (GUIDED, 0.5, 900),
     "digits": (OURS, 0.5, 5600),
 }
@@ -92,12 +93,26 @@ class Bench:
         folder: for scores, examples and checkpoints.
         training: of each rival.
         pictures: that measure each.
+        device: where rivals are finetuned and drawn. Each is made and timed where the model is.
     """
 
     subject: Subject
     folder: Path
     training: Training
     pictures: int
+    device: str
+
+    @contextmanager
+    def on_device(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """The model and a rival are on the device, until the context ends."""
+        pair, place = (self.subject.pipeline, pipeline), pipeline.device
+        for one in pair:
+            one.to(self.device)
+        try:
+            yield
+        finally:
+            for one in pair:
+                one.to(place)
 
     def probe(self, seed: int) -> ldpruner.Probe:
         return self.subject.probe(SAMPLES, STEPS, seed)
@@ -141,13 +156,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
     parser.add_argument("--rivals", nargs="+", choices=NAMES, help="default: all at 50 %%, some at other cuts")
     parser.add_argument("--headline", action="store_true", help="only half of the latency or less, finetuned longer")
-    parser.add_argument("--pictures", type=int, help="that are judged; default: as many as the model needs")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="that are judged")
+    parser.add_argument("--device", default="cpu", help="that finetunes and draws; latency is a processor's")
     parser.add_argument("--runs", type=Path, default=Path("runs/rivals"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     for model in options.models:
-        pictures = options.pictures or PICTURES[model]
-        bench = Bench(open_subject(model, options.data / model), options.runs / model, _training(model), pictures)
+        subject = open_subject(model, options.data / model)
+        bench = Bench(subject, options.runs / model, _training(model), options.pictures, options.device)
         for seed in options.seeds:
             if options.headline:
                 _headline(bench, seed)
@@ -185,6 +201,7 @@ def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
     unused = {"seed"} if training.autoguidance else {"seed", "autoguidance"}  # older cells know of none
     settings = {
         "model": model,
+        "weights": bench.subject.weights,
         "rival": name,
         "cut": cut,
         "seed": seed,
@@ -202,14 +219,14 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
     except BudgetError as error:
         return {"failure": str(error)}
     steps = max(1, round(STEPS * (1 - cut))) if name == FEWER else STEPS
-    found = {
-        **_costs(bench, pipeline, steps, seed),
-        "before": judged(bench.subject, pipeline, bench.pictures, steps, seed),
-    }
+    found = _costs(bench, pipeline, steps, seed)
     found["removed"] = [one.removal.model_dump(mode="json") for one in plan.removed] if plan else None
-    if name != FEWER and not (name == ORIGINAL and is_taught(bench.subject.name, name)):  # of itself it learns nothing
-        found |= _recovered(bench, name, pipeline, seed, place)
-        found["compute"] = _compute(bench, name, found["macs"] / found["original_macs"])
+    with bench.on_device(pipeline):
+        found["before"] = judged(bench.subject, pipeline, bench.pictures, steps, seed)
+        # of itself the original learns nothing
+        if name != FEWER and not (name == ORIGINAL and is_taught(bench.subject.name, name)):
+            found |= _recovered(bench, name, pipeline, seed, place)
+            found["compute"] = _compute(bench, name, found["macs"] / found["original_macs"])
     return found
 
 
@@ -258,7 +275,7 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
 
 def _plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
     model = bench.subject.name
-    usual = dataclasses.replace(bench, training=_training(model), pictures=PICTURES[model])
+    usual = dataclasses.replace(bench, training=_training(model), pictures=PICTURES)
     found = _cell(usual, OURS, cut, seed)["result"]
     if "failure" in found:
         raise BudgetError(found["failure"])

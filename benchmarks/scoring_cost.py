@@ -54,7 +54,8 @@ def main() -> None:
     for model in options.models:
         subject = open_subject(model, options.data / model)
         for seed in options.seeds:
-            settings = {"model": model, "seed": seed, "samples": options.samples, "steps": options.steps}
+            named = {"model": model, "weights": subject.weights}
+            settings = {**named, "seed": seed, "samples": options.samples, "steps": options.steps}
             probe = subject.probe(options.samples, options.steps, seed)
             measure = functools.partial(_measured, subject.pipeline, probe)
             found = cell(f"scoring_cost/{model}-{seed}", settings, measure)

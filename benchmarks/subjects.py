@@ -13,8 +13,9 @@ from PIL import Image
 
 import ldpruner
 from benchmarks.records import ROOT
+from ldpruner.fingerprints import weights_digest
 from ldpruner.importance import Floats
-from ldpruner.pipelines import run_pipeline
+from ldpruner.pipelines import networks, run_pipeline
 from zoo.captions import read_captioned
 from zoo.data import read_images
 from zoo.digits import DIGITS, read_pictures
@@ -78,6 +79,11 @@ class Subject:
     def distance(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> float:
         """The judge's Frechet distance of a pipeline's pictures to the test images."""
         return frechet_distance(self.judge, self.test, self.drawn(pipeline, pictures, steps, seed))
+
+    @cached_property
+    def weights(self) -> str:
+        """Tells the model from one of its name that is trained anew, of which nothing is measured yet."""
+        return "-".join(weights_digest(part) for part in networks(self.pipeline).values())
 
     @cached_property
     def rebuilt(self) -> torch.Tensor:
