@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldpruner.estimates import Curve, interval, relative_error, to_many, usual_spread
+from ldpruner.estimates import Curve, doubt, interval, relative_error, to_many, usual_spread
 from ldpruner.importance import importance, merged, moments
 
 SAMPLES = 64
@@ -55,3 +55,8 @@ def test_more_samples_make_a_score_surer() -> None:
     errors = [relative_error(one.first(samples), 1.0, "mean_std") for samples in (2, 8, 32)]
     assert errors[0] > errors[1] > errors[2]
     assert relative_error(one, 1.0, "mse") == pytest.approx(2 * relative_error(one, 1.0, "mean_std"))
+
+
+def test_what_is_drawn_whole_is_not_in_doubt_beside_others() -> None:
+    assert doubt(0.4, 0.25) < 0.4
+    assert doubt(0.4, 1.0) == 0

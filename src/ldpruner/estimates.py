@@ -11,11 +11,12 @@ import numpy as np
 from ldpruner.importance import QUADRATIC, Floats, Metric
 
 FEW = 5  # modifications that tell how scores change with the number of samples
+STEEPEST = 0.7  # ratio of squared scores of twice the samples, where it is not known: on the zoo's models 0.65 to 0.8
 ENOUGH = 8  # samples from which is told how much samples differ
 UNKNOWN = 1.0  # how much they do where that is not known; on the models of the zoo 0.7 to 1.5
 WEIGHT = 4  # samples of a modification that say as much of its spread as all others do
 WIDER = 1.2  # than samples' distances alone would say: deviations over samples differ more than means
-OWN = 0.15  # of an error is at least the score's own on the same samples; the rest is that some are harder for all
+OWN = 0.75  # of an error is the score's own on the same samples; the rest is that some are harder for all
 NORMAL = 1.96  # standard errors, for 95 %
 APART = 0.6  # of an error is the score's own on other samples
 REDRAWN = 32  # pairs of seeds, for the stability of ranks
@@ -74,7 +75,8 @@ def to_many(curves: Sequence[Curve], samples: int) -> dict[int, Change]:
         if len(known) >= FEW:
             ratio, variance = float(np.median(known)), float(np.log(known).var())
         else:
-            ratio, variance = _next(ratio), variance / 2
+            ratio = _next(ratio)
+            variance = max(variance / 2, math.log(ratio) ** 2)
         steps.append((ratio, variance))
     changes = {samples: Change(1.0, 0.0)}
     for place, number in enumerate(numbers[:-1]):
@@ -85,13 +87,13 @@ def to_many(curves: Sequence[Curve], samples: int) -> dict[int, Change]:
 
 def _next(ratio: float) -> float:
     """The ratio of scores of twice the samples that follows one: their squares fall as a + b / samples."""
-    return float(np.sqrt(np.clip(1.5 - 0.5 / ratio**2, 0.5, 1)))
+    return float(np.sqrt(np.clip(1.5 - 0.5 / ratio**2, STEEPEST, 1)))
 
 
 def usual_spread(curves: Sequence[Curve]) -> float:
-    """How much samples differ, of most modifications."""
+    """How much samples differ, of most modifications; no less than usual, as those drawn often are not like all."""
     known = [one.spread for one in curves if one.samples >= ENOUGH]
-    return float(np.median(known)) if len(known) >= FEW else UNKNOWN
+    return max(UNKNOWN, float(np.median(known))) if len(known) >= FEW else UNKNOWN
 
 
 def relative_error(curve: Curve, usual: float, metric: Metric) -> float:
@@ -101,15 +103,14 @@ def relative_error(curve: Curve, usual: float, metric: Metric) -> float:
     return WIDER * power * float(np.sqrt(weights @ variances / weights.sum() / curve.samples))
 
 
-def doubt(error: float, change: Change, share: float) -> float:
+def doubt(error: float, share: float) -> float:
     """The relative standard error of a score beside those of others, once all are of the whole probe.
 
     Args:
         error: its own, for samples of other seeds.
-        change: from as many samples to the whole probe.
         share: of the probe that was drawn.
     """
-    return max(change.scatter, OWN * error * math.sqrt(max(0.0, 1 - share)))
+    return OWN * error * math.sqrt(max(0.0, 1 - share))
 
 
 def interval(score: float, error: float) -> tuple[float, float]:

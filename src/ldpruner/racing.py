@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from diffusers import DiffusionPipeline
-from numpy.typing import NDArray
 
 from ldpruner.blocks import FEWEST
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
-from ldpruner.estimates import FEW
 from ldpruner.execution import Executor
 from ldpruner.importance import Floats, Metric
 from ldpruner.knapsack import Problem
@@ -25,10 +23,10 @@ from ldpruner.scoring import BATCH, Scoring
 logger = logging.getLogger(__name__)
 
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
-SURVEYED = 16  # samples drawn of some modifications, FEW of them: they tell how scores change with more samples
-SETTLED = 0.05  # of a plan's damage: what another choice may be expected to spare
+SETTLED = 0.02  # of a plan's damage: what another choice may be expected to spare
+MORE = 2  # samples of each modification, on average, that a budget may have drawn beyond the first
+MATTERS = 0.1  # of what the most contested removal may spare: where less is at stake, none is drawn again
 FAR = 2.0  # times as far as all of a plan takes the latents, a removal is not drawn on
-SMALL = 0.1  # of that: a removal of less damage is not looked at again
 
 
 def score_operators(  # noqa: PLR0913  (each is a choice of its own)
@@ -107,10 +105,7 @@ class Race:
         for stage in itertools.count():
             # a run that is resumed has drawn more already, and shall come to the same choice
             scores, doubts = self.scoring.scores(first=drawn), self.scoring.doubts(drawn)
-            wanted = {one: 2 * drawn[one] for one in self._contested(scores, doubts, stage)}
-            if stage == 0:
-                wanted |= dict.fromkeys(_surveyed(scores), SURVEYED)
-            wanted = {one: min(samples, probed) for one, samples in wanted.items() if drawn[one] < probed}
+            wanted = self._affordable(drawn, self._contested(scores, doubts, stage))
             if not wanted:
                 return
             drawn |= wanted
@@ -141,16 +136,31 @@ class Race:
         curve = self.scoring.drawing.curve(candidate, self.scoring.metric)
         return float(curve.first(self._first[candidate]).distances.mean()) if curve is not None else math.inf
 
-    def _contested(self, scores: Scores, doubts: Mapping[Candidate, float], stage: int) -> list[Candidate]:
-        """Those that a plan depends on, for some budget, and that are not sure enough."""
+    def _contested(self, scores: Scores, doubts: Mapping[Candidate, float], stage: int) -> dict[Candidate, float]:
+        """What is at stake in those that a plan depends on and that are not sure enough; the most first."""
         removable = [one for one in scores.scores if math.isfinite(one.score)]
-        contested = np.zeros(len(removable), dtype=bool)
+        stakes = np.zeros(len(removable))
         for budget in self.budgets:
             problem = Problem(scores, removable, budget)
             if _is_reachable(problem):
                 errors = problem.power * np.array([doubts[one.candidate] for one in removable])
-                contested |= _in_doubt(problem, errors, stage)
-        return [one.candidate for one in itertools.compress(removable, contested)]
+                stakes = np.maximum(stakes, _at_stake(problem, errors, stage))
+        order = np.argsort(-stakes, kind="stable")
+        return {removable[place].candidate: stakes[place] for place in order if stakes[place] > 0}
+
+    def _affordable(
+        self, drawn: Mapping[Candidate, int], contested: Mapping[Candidate, float]
+    ) -> dict[Candidate, int]:
+        """Twice the samples of those, in turn, for which there are calls left; and of those not drawn to the end."""
+        probed, wanted = self.scoring.probe.samples, dict[Candidate, int]()
+        allowed = (FEWEST + MORE * len(self.budgets)) * (1 + len(drawn))
+        for one, stake in contested.items():
+            more = wanted | {one: min(2 * drawn[one], probed)}
+            counts = {**drawn, **more}.values()
+            is_left = sum(counts) + max(counts) <= allowed  # the untouched ones too
+            if drawn[one] < probed and (is_left or math.isinf(stake)):
+                wanted = more
+        return wanted
 
 
 def _is_reachable(problem: Problem) -> bool:
@@ -161,27 +171,20 @@ def _is_reachable(problem: Problem) -> bool:
     return True
 
 
-def _surveyed(scores: Scores) -> list[Candidate]:
-    """Some modifications, from low scores to high ones."""
-    whole = (one for one in scores.scores if math.isfinite(one.score) and not one.stopped)
-    order = sorted(whole, key=lambda one: one.score)
-    places = np.linspace(0, len(order) - 1, min(FEW, len(order))).round().astype(int)
-    return [order[place].candidate for place in places]
+def _at_stake(problem: Problem, errors: Floats, seed: int) -> Floats:
+    """[removable] how much of a plan's damage hangs on each removal, of those that not all plans agree on.
 
-
-def _in_doubt(problem: Problem, errors: Floats, seed: int) -> NDArray[np.bool_]:
-    """Which removals are in the best plan for some scores within their intervals, and not for others.
-
-    None, where the plan would do hardly more damage than the best one, whichever scores are true.
+    0, where the plan would do hardly more damage than the best one, whichever scores are true.
     """
     damages = problem.damages
     plan = problem.solve(damages)
-    differing, regrets = np.zeros(len(damages), dtype=bool), []
-    for drawn, best in problem.redrawn(errors, seed):
+    differing, regrets = np.zeros(len(damages)), []
+    for drawn, best in problem.redrawn(errors, seed, plan):
         ours, least = float(drawn @ plan), float(drawn @ best)
         regrets.append(ours / least - 1 if least > 0 else 0.0)
-        differing |= plan != best
-    unknown = np.array([one.stopped for one in problem.removable]) & plan
+        differing += plan != best
+    unknown = np.where(plan & [one.stopped for one in problem.removable], math.inf, 0.0)
     if np.mean(regrets) <= SETTLED:
         return unknown
-    return unknown | differing & (damages > SMALL * SETTLED * float(damages @ plan))
+    stakes = differing * errors * damages / float(damages @ plan)
+    return unknown + np.where(stakes >= MATTERS * stakes.max(), stakes, 0)

@@ -164,11 +164,9 @@ class Scoring:
             first: of each modification how many samples count.
         """
         curves = self._curves(self.metric, first)
-        (changes, usual), probed = self._usual(curves), self.probe.samples
-        return {
-            one: doubt(relative_error(curve, usual, self.metric), changes[curve.samples], curve.samples / probed)
-            for one, curve in curves.items()
-        }
+        _, usual = self._usual(curves)
+        errors = {one: relative_error(curve, usual, self.metric) for one, curve in curves.items()}
+        return {one: doubt(error, curves[one].samples / self.probe.samples) for one, error in errors.items()}
 
     def _curves(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Curve]:
         curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}
