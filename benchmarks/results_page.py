@@ -12,8 +12,9 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
+from benchmarks.contest import BUDGETS, CUTS, GUIDED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS, is_taught
 from benchmarks.records import RESULTS, ROOT, write_between
-from benchmarks.rivals import BUDGETS, CUTS, GUIDED, HEADLINE, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS, is_taught
+from benchmarks.rivals import HEADLINE
 from benchmarks.subjects import SUBJECTS
 
 DOCUMENT = ROOT / "docs" / "results.md"

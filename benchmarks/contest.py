@@ -1,0 +1,163 @@
+"""What is the same for ld-pruner and all its rivals: their names, the scores, the training, what is measured."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from benchmarks.criteria import RIVALS
+from benchmarks.subjects import Subject
+from ldpruner.bench import Spread
+from ldpruner.costs import timed_ms
+from ldpruner.finetuning import Finetuning, Training
+from ldpruner.fingerprints import count_parameters
+from ldpruner.latents import draw_latents
+from ldpruner.operators import denoiser_macs
+from ldpruner.pipelines import find_denoiser
+from ldpruner.scores import Scores
+from ldpruner.scoring import Scoring
+from zoo.digits import DIGITS
+from zoo.emoji import EMOJI
+from zoo.recipe import Recipe
+from zoo.satellite import SATELLITE
+
+CUTS = (0.5, 0.35, 0.65)  # of the latency
+SAMPLES, SCORING_STEPS = 8, 6  # of ld-pruner's probe
+STEPS = 10  # with which pictures are drawn and timed
+DRAWING_STEPS = 25  # with which the original draws what is learnt from
+ROUNDS = 25  # pairs of timings
+BATCH = 32
+RECIPES: Mapping[str, Recipe] = {"satellite": SATELLITE, "emoji": EMOJI, "digits": DIGITS}
+OWN_SAMPLES = 1024  # of the original, where there is no data
+# optimizer steps: a few per cent of what the denoiser was trained with, so that a cell takes minutes
+BUDGETS = {"satellite": 500, "emoji": 300, "digits": 500}
+RATES = {"satellite": 1e-4, "emoji": 3e-4, "digits": 3e-4}
+# the same for every rival; early stopping would give some of them fewer steps than others
+SETTINGS: dict[str, Any] = {"warmup": 20, "average": 0.99, "patience": None, "check_every": 50}
+PICTURES = 256
+
+OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
+NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
+GUIDED = "ld-pruner with autoguidance"
+SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
+OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
+CHANNELS = ("channels by magnitude", "channels by Taylor")
+NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
+AUTOGUIDANCE = 1.0
+TAUGHT = ("digits",)  # by the original, not the data: its weights hold guidance, of which they know nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A model with what is the same for all its rivals.
+
+    Attributes:
+        subject: the model, its judge and data.
+        folder: for scores, examples and checkpoints.
+        training: of each rival.
+        pictures: that measure each.
+        device: where rivals are finetuned and drawn. Each is made and timed where the model is.
+    """
+
+    subject: Subject
+    folder: Path
+    training: Training
+    pictures: int
+    device: str
+
+    @contextmanager
+    def on_device(self, pipeline: DiffusionPipeline) -> Iterator[None]:
+        """The model and a rival are on the device, until the context ends."""
+        pair, place = (self.subject.pipeline, pipeline), pipeline.device
+        for one in pair:
+            one.to(self.device)
+        try:
+            yield
+        finally:
+            for one in pair:
+                one.to(place)
+
+    def probe(self, seed: int) -> ldpruner.Probe:
+        return self.subject.probe(SAMPLES, STEPS, seed)
+
+    def scores(self, seed: int) -> Scores:
+        """ld-pruner's, on a probe of this seed; those of the original are kept in the folder."""
+        probe = self.subject.probe(SAMPLES, SCORING_STEPS, seed)
+        with Scoring(self.subject.pipeline, None, probe, run=self.folder / f"scores-{seed}") as scoring:
+            for _ in scoring:
+                pass
+            return scoring.scores()
+
+    def training_of(self, name: str, seed: int) -> Training:
+        """A rival's training: on the task alone, or on the original's output alone."""
+        teacher = float(is_taught(self.subject.name, name))
+        losses = {"task": 1.0 - teacher, "output": teacher, "features": 0.0}
+        losses["autoguidance"] = AUTOGUIDANCE if name == GUIDED else 0.0
+        return self.training.model_copy(update={"seed": seed, **losses})
+
+    def finetuning(
+        self, pipeline: DiffusionPipeline, training: Training, place: str, *, data: bool = True
+    ) -> Finetuning:
+        """The training of a pruned pipeline; all share their examples."""
+        run, shared = self.folder / "cells" / place, self.folder / "examples"
+        run.mkdir(parents=True, exist_ok=True)
+        shared.mkdir(exist_ok=True)
+        if not (run / "examples").exists():
+            (run / "examples").symlink_to(shared.resolve())
+        probe = self.probe(training.seed).model_copy(update={"samples": OWN_SAMPLES, "steps": DRAWING_STEPS})
+        rows = self.subject.train if data else None
+        return Finetuning(pipeline, self.subject.pipeline, rows, probe=probe, training=training, run=run)
+
+    def latency(self, pipeline: DiffusionPipeline, steps: int, seed: int) -> Spread:
+        """The time of drawing one sample's latents over the original's, in turn.
+
+        On a processor it is the time that this process was given: others on the machine do not count. With one thread
+        on an idle machine it is the latency.
+        """
+        probe = self.probe(seed)
+        other = probe.model_copy(update={"steps": steps})
+        pairs = [(_timed(self.subject.pipeline, probe), _timed(pipeline, other)) for _ in range(ROUNDS + 1)]
+        return Spread.of([second / first for first, second in pairs[1:]])
+
+    def costs(self, pipeline: DiffusionPipeline, steps: int, seed: int) -> dict[str, Any]:
+        pair = [find_denoiser(one) for one in (self.subject.pipeline, pipeline)]
+        macs = [denoiser_macs(one) for one in pair]
+        statistic = "of pairs in turn; processor time of one thread" if pipeline.device.type == "cpu" else "of pairs"
+        return {
+            "latency_ratio": self.latency(pipeline, steps, seed).model_dump(),
+            "statistic": statistic,
+            "parameters": count_parameters(pair[1].module),
+            "original_parameters": count_parameters(pair[0].module),
+            "macs": macs[1],
+            "original_macs": macs[0],
+        }
+
+    def compute(self, name: str, kept: float) -> float:
+        """Finetuning's share of the denoiser's training: backwards counts as two calls, whoever teaches as one."""
+        model = self.subject.name
+        schedules = (RECIPES[model].denoiser_schedule, RECIPES[model].refinement_schedule)
+        trained = sum(schedule.steps * schedule.batch for schedule in schedules)
+        calls = 3 * kept + (name == GUIDED or is_taught(model, name)) + (kept if name == GUIDED else 0)
+        return self.training.steps * self.training.batch * calls / (3 * trained)
+
+
+def usual_training(model: str) -> Training:
+    return Training(steps=BUDGETS[model], batch=BATCH, rate=RATES[model], **SETTINGS)
+
+
+def is_taught(model: str, name: str) -> bool:
+    """Whether a rival learns the original's output instead of the task."""
+    return name == NO_DATA or model in TAUGHT
+
+
+def _timed(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> float:
+    if pipeline.device.type != "cpu":
+        return timed_ms(lambda: draw_latents(pipeline, probe, [0]), pipeline.device)
+    started = time.process_time()
+    draw_latents(pipeline, probe, [0])
+    return time.process_time() - started
