@@ -4,8 +4,9 @@
 
 FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. Each score chooses
 what to remove, at several cuts of the latency; the damage is the rise of the judge's Frechet distance to test images,
-without any finetuning. One JSON for each plan and seed: a plan that several scores choose is measured once. Scoring
-resumes from its run folders. Writes the tables of docs/metric-design.md.
+without any finetuning. One JSON for each plan and seed, as a plan that several scores choose is measured once, and one
+for each seed with all that were chosen. Scoring resumes from its run folders. Writes the tables of
+docs/metric-design.md.
 """
 
 import argparse
@@ -56,15 +57,30 @@ def main() -> None:
 def _rises(subject: Subject, options: argparse.Namespace) -> dict[Choice, list[float]]:
     """For each choice the rise of the distance over the original's, seed by seed; and the original's own."""
     rises: dict[Choice, list[float]] = {}
-    costs: Scores | None = None
     for seed in range(options.seeds):
-        found = _scores(subject, seed, options)
-        costs = costs or found[METRICS[0]]  # of the first seed: what a removal saves shall be the same for all
-        original = _distance(subject, None, seed, options.pictures)
+        found = _choices(subject, seed, options)
+        original = found.pop(ORIGINAL)
         rises.setdefault(ORIGINAL, []).append(original)
-        for choice, plan in _plans(found, costs, options.rules, seed):
-            rises.setdefault(choice, []).append(_distance(subject, plan, seed, options.pictures) - original)
+        for choice, distance in found.items():
+            rises.setdefault(choice, []).append(distance - original)
     return rises
+
+
+def _choices(subject: Subject, seed: int, options: argparse.Namespace) -> dict[Choice, float]:
+    """For each choice on one seed the distance of its plan: from these cells alone the tables are written."""
+    asked = {"samples": options.samples, "pictures": options.pictures, "rules": options.rules}
+    settings = {"model": subject.name, "weights": subject.weights, "seed": seed, "steps": STEPS, **asked}
+
+    def measure() -> dict[str, Any]:
+        # a removal shall save the same on all seeds
+        costs = _scores(subject, 0, options)[METRICS[0]]
+        plans = dict(_plans(_scores(subject, seed, options), costs, options.rules, seed))
+        found = [(ORIGINAL, _distance(subject, None, seed, options.pictures))]
+        found += [(choice, _distance(subject, plan, seed, options.pictures)) for choice, plan in plans.items()]
+        return {"choices": [[*choice, distance] for choice, distance in found]}
+
+    known = cell(f"metric_design/{subject.name}/seed-{seed}", settings, measure)["result"]["choices"]
+    return {(rule, metric, cut): distance for rule, metric, cut, distance in known}
 
 
 def _scores(subject: Subject, seed: int, options: argparse.Namespace) -> dict[str, Scores]:

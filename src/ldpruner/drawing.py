@@ -11,7 +11,7 @@ from ldpruner.blocks import grouped, samples_of
 from ldpruner.errors import NonFiniteLatents
 from ldpruner.estimates import Curve
 from ldpruner.execution import Executor, Outcome, Task
-from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
+from ldpruner.importance import Floats, Metric, Moments, chance, importance, merged, moments
 from ldpruner.operators import Candidate
 from ldpruner.probe import Probe
 from ldpruner.runs import UNTOUCHED, Extent, Key, Ledger
@@ -190,14 +190,15 @@ class Drawing:
         whole = self._whole_blocks(key)
         if not whole:
             return None
-        blocks, scores = self.ledger.finished(key), {}
+        blocks, scores, chances = self.ledger.finished(key), {}, {}
         base = {block: moments(self._untouched[block], self._untouched[block]) for block in whole}
         ends = list(itertools.accumulate(blocks[block].count for block in whole))
         for place, end in enumerate(ends):
             if end.bit_count() == 1 or end == ends[-1]:
                 drawn, beside = (merged([one[block] for block in whole[: place + 1]]) for one in (blocks, base))
-                scores[end] = importance(beside, drawn, metric)
-        return Curve(scores, np.concatenate([blocks[block].squared_errors for block in whole]))
+                scores[end], chances[end] = importance(beside, drawn, metric), chance(beside, drawn)
+        distances = np.concatenate([blocks[block].squared_errors for block in whole])
+        return Curve(scores, distances, chances=chances)
 
     def _stopped_curve(self, key: Key, metric: Metric) -> Curve | None:
         known = self.ledger.stopped(key)

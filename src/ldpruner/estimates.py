@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +30,13 @@ class Curve:
         scores: by the number of samples, the first 2, 4, 8 and so on, and all.
         distances: [samples] squared distance of each sample from its untouched twin.
         stopped: whether that is how far they were when drawing was stopped on the way.
+        chances: for each score `importance.chance`.
     """
 
     scores: dict[int, float]
     distances: Floats
     stopped: bool = False
+    chances: dict[int, float] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -52,8 +54,11 @@ class Curve:
 
     def first(self, samples: int) -> "Curve":
         """What was known when no more samples had been drawn."""
-        scores = {number: one for number, one in self.scores.items() if number <= samples}
-        return Curve(scores, self.distances[:samples], self.stopped)
+        scores, chances = (
+            {number: one for number, one in known.items() if number <= samples}
+            for known in (self.scores, self.chances)
+        )
+        return Curve(scores, self.distances[:samples], self.stopped, chances)
 
 
 class Change(NamedTuple):
@@ -83,6 +88,17 @@ def to_many(curves: Sequence[Curve], samples: int) -> dict[int, Change]:
         ratios, variances = zip(*steps[place:], strict=True)
         changes[number] = Change(math.prod(ratios), math.sqrt(sum(variances)))
     return changes
+
+
+def factor(curve: Curve, usual: Change, samples: int, metric: Metric) -> float:
+    """From a score to that of `samples`: half-way between what others do and what its own samples say.
+
+    The own say is worth something once there are enough of them, and is of differences of means.
+    """
+    if curve.samples < ENOUGH or metric in QUADRATIC:
+        return usual.factor
+    lasting = 1 - curve.chances.get(curve.samples, 0.0) * (1 - curve.samples / samples)
+    return math.sqrt(usual.factor * math.sqrt(lasting))
 
 
 def _next(ratio: float) -> float:

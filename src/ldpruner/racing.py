@@ -12,20 +12,21 @@ from diffusers import DiffusionPipeline
 from ldpruner.blocks import FEWEST
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
-from ldpruner.execution import Executor
+from ldpruner.execution import Executor, Task
 from ldpruner.importance import Floats, Metric
 from ldpruner.knapsack import Problem
 from ldpruner.operators import Candidate, Operator
 from ldpruner.probe import Probe
-from ldpruner.scores import Scores
+from ldpruner.scores import Forecast, Scores
 from ldpruner.scoring import BATCH, Scoring
 
 logger = logging.getLogger(__name__)
 
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
-SETTLED = 0.02  # of a plan's damage: what another choice may be expected to spare
+SETTLED = 0.005  # of a plan's damage: what another choice may be expected to spare
 MORE = 2  # samples of each modification, on average, that a budget may have drawn beyond the first
 MATTERS = 0.1  # of what the most contested removal may spare: where less is at stake, none is drawn again
+LITTLE = 0.001  # of what a budget asks to save: removals that save less are not drawn
 FAR = 2.0  # times as far as all of a plan takes the latents, a removal is not drawn on
 
 
@@ -88,7 +89,8 @@ class Race:
 
     def __init__(self, scoring: Scoring, budgets: Sequence[Budget] = USUAL) -> None:
         self.scoring, self.budgets = scoring, budgets or USUAL
-        order = sorted(scoring.candidates, key=lambda one: one.macs, reverse=True)
+        self._known = scoring.scores(first={})  # what removals save, before anything is drawn
+        order = sorted(self._worthwhile(), key=lambda one: one.macs, reverse=True)
         samples, half = min(FEWEST, scoring.probe.samples), -(-len(order) // 2)
         self._first, self._others = (dict.fromkeys(part, samples) for part in (order[:half], order[half:]))
         self._draws = sum(len(scoring.drawing.draws(part)) for part in (self._first, self._others))
@@ -112,6 +114,32 @@ class Race:
             self._draws += len(drawing.draws(wanted))
             logger.info("%d of %d modifications are drawn again", len(wanted), len(drawn))
             yield from drawing.draw(wanted)
+
+    def forecast(self) -> Forecast:
+        """What the run will take, from one draw and the costs."""
+        scoring, costs = self.scoring, self._known.costs
+        task = Task(scoring.denoiser.component, scoring.probe, None, (0,), 1)
+        ((_, drawn),) = scoring.drawing.executor.run([task])
+        modifications, probed = len(self._known.scores), scoring.probe.samples
+        first = {**self._first, **self._others}
+        least, most = max(first.values(), default=0) + sum(first.values()), probed * (1 + modifications)
+        return Forecast(
+            operators=len(scoring.operators),
+            modifications=modifications,
+            denoiser_calls=(least * drawn.calls, most * drawn.calls),
+            seconds=(least * costs.latency_ms / 1000, most * costs.latency_ms / 1000),
+        )
+
+    def _worthwhile(self) -> list[Candidate]:
+        """Those that save enough to matter for some budget; all, where one cannot be met without the others."""
+        known, matter = self._known, np.zeros(len(self._known.scores), dtype=bool)
+        for budget in self.budgets:
+            problem = Problem(known, known.scores, budget)
+            enough = np.any(problem.savings >= LITTLE * problem.needs[:, None], axis=0)
+            if not _is_reachable(Problem(known, list(itertools.compress(known.scores, enough)), budget)):
+                return self.scoring.candidates
+            matter |= enough
+        return [one.candidate for one in itertools.compress(known.scores, matter)]
 
     def _limit(self) -> float:
         """How far latents may go, as a mean square: further, one removal is worse than all of a plan that is known.
@@ -153,7 +181,7 @@ class Race:
     ) -> dict[Candidate, int]:
         """Twice the samples of those, in turn, for which there are calls left; and of those not drawn to the end."""
         probed, wanted = self.scoring.probe.samples, dict[Candidate, int]()
-        allowed = (FEWEST + MORE * len(self.budgets)) * (1 + len(drawn))
+        allowed = (FEWEST + MORE * len(self.budgets)) * (1 + len(self._known.scores))
         for one, stake in contested.items():
             more = wanted | {one: min(2 * drawn[one], probed)}
             counts = {**drawn, **more}.values()

@@ -28,7 +28,7 @@ class Score(Value):
     """The importance of one modification of one operator.
 
     Attributes:
-        score: how far the latents moved; infinity if it cannot be removed.
+        score: how far the latents moved; infinity if it cannot be removed, or is not known.
         interval: of the score, where one is known.
         samples: how many samples were drawn.
         saves: what the removal saves.
@@ -47,6 +47,11 @@ class Score(Value):
     candidate: Candidate
     failure: str | None = None
     stopped: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was drawn, if in vain: a race leaves out what saves too little to matter."""
+        return self.samples > 0 or self.failure is not None
 
 
 class Scores(Value):

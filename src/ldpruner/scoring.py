@@ -9,7 +9,6 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from ldpruner.blocks import FEWEST
 from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.drawing import Drawing, key_of
 from ldpruner.errors import OperatorNotFound
@@ -17,6 +16,7 @@ from ldpruner.estimates import (
     Change,
     Curve,
     doubt,
+    factor,
     interval,
     rank_stability,
     relative_error,
@@ -24,7 +24,7 @@ from ldpruner.estimates import (
     to_many,
     usual_spread,
 )
-from ldpruner.execution import Executor, LocalExecutor, Task
+from ldpruner.execution import Executor, LocalExecutor
 from ldpruner.fingerprints import architecture, count_parameters, weights_digest
 from ldpruner.importance import Metric
 from ldpruner.latents import draw_latents, largest_batch
@@ -32,7 +32,7 @@ from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.pipelines import Denoiser, find_denoiser, networks, schedulers
 from ldpruner.probe import Probe
 from ldpruner.runs import Ledger
-from ldpruner.scores import Forecast, Savings, Score, Scores
+from ldpruner.scores import Savings, Score, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Scoring:
         metric = metric or self.metric
         costs, shares = self._costs()
         curves = self._curves(metric, first)
-        estimate = functools.partial(_estimate, *self._usual(curves), metric)
+        estimate = functools.partial(_estimate, *self._usual(curves), self.probe.samples, metric)
         found = tuple(
             Score(
                 operator=candidate.operator,
@@ -179,20 +179,6 @@ class Scoring:
         whole = [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
         return to_many(whole, self.probe.samples), usual_spread(whole)
 
-    def forecast(self) -> Forecast:
-        """What the run will take, from one draw and the costs."""
-        task = Task(self.denoiser.component, self.probe, None, (0,), 1)
-        ((_, drawn),) = self.drawing.executor.run([task])
-        costs, _ = self._costs()
-        probed, modifications = self.probe.samples, len(self.candidates)
-        samples = [min(FEWEST, probed) * (1 + modifications), probed * (1 + modifications)]
-        return Forecast(
-            operators=len(self.operators),
-            modifications=modifications,
-            denoiser_calls=(samples[0] * drawn.calls, samples[1] * drawn.calls),
-            seconds=(samples[0] * costs.latency_ms / 1000, samples[1] * costs.latency_ms / 1000),
-        )
-
     def _costs(self) -> tuple[Costs, dict[str, float]]:
         """Measured once, and kept in the ledger."""
         known = self.ledger.fact("costs")
@@ -233,14 +219,17 @@ class Scoring:
                 raise OperatorNotFound(operator.name, known)
 
 
-def _estimate(changes: Mapping[int, Change], usual: float, metric: Metric, curve: Curve | None) -> dict[str, Any]:
+def _estimate(
+    changes: Mapping[int, Change], usual: float, samples: int, metric: Metric, curve: Curve | None
+) -> dict[str, Any]:
     """A score as of the whole probe, its interval, and the samples that it was read off."""
     if curve is None or not math.isfinite(curve.score):
         return {"score": math.inf, "interval": None, "samples": 0 if curve is None else curve.samples}
     if curve.stopped:
         return {"score": curve.score, "interval": None, "samples": curve.samples, "stopped": True}
     change = changes[curve.samples]
-    score, error = curve.score * change.factor, math.hypot(relative_error(curve, usual, metric), change.scatter)
+    score = curve.score * factor(curve, change, samples, metric)
+    error = math.hypot(relative_error(curve, usual, metric), change.scatter)
     return {"score": score, "interval": interval(score, error), "samples": curve.samples}
 
 

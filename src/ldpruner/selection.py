@@ -105,11 +105,18 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
         provenance={
             "probe": scores.probe.model_dump(mode="json", exclude_none=True),
             "metric": scores.metric,
-            "exhaustive": all(one.samples == scores.probe.samples for one in removable),
+            "exhaustive": _is_exhaustive(scores),
             "denoiser_calls": scores.denoiser_calls,
             "rank_stability": scores.rank_stability,
         },
     )
+
+
+def _is_exhaustive(scores: Scores) -> bool:
+    """Whether all was drawn on all samples."""
+    removable = (one for one in scores.scores if math.isfinite(one.score))
+    drawn = all(one.samples == scores.probe.samples for one in removable)
+    return drawn and all(one.is_known for one in scores.scores)
 
 
 def _least_damage(problem: Problem) -> list[Score]:

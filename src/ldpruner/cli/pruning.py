@@ -76,8 +76,8 @@ def score(
 ) -> None:
     """Score every modification of every operator, into a run folder.
 
-    All are scored on few samples; on more only those that could still change what is selected for a budget. --dry-run
-    also says how many denoiser calls and seconds that takes.
+    All that save enough to matter are scored on few samples; on more only those that could still change what is
+    selected for a budget. --dry-run also says how many denoiser calls and seconds that takes.
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
     """
@@ -107,7 +107,7 @@ def score(
         ) as scoring,
     ):
         if dry_run:
-            print_json({**settings, **scoring.forecast().model_dump()})
+            print_json({**settings, **Race(scoring, raced).forecast().model_dump()})
             return
         scores = _score(scoring, model, None if exhaustive else raced)
     if as_json:

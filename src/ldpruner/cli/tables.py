@@ -31,7 +31,8 @@ def scores(known: Scores) -> Table:
         title += f", rank correlation with other seeds {known.rank_stability:.2f}"
     table = _table(title, "operator", "kind", "modification", ">score", ">parameters", ">MACs", ">ms")
     for one in sorted(known.scores, key=lambda one: one.score):
-        value = f"{one.score:.4g}" if math.isfinite(one.score) else "not removable"
+        unknown = "not removable" if one.is_known else "saves too little"
+        value = f"{one.score:.4g}" if math.isfinite(one.score) else unknown
         shares = [
             f"{getattr(one.saves, name) / max(1, getattr(known.costs, name)):.1%}" for name in ("parameters", "macs")
         ]
