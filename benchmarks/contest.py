@@ -41,11 +41,11 @@ RATES = {"satellite": 1e-4, "emoji": 3e-4, "digits": 3e-4}
 SETTINGS: dict[str, Any] = {"warmup": 20, "average": 0.99, "patience": None, "check_every": 50}
 PICTURES = 256
 
-OURS, REFINED, ORIGINAL, FEWER = "ld-pruner", "ld-pruner refined", "original", "fewer steps"
+OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
 GUIDED = "ld-pruner with autoguidance"
 SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
-OPERATORS = {{"knapsack": OURS, "refined": REFINED}.get(name, name): one for name, one in RIVALS.items()}
+OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
 NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
 AUTOGUIDANCE = 1.0

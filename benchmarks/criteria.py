@@ -69,16 +69,6 @@ def knapsack(case: Case) -> Planner:
     return functools.partial(_selected, case.scores, "knapsack", "ld-pruner")
 
 
-def refined(case: Case) -> Planner:
-    """Ours, as `ldpruner run` does it: plans are also tried as a whole."""
-
-    def plan(cut: float) -> Plan:
-        budget = ldpruner.Budget(latency=1 - cut)
-        return _selected(ldpruner.refine(case.pipeline, case.scores, budget), "knapsack", "ld-pruner refined", cut)
-
-    return plan
-
-
 def paper(case: Case) -> Planner:
     """LD-Pruner as published (Castells et al. 2024, arXiv 2404.11936): lowest score first."""
     return functools.partial(_selected, case.scores, "lowest", "ld-pruner")
@@ -241,7 +231,6 @@ def _output_loss(case: Case, score: Score, calls: Sequence[tuple[Any, Any, Tenso
 
 RIVALS: Mapping[str, Callable[[Case], Planner]] = {
     "knapsack": knapsack,
-    "refined": refined,
     "paper": paper,
     "output loss": output_loss,
     "block influence": block_influence,

@@ -155,7 +155,7 @@ def _waits(subject: Subject, operator: Operator) -> dict[str, Any]:
 
 
 def _waits_of(subject: Subject, operator: Operator, steps: int) -> Counter[str]:
-    task = Task(subject.denoiser.component, subject.probe(steps), (operator.candidates[0].removal,), (0,), 1)
+    task = Task(subject.denoiser.component, subject.probe(steps), operator.candidates[0].removal, (0,), 1)
     with counted_waits(subject.device) as found:
         Worker(subject.pipeline)(task)
     return found

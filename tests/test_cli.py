@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from diffusers import DiffusionPipeline
 
-import ldpruner
 from ldpruner import cli
 
 Run = Callable[..., tuple[int, str, str]]
@@ -98,13 +97,6 @@ def test_select_and_prune_print_the_plan_and_write_it(run: Run, scored: Path) ->
     assert (scored / "pruned" / "model_index.json").exists()
 
 
-def test_select_can_try_plans_as_a_whole(run: Run, scored: Path) -> None:
-    code, out, err = run("select", "--run", scored, "--budget", "parameters=0.3", "--refine", "--json")
-    assert code == 0, err
-    assert json.loads(out)["predicted"]["parameters"] <= 0.3
-    assert ldpruner.Plan.read(scored / "plan.json").provenance["plans_tried"] in range(2, 18)
-
-
 def test_run_does_all_of_it(run: Run, model: Path, tmp_path: Path) -> None:
     code, out, err = run("run", model, "--run", tmp_path / "run", "--budget", "parameters=0.8", *PROBE, "--json")
     answer = json.loads(out)
@@ -181,7 +173,6 @@ def test_a_dry_run_of_scoring_says_what_it_takes(run: Run, model: Path, tmp_path
         (("select", "--run", "SCORED", "--budget", "latency"), 2, "latency"),
         (("select", "--run", "SCORED", "--budget", "parameters=0.001"), 1, "ask for parameters="),
         (("select", "--run", "SCORED", "--budget", "latency=0.9", "--rule", "dice"), 2, "dice"),
-        (("select", "--run", "SCORED", "--budget", "latency=0.9", "--rule", "lowest", "--refine"), 2, "--refine"),
         (("prune", "--run", "EMPTY"), 1, "plan.json"),
         (("bench", "MODEL", "nowhere"), 1, "nowhere"),
         (("bench", "MODEL", "--device", "abacus"), 2, "abacus"),

@@ -37,7 +37,7 @@ def test_the_order_of_the_outcomes_changes_no_score(
 
 
 def test_a_worker_draws_what_a_pipeline_draws_and_tells_the_way_there(tiny: DiffusionPipeline) -> None:
-    drawn = Worker(tiny)(Task("unet", PROBE, (), (0, 1), 2))
+    drawn = Worker(tiny)(Task("unet", PROBE, None, (0, 1), 2))
     assert drawn.latents is not None
     assert drawn.path is not None
     np.testing.assert_array_equal(drawn.latents, draw_latents(tiny, PROBE, [0, 1]).double().numpy())
@@ -55,7 +55,7 @@ def test_a_draw_that_is_not_stopped_looks_at_the_device_only_at_its_end(
         return np.asarray(latents.double().numpy())
 
     monkeypatch.setattr(execution, "_floats", look)
-    Worker(tiny)(Task("unet", PROBE, (operators[0].candidates[0].removal,), (0, 1), 2))
+    Worker(tiny)(Task("unet", PROBE, operators[0].candidates[0].removal, (0, 1), 2))
     assert len(looked) == 1
 
 
@@ -63,12 +63,12 @@ def test_what_is_too_far_from_the_path_is_drawn_no_further(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 ) -> None:
     worker = Worker(tiny)
-    path = worker(Task("unet", PROBE, (), (0,), 1)).path
+    path = worker(Task("unet", PROBE, None, (0,), 1)).path
     assert path is not None
     removal = operators[0].candidates[0].removal
-    whole = worker(Task("unet", PROBE, (removal,), (0,), 1), path)
+    whole = worker(Task("unet", PROBE, removal, (0,), 1), path)
     limits = (0.0, math.inf)
-    near, far = (worker(Task("unet", PROBE, (removal,), (0,), 1, limit), path) for limit in limits)
+    near, far = (worker(Task("unet", PROBE, removal, (0,), 1, limit), path) for limit in limits)
     assert (near.stopped, near.calls) == (0, 1)
     assert (far.stopped, far.calls) == (None, PROBE.steps)
     assert far.latents is not None

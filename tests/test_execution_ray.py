@@ -61,7 +61,7 @@ def test_a_cluster_that_is_not_there_is_told() -> None:
 
 
 def test_a_pipeline_that_workers_cannot_open_is_told_as_here(ray: None, tmp_path: Path) -> None:
-    task = Task("unet", PROBE, (), (0,), 1)
+    task = Task("unet", PROBE, None, (0,), 1)
     opener = functools.partial(ldpruner.load, tmp_path / "nowhere")
     with RayExecutor(opener) as executor, pytest.raises(PipelineNotFound) as caught:
         list(executor.run([task]))
@@ -70,7 +70,7 @@ def test_a_pipeline_that_workers_cannot_open_is_told_as_here(ray: None, tmp_path
 
 @pytest.mark.extensive
 def test_workers_that_always_die_end_the_run(ray: None) -> None:
-    task = Task("unet", PROBE, (), (0,), 1)
+    task = Task("unet", PROBE, None, (0,), 1)
     with RayExecutor(functools.partial(os._exit, 1)) as executor, pytest.raises(ExecutionError) as caught:
         list(executor.run([task]))
     assert "opening the pipeline" in str(caught.value)
@@ -143,7 +143,7 @@ def test_a_run_that_was_left_is_gone_on_with(
 
 
 def test_what_others_have_done_comes_before_a_failure(executor: RayExecutor) -> None:
-    tasks = [Task(name, PROBE, (), (0,), 1) for name in ("unet", "unet", "nothing")]
+    tasks = [Task(name, PROBE, None, (0,), 1) for name in ("unet", "unet", "nothing")]
     outcomes = executor.run(tasks)
     for _ in range(2):
         next(outcomes)

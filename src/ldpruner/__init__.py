@@ -7,7 +7,6 @@ from ldpruner.finetuning import Training, finetune
 from ldpruner.operators import Operator, find_operators
 from ldpruner.probe import Probe
 from ldpruner.racing import score_operators
-from ldpruner.refinement import refine
 from ldpruner.saving import load, save
 from ldpruner.scores import Score, Scores
 from ldpruner.selection import Plan, select
@@ -30,7 +29,6 @@ __all__ = [
     "load",
     "prune",
     "prune_",
-    "refine",
     "save",
     "score_operators",
     "select",

@@ -116,8 +116,8 @@ class Drawing:
 
     def _task(self, draw: Draw, limit: float) -> Task:
         samples = tuple(itertools.chain(*map(self._samples, draw.blocks)))
-        removals = (draw.candidate.removal,) if draw.candidate is not None else ()
-        return Task(self.component, self.probe, removals, samples, self.batch_size, limit)
+        removal = draw.candidate.removal if draw.candidate is not None else None
+        return Task(self.component, self.probe, removal, samples, self.batch_size, limit)
 
     def _samples(self, block: int) -> range:
         return samples_of(block, self.probe.samples)

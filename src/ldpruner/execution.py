@@ -35,7 +35,7 @@ class Task:
     Attributes:
         component: the denoiser's name in the pipeline.
         probe: what samples there are.
-        removals: what is modified; nothing if there are none.
+        removal: what is modified; nothing if None.
         samples: which are drawn.
         batch: how many at once, where memory allows.
         limit: the mean squared distance from the untouched path beyond which drawing is stopped.
@@ -43,7 +43,7 @@ class Task:
 
     component: str
     probe: Probe
-    removals: tuple[Removal, ...]
+    removal: Removal | None
     samples: tuple[int, ...]
     batch: int
     limit: float = math.inf
@@ -109,10 +109,10 @@ class Worker:
         """
         network = networks(self.pipeline)[task.component]
         try:
-            with modified(network, task.removals):
+            with modified(network, [task.removal] if task.removal is not None else []):
                 return self._drawn(network, task, path)
         except MISFITS as error:
-            if not task.removals or is_out_of_memory(error):
+            if task.removal is None or is_out_of_memory(error):
                 raise
             draw_latents(self.pipeline, task.probe, [0])  # raises if it is not the modification's fault
             return Outcome(failure=one_line(error))
@@ -130,14 +130,14 @@ class Worker:
 
     def _drawn_by(self, size: int, network: nn.Module, task: Task, path: Floats | None) -> Outcome:
         first, *others = (task.samples[start : start + size] for start in range(0, len(task.samples), size))
-        watch = _Watch(path, task.limit, keeps=not task.removals)
+        watch = _Watch(path, task.limit, keeps=task.removal is None)
         with _counted_calls(network) as calls:
             drawn = [draw_latents(self.pipeline, task.probe, first, watch)]
             if watch.stopped is not None:
                 return Outcome(next(calls), _floats(drawn[0][: watch.samples]), stopped=watch.stopped)
             drawn += [draw_latents(self.pipeline, task.probe, batch) for batch in others]
             each = next(calls) // len(drawn)
-        return Outcome(each, _floats(torch.cat(drawn)), None if task.removals else watch.way)
+        return Outcome(each, _floats(torch.cat(drawn)), watch.way if task.removal is None else None)
 
 
 class _Watch:

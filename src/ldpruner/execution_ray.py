@@ -161,7 +161,7 @@ class RayExecutor:
         logger.info("a worker is lost: %s", reason)
         self._losses[job.task] += 1
         if self._losses[job.task] > TRIES:
-            what = f"drawing {job.task.removals or 'untouched samples'}" if job.task else "opening the pipeline"
+            what = f"drawing {job.task.removal or 'untouched samples'}" if job.task else "opening the pipeline"
             raise ExecutionError(f"{TRIES + 1} workers were lost over {what}; the last one: {reason}")
         if job.task is not None:
             queue.put_back(job.task)

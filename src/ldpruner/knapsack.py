@@ -61,7 +61,7 @@ class Problem:
     @property
     def damages(self) -> Floats:
         """[removable] what each removal adds to a plan's damage."""
-        return np.array([one.correction * damage(one.score, self.scores.metric) for one in self.removable])
+        return np.array([damage(one.score, self.scores.metric) for one in self.removable])
 
     @property
     def errors(self) -> Floats:

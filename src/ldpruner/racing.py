@@ -118,7 +118,7 @@ class Race:
     def forecast(self) -> Forecast:
         """What the run will take, from one draw and the costs."""
         scoring, costs = self.scoring, self._known.costs
-        task = Task(scoring.denoiser.component, scoring.probe, (), (0,), 1)
+        task = Task(scoring.denoiser.component, scoring.probe, None, (0,), 1)
         ((_, drawn),) = scoring.drawing.executor.run([task])
         modifications, probed = len(self._known.scores), scoring.probe.samples
         first = {**self._first, **self._others}

@@ -35,7 +35,6 @@ class Score(Value):
         candidate: the removal itself.
         failure: why it cannot be removed.
         stopped: whether drawing was stopped on the way, as the latents were far off; then the score is at least this.
-        correction: what its damage counts for beside others, over what it does alone (see `refinement`).
     """
 
     operator: str
@@ -48,7 +47,6 @@ class Score(Value):
     candidate: Candidate
     failure: str | None = None
     stopped: bool = False
-    correction: float = 1.0
 
     @property
     def is_known(self) -> bool:
@@ -68,7 +66,6 @@ class Scores(Value):
         denoiser_calls: what the scores took, counted for each sample.
         rank_stability: how much alike other seeds would rank (see `estimates.rank_stability`); None if not known.
         scores: one for each modification.
-        plans_tried: plans that were drawn as a whole for the corrections.
     """
 
     component: str
@@ -79,7 +76,6 @@ class Scores(Value):
     denoiser_calls: int
     scores: tuple[Score, ...]
     rank_stability: float | None = None
-    plans_tried: int = 0
 
 
 class Forecast(Value):

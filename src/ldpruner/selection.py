@@ -46,8 +46,8 @@ class Plan(Value):
         architecture: of the denoiser that it was made for; None applies wherever the operators exist.
         budget, rule: what was asked for.
         predicted: what is left.
-        provenance: of the scores: probe, metric, whether all were drawn on all samples, denoiser calls, how much alike
-            other seeds would rank, and how many plans were tried as a whole.
+        provenance: of the scores: probe, metric, whether all were drawn on all samples, denoiser calls, and how much
+            alike other seeds would rank.
     """
 
     removed: tuple[Choice, ...]
@@ -108,7 +108,6 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
             "exhaustive": _is_exhaustive(scores),
             "denoiser_calls": scores.denoiser_calls,
             "rank_stability": scores.rank_stability,
-            "plans_tried": scores.plans_tried,
         },
     )
 

@@ -13,7 +13,6 @@ from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.pipelines import uncompiled
 from ldpruner.probe import Probe
-from ldpruner.refinement import refine
 from ldpruner.samples import write_samples
 from ldpruner.saving import load, save
 from ldpruner.scores import Scores
@@ -56,8 +55,6 @@ def prune_to_budget(
 ) -> tuple[DiffusionPipeline, Plan]:
     """Selects and prunes; a latency budget is then measured, and the selection moved until it is just met.
 
-    With the knapsack, plans are also tried as a whole (see `refine`).
-
     Args:
         pipeline: the original.
         scores: its own.
@@ -69,9 +66,7 @@ def prune_to_budget(
     """
 
     def pruned_to(latency: float | None) -> tuple[DiffusionPipeline, Plan]:
-        asked = budget.model_copy(update={"latency": latency})
-        refined = refine(pipeline, scores, asked) if rule == "knapsack" else scores
-        plan = select(refined, asked, rule=rule)
+        plan = select(scores, budget.model_copy(update={"latency": latency}), rule=rule)
         return prune(pipeline, plan), plan
 
     def measured(found: tuple[DiffusionPipeline, Plan]) -> float:

@@ -62,7 +62,6 @@ EXECUTOR = Annotated[str, typer.Option(help="What draws: local, this process; ra
 RAY_ADDRESS = Annotated[str | None, typer.Option(help="A Ray cluster to draw on. Default: workers on this machine.")]
 EXHAUSTIVE = Annotated[bool, typer.Option("--exhaustive", help="Score everything on all samples, as in the paper.")]
 RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
-REFINE = Annotated[bool, typer.Option("--refine", help="Also draw whole plans and take the best, as `run` does.")]
 DTYPE = Annotated[str | None, typer.Option(help="Precision of the weights, such as float16. Default: float32.")]
 DEVICE = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps. Default: cuda if there is one.")]
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
@@ -27,7 +26,6 @@ from ldpruner.cli.app import (
     PROMPTS,
     RACED,
     RAY_ADDRESS,
-    REFINE,
     RULE,
     RUN,
     SAMPLES,
@@ -46,7 +44,6 @@ from ldpruner.execution import Executor
 from ldpruner.importance import METRICS, Metric
 from ldpruner.probe import Probe
 from ldpruner.racing import USUAL, Race
-from ldpruner.refinement import refine
 from ldpruner.saving import save
 from ldpruner.scores import Scores
 from ldpruner.scoring import BATCH, Scoring
@@ -121,31 +118,17 @@ def score(
 
 @app.command("select")
 def select_command(
-    run: RUN,
-    budget: BUDGET,
-    rule: RULE = "knapsack",
-    refined: REFINE = False,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    as_json: JSON = False,
-    dry_run: DRY = False,
+    run: RUN, budget: BUDGET, rule: RULE = "knapsack", as_json: JSON = False, dry_run: DRY = False
 ) -> None:
     """Choose what to remove so that a budget is met, from the scores of a run folder.
-
-    --refine also draws whole plans with the model and takes the best: where much is removed, scores do not add up.
 
     Example: ldpruner select --run runs/a --budget latency=0.65
     """
     wanted, chosen_rule = parsing.budget_of(budget), parsing.one_of(rule, RULES, "--rule")
-    if refined and chosen_rule != "knapsack":
-        raise typer.BadParameter(f"--refine --rule {rule}: only the knapsack's plans can be refined; leave one out")
     if dry_run:
-        print_json({"run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule, "refine": refined})
+        print_json({"run": str(run), "budget": wanted.model_dump(exclude_none=True), "rule": rule})
         return
-    scores = known_scores(run)
-    if refined:
-        scores = refine(open_pipeline(fact(run, "model"), device, dtype), scores, wanted)
-    plan = select(scores, wanted, rule=chosen_rule)
+    plan = select(known_scores(run), wanted, rule=chosen_rule)
     plan.write(run / "plan.json")
     _show_plan(plan, as_json)
 
