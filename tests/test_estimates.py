@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldpruner.estimates import Curve, doubt, interval, relative_error, to_many, usual_spread
+from ldpruner.estimates import Change, Curve, doubt, factor, interval, relative_error, to_many, usual_spread
 from ldpruner.importance import importance, merged, moments
 
 SAMPLES = 64
@@ -60,3 +60,13 @@ def test_more_samples_make_a_score_surer() -> None:
 def test_what_is_drawn_whole_is_not_in_doubt_beside_others() -> None:
     assert doubt(0.4, 0.25) < 0.4
     assert doubt(0.4, 1.0) == 0
+
+
+def test_from_eight_samples_on_a_modification_speaks_for_itself() -> None:
+    usual = Change(0.8, 0.1)
+    few, many = (Curve({count: 2.0}, np.ones(count), chances={count: 1.0}) for count in (4, 16))
+    assert factor(few, usual, 64, "mean_std") == 0.8
+    assert factor(many, usual, 64, "mean_std") == pytest.approx(np.sqrt(0.8 * 0.5))
+    assert factor(many, usual, 64, "mse") == 0.8
+    whole = Curve({64: 2.0}, np.ones(64), chances={64: 1.0})
+    assert factor(whole, Change(1.0, 0.0), 64, "mean_std") == 1
