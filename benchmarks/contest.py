@@ -18,7 +18,7 @@ from ldpruner.finetuning import Finetuning, Training
 from ldpruner.fingerprints import count_parameters
 from ldpruner.latents import draw_latents
 from ldpruner.operators import denoiser_macs
-from ldpruner.pipelines import find_denoiser
+from ldpruner.pipelines import find_denoiser, schedulers
 from ldpruner.scores import Scores
 from ldpruner.scoring import Scoring
 from zoo.digits import DIGITS
@@ -99,6 +99,12 @@ class Bench:
         losses = {"task": 1.0 - teacher, "output": teacher, "features": 0.0}
         losses["autoguidance"] = AUTOGUIDANCE if name == GUIDED else 0.0
         return self.training.model_copy(update={"seed": seed, **losses})
+
+    def idle(self, training: Training) -> set[str]:
+        """Settings that change nothing here, of which older cells know nothing: errors in a velocity count alike."""
+        finds_noise = schedulers(self.subject.pipeline)[0].config.prediction_type == "epsilon"
+        used = {"autoguidance": training.autoguidance > 0, "balanced": finds_noise}
+        return {name for name, is_used in used.items() if not is_used}
 
     def finetuning(
         self, pipeline: DiffusionPipeline, training: Training, place: str, *, data: bool = True

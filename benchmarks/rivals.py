@@ -105,7 +105,7 @@ def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
     model = bench.subject.name
     cut = 0.0 if name == ORIGINAL else cut
     training = bench.training_of(name, seed)
-    unused = {"seed"} if training.autoguidance else {"seed", "autoguidance"}  # older cells know of none
+    unused = {"seed"} | bench.idle(training)
     settings = {
         "model": model,
         "weights": bench.subject.weights,

@@ -455,6 +455,40 @@ def test_flow_matching_leads_back_along_a_straight_path() -> None:
     torch.testing.assert_close(noisy - share * target, clean)
 
 
+def test_errors_in_noise_count_by_one_over_the_signal() -> None:
+    objective, times = objective_of(DDIMScheduler()), torch.arange(1000)
+    signal = DDIMScheduler().alphas_cumprod.sqrt().clamp(min=0.01)
+    torch.testing.assert_close(objective.weights(times) / objective.weights(times)[0], signal[0] / signal)
+    torch.testing.assert_close(objective.weights(times).mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DDIMScheduler(prediction_type="v_prediction"), FlowMatchEulerDiscreteScheduler(shift=3.0)]
+)
+def test_errors_in_a_velocity_count_alike(scheduler: Any) -> None:
+    assert objective_of(scheduler).weights(torch.tensor([0, 500, 999])).tolist() == [1, 1, 1]
+
+
+def test_noise_without_signal_counts_no_more_than_a_step_before_it() -> None:
+    weights = objective_of(DDIMScheduler(rescale_betas_zero_snr=True)).weights(torch.arange(1000))
+    assert weights.isfinite().all()
+    assert weights[-1] == weights.max() <= 100 * weights.min()
+
+
+@pytest.mark.parametrize(("prediction", "is_alike"), [("epsilon", False), ("v_prediction", True)])
+def test_balance_changes_what_a_denoiser_of_noise_learns(
+    tiny: DiffusionPipeline, prediction: str, is_alike: bool
+) -> None:
+    components: dict[str, Any] = tiny.components
+    scheduler = components["scheduler"].from_config(components["scheduler"].config, prediction_type=prediction)
+    teacher = type(tiny)(**{**components, "scheduler": scheduler})
+    found = [
+        finetune(copy.deepcopy(teacher), teacher, probe=PROBE, training=SHORT.model_copy(update={"balanced": one}))
+        for one in (True, False)
+    ]
+    assert (found[0].held_out == found[1].held_out) == is_alike
+
+
 def test_features_are_seen_through_a_wrapper(tiny: DiffusionPipeline, pruned: DiffusionPipeline) -> None:
     teacher, student = networks(tiny)["unet"], networks(pruned)["unet"]
     names = stages(teacher, student)

@@ -48,6 +48,11 @@ def features_of(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, T
         yield found
 
 
+def latent_loss(found: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """The mean squared error of what is found in noisy latents, [batch, ...], each sample's by its weight, [batch]."""
+    return (weights * (found - target).square().flatten(1).mean(1)).mean()
+
+
 def feature_loss(taught: Mapping[str, Tensor], learnt: Mapping[str, Tensor], *, normalised: bool) -> Tensor:
     """The mean squared difference of features, summed over the stages (Kim et al. 2023, equation 3).
 

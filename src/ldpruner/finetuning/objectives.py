@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldpruner.errors import FinetuningError
 
+LARGEST = 100.0  # of weights before they are divided by their mean; without any signal there is no end to them
 DISTILLED = ("LCM", "TCD")  # their denoisers were taught to jump, not to find noise
 
 
@@ -21,14 +22,25 @@ class Objective(Protocol):
             the noisy latents, what is to be found in them, and the scheduler's timesteps [batch].
         """
 
+    def weights(self, times: Tensor) -> Tensor:
+        """How much errors at timesteps count, balanced, [batch]: 1 on average over all levels."""
+
 
 class Diffusion:
-    """Noise, velocity or the clean latents, under a schedule of betas (Ho et al. 2020; Salimans and Ho 2022)."""
+    """Noise, velocity or the clean latents, under a schedule of betas (Ho et al. 2020; Salimans and Ho 2022).
+
+    Where alpha is the signal's share of the noisy latents, an error in the noise is one in the velocity that is
+    1/alpha times as large. So small errors of the first steps, which decide the colours, hardly count in a plain loss
+    of noise. Balanced, squared errors count 1/alpha times: halfway to a loss of the velocity.
+    """
 
     def __init__(self, scheduler: Any) -> None:
         known: Any = DDPMScheduler.from_config(scheduler.config)
         known.alphas_cumprod = scheduler.alphas_cumprod  # some shift them in ways of their own
         self.scheduler, self.prediction = known, known.config.prediction_type
+        signal = known.alphas_cumprod.sqrt() if self.prediction == "epsilon" else torch.ones(1)
+        scale = (1 / signal).clamp(max=LARGEST).expand(known.config.num_train_timesteps)
+        self._weights = scale / scale.mean()
 
     def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         count = self.scheduler.config.num_train_timesteps
@@ -37,6 +49,9 @@ class Diffusion:
         if self.prediction not in targets:
             targets[self.prediction] = self.scheduler.get_velocity(clean, noise, times)
         return self.scheduler.add_noise(clean, noise, times), targets[self.prediction], times
+
+    def weights(self, times: Tensor) -> Tensor:
+        return self._weights[times]
 
 
 class Flow:
@@ -55,6 +70,9 @@ class Flow:
         shifted = self.shift * levels / (1 + (self.shift - 1) * levels)
         share = shifted.reshape(-1, *[1] * (clean.ndim - 1))
         return (1 - share) * clean + share * noise, noise - clean, shifted * self.count
+
+    def weights(self, times: Tensor) -> Tensor:
+        return torch.ones(len(times))
 
 
 def objective_of(scheduler: Any) -> Objective:

@@ -24,6 +24,8 @@ class Training(Value):
         autoguidance: how far what is learnt lies beyond the teacher, away from what the pruned network found before it
             was trained. As a weaker version of the teacher it shows where that errs (Karras et al. 2024, arXiv
             2406.02507).
+        balanced: whether errors in noise that is to be found count the more, the less signal is beside it (1/alpha): a
+            plain loss (Ho et al. 2020) hardly sees those at high noise, which decide the colours.
         normalised: whether each stage counts alike, whatever the size of its features.
         precision: of the products: `no` for full, `fp16` or `bf16`.
         gradient_checkpointing: less memory, more time.
@@ -47,6 +49,7 @@ class Training(Value):
     output: float = Field(default=1.0, ge=0)
     features: float = Field(default=0.1, ge=0)
     autoguidance: float = Field(default=0.0, ge=0)
+    balanced: bool = True
     normalised: bool = True
     precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False

@@ -18,13 +18,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.finetuning.calls import predicted
 from ldpruner.finetuning.dataset import Rows, open_data
 from ldpruner.finetuning.lesson import prepare_lesson
-from ldpruner.finetuning.losses import feature_loss, features_of, stages
+from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
 from ldpruner.finetuning.objectives import random_levels
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
@@ -204,16 +203,17 @@ class Finetuning:
         learnt: dict[str, Tensor],
     ) -> Tensor:
         lesson, training, device = self.lesson, self.training, self.accelerator.device
-        noisy, target = noisy.to(device), target.to(device)
+        weights = lesson.objective.weights(times) if training.balanced else torch.ones(len(times))
+        noisy, target, weights = noisy.to(device), target.to(device), weights.to(device)
         with self.accelerator.autocast(), uncompiled():  # whose hooks on features may otherwise not be called
             found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy).float()
             shown = lesson.shown(lesson.teacher, noisy, times, given) if training.is_taught else None
             if self._weaker is not None and shown is not None:
                 lead = training.autoguidance * (shown - lesson.shown(self._weaker, noisy, times, given))
                 target, shown = target + lead, shown + lead
-            loss = (training.task or 0.0) * mse_loss(found, target)
+            loss = (training.task or 0.0) * latent_loss(found, target, weights)
             if shown is not None:
-                loss = loss + training.output * mse_loss(found, shown)
+                loss = loss + training.output * latent_loss(found, shown, weights)
                 loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
         return loss
 
