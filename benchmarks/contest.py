@@ -43,11 +43,13 @@ PICTURES = 256
 
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
-GUIDED = "ld-pruner with autoguidance"
-SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS)  # as ld-pruner: they differ in what comes after
+GUIDED, PLAIN = "ld-pruner with autoguidance", "ld-pruner with a plain loss"
+SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN)  # as ld-pruner: they differ in what comes after
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
 NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
+# what is measured at every cut; all else only where half is removed, unless asked for
+EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL, PLAIN)
 AUTOGUIDANCE = 1.0
 TAUGHT = ("digits",)  # by the original, not the data: its weights hold guidance, of which they know nothing
 
@@ -98,12 +100,21 @@ class Bench:
         teacher = float(is_taught(self.subject.name, name))
         losses = {"task": 1.0 - teacher, "output": teacher, "features": 0.0}
         losses["autoguidance"] = AUTOGUIDANCE if name == GUIDED else 0.0
-        return self.training.model_copy(update={"seed": seed, **losses})
+        return self.training.model_copy(update={"seed": seed, "balanced": name != PLAIN, **losses})
+
+    def names(self, cut: float) -> tuple[str, ...]:
+        """What is measured of this model when a share of the latency is removed."""
+        known = NAMES if cut == CUTS[0] else EVERYWHERE
+        return tuple(name for name in known if name != PLAIN or self.finds_noise)
+
+    @property
+    def finds_noise(self) -> bool:
+        """Whether noise levels can be balanced: errors in a velocity count alike."""
+        return bool(schedulers(self.subject.pipeline)[0].config.prediction_type == "epsilon")
 
     def idle(self, training: Training) -> set[str]:
-        """Settings that change nothing here, of which older cells know nothing: errors in a velocity count alike."""
-        finds_noise = schedulers(self.subject.pipeline)[0].config.prediction_type == "epsilon"
-        used = {"autoguidance": training.autoguidance > 0, "balanced": finds_noise}
+        """Settings that change nothing here, of which older cells know nothing."""
+        used = {"autoguidance": training.autoguidance > 0, "balanced": self.finds_noise}
         return {name for name, is_used in used.items() if not is_used}
 
     def finetuning(

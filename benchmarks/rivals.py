@@ -59,8 +59,6 @@ HEADLINE: Mapping[str, tuple[str, float, int]] = {
     "emoji": (GUIDED, 0.5, 900),
     "digits": (OURS, 0.5, 5600),
 }
-# what is measured at every cut; all else only where half is removed, unless asked for
-EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL)
 EXAMPLES = 64  # from which channels' gradients are taken
 
 logger = logging.getLogger(__name__)
@@ -89,7 +87,7 @@ def main() -> None:
                 _headline(bench, seed)
                 continue
             for cut in options.cuts:
-                for name in options.rivals or (NAMES if cut == CUTS[0] else EVERYWHERE):
+                for name in options.rivals or bench.names(cut):
                     _cell(bench, name, cut, seed)
 
 
