@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldpruner.errors import FinetuningError
 
-LARGEST = 100.0  # of weights before they are divided by their mean; without any signal there is no end to them
+LARGEST = 100.0  # of 1/alpha: without any signal there is no end to it
 DISTILLED = ("LCM", "TCD")  # their denoisers were taught to jump, not to find noise
 
 
@@ -38,8 +38,8 @@ class Diffusion:
         known: Any = DDPMScheduler.from_config(scheduler.config)
         known.alphas_cumprod = scheduler.alphas_cumprod  # some shift them in ways of their own
         self.scheduler, self.prediction = known, known.config.prediction_type
-        signal = known.alphas_cumprod.sqrt() if self.prediction == "epsilon" else torch.ones(1)
-        scale = (1 / signal).clamp(max=LARGEST).expand(known.config.num_train_timesteps)
+        alphas = known.alphas_cumprod.float().sqrt()
+        scale = (1 / alphas).clamp(max=LARGEST) if self.prediction == "epsilon" else torch.ones_like(alphas)
         self._weights = scale / scale.mean()
 
     def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
