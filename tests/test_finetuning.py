@@ -469,7 +469,7 @@ def test_errors_in_a_velocity_count_alike(scheduler: Any) -> None:
     assert objective_of(scheduler).weights(torch.tensor([0, 500, 999])).tolist() == [1, 1, 1]
 
 
-def test_noise_without_signal_counts_no_more_than_a_step_before_it() -> None:
+def test_what_noise_without_signal_counts_for_has_a_limit() -> None:
     weights = objective_of(DDIMScheduler(rescale_betas_zero_snr=True)).weights(torch.arange(1000))
     assert weights.isfinite().all()
     assert weights[-1] == weights.max() <= 100 * weights.min()
