@@ -51,7 +51,6 @@ NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
 # what is measured at every cut; all else only where half is removed, unless asked for
 EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL, PLAIN)
 AUTOGUIDANCE = 1.0
-TAUGHT = ("digits",)  # by the original, not the data: its weights hold guidance, of which they know nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Bench:
 
     def training_of(self, name: str, seed: int) -> Training:
         """A rival's training: on the task alone, or on the original's output alone."""
-        teacher = float(is_taught(self.subject.name, name))
+        teacher = float(name == NO_DATA)
         losses = {"task": 1.0 - teacher, "output": teacher, "features": 0.0}
         losses["autoguidance"] = AUTOGUIDANCE if name == GUIDED else 0.0
         return self.training.model_copy(update={"seed": seed, "balanced": name != PLAIN, **losses})
@@ -156,20 +155,15 @@ class Bench:
 
     def compute(self, name: str, kept: float) -> float:
         """Finetuning's share of the denoiser's training: backwards counts as two calls, whoever teaches as one."""
-        model = self.subject.name
-        schedules = (RECIPES[model].denoiser_schedule, RECIPES[model].refinement_schedule)
-        trained = sum(schedule.steps * schedule.batch for schedule in schedules)
-        calls = 3 * kept + (name == GUIDED or is_taught(model, name)) + (kept if name == GUIDED else 0)
+        recipe = RECIPES[self.subject.name]
+        schedules = (recipe.denoiser_schedule, recipe.refinement_schedule)
+        trained = sum(schedule.steps * schedule.batch for schedule in schedules if schedule)
+        calls = 3 * kept + (name in (GUIDED, NO_DATA)) + (kept if name == GUIDED else 0)
         return self.training.steps * self.training.batch * calls / (3 * trained)
 
 
 def usual_training(model: str) -> Training:
     return Training(steps=BUDGETS[model], batch=BATCH, rate=RATES[model], **SETTINGS)
-
-
-def is_taught(model: str, name: str) -> bool:
-    """Whether a rival learns the original's output instead of the task."""
-    return name == NO_DATA or model in TAUGHT
 
 
 def _timed(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> float:

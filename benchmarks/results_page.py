@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from benchmarks.contest import BUDGETS, CUTS, GUIDED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS, is_taught
+from benchmarks.contest import BUDGETS, CUTS, GUIDED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS
 from benchmarks.records import RESULTS, ROOT, write_between
 from benchmarks.rivals import HEADLINE
 from benchmarks.subjects import SUBJECTS
@@ -132,7 +132,7 @@ def _headline(found: dict[str, Cells]) -> Iterator[str]:
             str(len(pairs)),
             f"{np.mean([one['latency_ratio']['median'] for one in ours]):.1%}",
             f"{np.mean([one['compute'] for one in ours]):.1%}",
-            ("the original's output" if is_taught(model, name) else "the data") + ", led" * (name == GUIDED),
+            ("the original's output" if name == NO_DATA else "the data") + ", led" * (name == GUIDED),
             _distance(originals, "before"),
             _distance(ours, "after"),
             _percent([_value(one, "after") / _value(other, "before") - 1 for one, other in pairs]),

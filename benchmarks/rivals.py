@@ -38,7 +38,6 @@ from benchmarks.contest import (
     SAME_PLAN,
     STEPS,
     Bench,
-    is_taught,
     usual_training,
 )
 from benchmarks.criteria import Case
@@ -128,8 +127,7 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
     found["removed"] = [one.removal.model_dump(mode="json") for one in plan.removed] if plan else None
     with bench.on_device(pipeline):
         found["before"] = judged(bench.subject, pipeline, bench.pictures, steps, seed)
-        # of itself the original learns nothing
-        if name != FEWER and not (name == ORIGINAL and is_taught(bench.subject.name, name)):
+        if name != FEWER:
             found |= _recovered(bench, name, pipeline, seed, place)
             found["compute"] = bench.compute(name, found["macs"] / found["original_macs"])
     return found

@@ -35,22 +35,6 @@ def denoising(latents: Tensor, scheduler: DDIMScheduler) -> Loss:
     return Loss(partial(drawn, latents, scheduler), value)
 
 
-def led_away(latents: Tensor, scheduler: DDIMScheduler, strong: nn.Module, weak: nn.Module, weight: float) -> Loss:
-    """The loss of a denoiser that learns what a strong one finds when it is led away from a weak one.
-
-    Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself"; here without their second
-    call at sampling, as it is learnt (Meng et al. 2023, "On Distillation of Guided Diffusion Models").
-    """
-
-    def value(module: nn.Module, noisy: Tensor, _: Tensor, times: Tensor) -> Tensor:
-        with torch.no_grad():
-            found = strong(noisy, times).sample
-            target = found + weight * (found - weak(noisy, times).sample)
-        return mse_loss(module(noisy, times).sample, target)
-
-    return Loss(partial(drawn, latents, scheduler), value)
-
-
 def drawn(
     latents: Tensor, scheduler: DDIMScheduler, batch: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +13,12 @@ from zoo.classifier import classify, verdicts
 from zoo.data import Images, unchanged
 from zoo.drawing import draw, halved, silent
 from zoo.judge import write_judge
-from zoo.quality import Shown, reconstructions
+from zoo.quality import Shown, reconstructions, remoteness
 from zoo.recipe import VELOCITY, Recipe
 from zoo.report import report
 from zoo.sounds import build_mel, pictures, placed, read_sounds, sounds_of, write_sounds
 from zoo.stages import (
     latents_of,
-    lead_denoiser,
-    refine_denoiser,
     rescale_,
     train_autoencoder,
     train_classifier,
@@ -39,8 +36,8 @@ if TYPE_CHECKING:
     from zoo.classifier import Classifier
     from zoo.training import Trained
 
-# each recording is placed this often in a second of silence
-PLACES = 4
+# each recording is placed this often in a second of silence; oftener where networks learn from it
+PLACES, LEARNT = 4, 8
 
 # samples that are heard and seen again, and those that are kept to listen to
 HEARD, KEPT = 100, 10
@@ -48,7 +45,6 @@ HEARD, KEPT = 100, 10
 DIGITS = Recipe(
     name="digits",
     seed=0,
-    bfloat16=True,
     autoencoder={
         "in_channels": 1,
         "out_channels": 1,
@@ -60,7 +56,9 @@ DIGITS = Recipe(
         "norm_num_groups": 2,
         "sample_size": 64,
     },
-    autoencoder_schedule=Schedule(steps=1400, batch=8, rate=7e-4, warmup=50, weight_decay=1e-4, average=0.995, seed=1),
+    autoencoder_schedule=Schedule(
+        steps=2500, batch=32, rate=1e-3, warmup=100, weight_decay=1e-4, checkpoint_every=1000, seed=1
+    ),
     divergence=5e-6,
     detail=0.5,
     texture=0.15,
@@ -75,10 +73,9 @@ DIGITS = Recipe(
         "attention_head_dim": 32,
         "norm_num_groups": 16,
     },
-    denoiser_schedule=Schedule(steps=1000, horizon=4000, batch=32, rate=1e-3, warmup=100, seed=2),
-    refinement_schedule=Schedule(steps=12000, batch=32, rate=8e-4, warmup=100, seed=5),
-    guidance_schedule=Schedule(steps=3000, batch=16, rate=3e-4, warmup=50, seed=6),
-    led=2.0,
+    denoiser_schedule=Schedule(
+        steps=8000, batch=256, rate=1e-3, warmup=200, average=0.9995, checkpoint_every=2000, seed=2
+    ),
     scheduler=VELOCITY,
     judge_schedule=Schedule(steps=600, batch=64, rate=2e-3, warmup=100, weight_decay=0.05, seed=3),
     sampling_steps=25,
@@ -88,16 +85,14 @@ DIGITS = Recipe(
 
 def make_digits(recipe: Recipe, data: Path, out: Path) -> None:
     """Every stage in turn, the pipeline, and its card."""
-    images = kept_pictures(data / "train.zip", recipe, out / "train.safetensors")
-    test = kept_pictures(data / "test.zip", recipe, out / "test.safetensors")
+    images = kept_pictures(data / "train.zip", recipe, LEARNT, out / "train.safetensors")
+    test = kept_pictures(data / "test.zip", recipe, PLACES, out / "test.safetensors")
     autoencoder, first = train_autoencoder(recipe, images.pixels, unchanged, out)
     latents = rescale_(autoencoder, latents_of(recipe, autoencoder, images.pixels, out))
     denoiser, second = train_denoiser(recipe, latents, out)
-    refined, third = refine_denoiser(recipe, copy.deepcopy(denoiser), latents, out)
-    denoiser, fourth = lead_denoiser(recipe, refined, denoiser, latents, out)
     export(recipe, autoencoder, denoiser, out / "pipeline")
-    judge, fifth = train_classifier(recipe, images, unchanged, out)
-    stages = {"autoencoder": first, "denoiser": second, "refinement": third, "guidance": fourth, "judge": fifth}
+    judge, third = train_classifier(recipe, images, unchanged, out)
+    stages = {"autoencoder": first, "denoiser": second, "judge": third}
     describe(recipe, stages, judge, images, test, out)
 
 
@@ -116,6 +111,9 @@ def describe(
     samples = draw(silent(pipeline), recipe.samples, recipe.sampling_steps)
     shown = Shown(train.pixels, test.pixels, reconstructions(pipeline.vqvae, test.pixels), samples)
     said = verdicts(judge, shown, train, test) | heard(judge, samples[:HEARD], test)
+    said |= {
+        f"{name}_remoteness": remoteness(it, train.pixels) for name, it in (("sample", samples), ("test", test.pixels))
+    }
     write_judge(judge, out / "card")
     write_notice(recipe.name, out / "card")
     write_card(report(recipe, stages, out / "pipeline", judge, shown) | {"judge": said}, out / "card")
@@ -123,18 +121,18 @@ def describe(
     write_sounds(sounds_of(samples[:KEPT], build_mel()), out / "card")
 
 
-def read_pictures(archive: Path, seed: int) -> Images:
+def read_pictures(archive: Path, seed: int, places: int = PLACES) -> Images:
     """Mel pictures of the recordings in `archive`, each at several random places in silence."""
     sounds, mel, generator = read_sounds(archive), build_mel(), torch.Generator().manual_seed(seed)
-    placings = [placed(sounds, mel, generator) for _ in range(PLACES)]
+    placings = [placed(sounds, mel, generator) for _ in range(places)]
     pixels, labels = (torch.cat([getattr(it, name) for it in placings]) for name in ("pixels", "labels"))
     return Images(pixels, labels, sounds.classes)
 
 
-def kept_pictures(archive: Path, recipe: Recipe, path: Path) -> Images:
+def kept_pictures(archive: Path, recipe: Recipe, places: int, path: Path) -> Images:
     """Mel pictures of the recordings in `archive`, made once and kept in `path`."""
     if not path.exists():
-        images = read_pictures(archive, recipe.seed)
+        images = read_pictures(archive, recipe.seed, places)
         write_checkpoint(path, {"pixels": images.pixels, "labels": images.labels}, {"classes": images.classes})
     tensors, state = read_checkpoint(path)
     return Images(tensors["pixels"], tensors["labels"], tuple(state["classes"]))

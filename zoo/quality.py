@@ -78,6 +78,15 @@ def distances(judge: Eye, shown: Shown, seed: int) -> list[dict[str, Any]]:
     ]
 
 
+def remoteness(pixels: Tensor, train: Tensor) -> float:
+    """How far images, bytes, are from the nearest training image: root mean square, in bytes, the median of all.
+
+    Samples that copy the training images are nearer to them than test images are.
+    """
+    near = torch.cdist(pixels.flatten(1).float(), train.flatten(1).float()).amin(1)
+    return float(near.median() / pixels[0].numel() ** 0.5)
+
+
 def reconstructions(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Images, bytes, through an autoencoder and back."""
     return to_pixels(decode(autoencoder, encode(autoencoder, pixels)))

@@ -31,9 +31,8 @@ class Recipe:
 
     `divergence`, `detail`, `texture` and `likeness` weigh terms of the autoencoder's loss against its absolute error;
     the last is how alike images look to the network of the stage perception. Stages are trained on `device`; with
-    `bfloat16` products are taken in it. `led` is how far the refined denoiser is led away from the first stage's where
-    it teaches the one that ships. `sampling_steps` and `samples` say how the result is measured. A stage that the
-    model goes without has no schedule.
+    `bfloat16` products are taken in it. `sampling_steps` and `samples` say how the result is measured. A stage that
+    the model goes without has no schedule.
     """
 
     name: str
@@ -47,9 +46,7 @@ class Recipe:
     perception_schedule: Schedule | None = None
     denoiser: Mapping[str, Any]
     denoiser_schedule: Schedule
-    refinement_schedule: Schedule
-    guidance_schedule: Schedule | None = None
-    led: float = 0.0
+    refinement_schedule: Schedule | None = None
     scheduler: Mapping[str, Any]
     judge_schedule: Schedule
     sampling_steps: int

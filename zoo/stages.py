@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from diffusers import DDIMScheduler
 from zoo.autoencoder import build_autoencoder, difference, encode, latent_shape, reconstruction
 from zoo.checkpoints import read_checkpoint, write_checkpoint
 from zoo.classifier import Classifier, classification
-from zoo.denoiser import build_denoiser, denoising, led_away
+from zoo.denoiser import build_denoiser, denoising
 from zoo.perception import Perception
 from zoo.training import in_bfloat16, train
 
@@ -81,16 +80,6 @@ def refine_denoiser(recipe: Recipe, denoiser: UNet2DModel, latents: Tensor, out:
     """The denoiser trained further from its averaged weights, the learning rate rising and falling once more."""
     loss = denoising(latents, DDIMScheduler(**recipe.scheduler))
     return train_stage(recipe, "refinement", denoiser.requires_grad_(True), loss, out)
-
-
-def lead_denoiser(
-    recipe: Recipe, strong: UNet2DModel, weak: UNet2DModel, latents: Tensor, out: Path
-) -> tuple[UNet2DModel, Trained]:
-    """A denoiser that finds at once what the strong one finds when it is led away from the weak one."""
-    start = copy.deepcopy(strong).requires_grad_(True)
-    pair = strong.to(recipe.device), weak.to(recipe.device)
-    loss = led_away(latents, DDIMScheduler(**recipe.scheduler), *pair, recipe.led)
-    return train_stage(recipe, "guidance", start, loss, out)
 
 
 def train_classifier(recipe: Recipe, images: Images, change: Change, out: Path) -> tuple[Classifier, Trained]:
