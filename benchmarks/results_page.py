@@ -121,8 +121,8 @@ def _headline(found: dict[str, Cells]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "|---" * len(head) + "|"
     for model, cells in found.items():
-        for name, cut, steps in (HEADLINE[model], (OURS, CUTS[0], BUDGETS[model])):
-            pairs = _pairs(cells.get((name, cut, steps), []), cells.get((ORIGINAL, 0.0, steps), []))
+        for name, cut, steps, first in (HEADLINE[model], (OURS, CUTS[0], BUDGETS[model], 0)):
+            pairs = _pairs(cells.get((name, cut, steps), []), cells.get((ORIGINAL, 0.0, first + steps), []))
             if pairs:
                 break
         else:

@@ -36,6 +36,7 @@ from benchmarks.contest import (
     OURS,
     PICTURES,
     SAME_PLAN,
+    SMALL_BATCH,
     STEPS,
     Bench,
     usual_training,
@@ -45,18 +46,18 @@ from benchmarks.judging import judged
 from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, open_subject
 from ldpruner.errors import BudgetError, FinetuningError
+from ldpruner.finetuning import Training
 from ldpruner.pipelines import find_denoiser
 from ldpruner.selection import Plan
 from ldpruner.surgery import prune
 from ldpruner.workflow import fit
 
 MANY_PICTURES = 1024  # for the headline
-# a tenth of the training's compute; in small batches, of which that makes more steps
-SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
-HEADLINE: Mapping[str, tuple[str, float, int]] = {
-    "satellite": (NO_DATA, 0.5, 2000),
-    "emoji": (GUIDED, 0.5, 900),
-    "digits": (OURS, 0.5, 5600),
+# how it is finetuned, the cut, the steps, and those of plain training before them
+HEADLINE: Mapping[str, tuple[str, float, int, int]] = {
+    "satellite": (NO_DATA, 0.5, 2000, 0),
+    "emoji": (GUIDED, 0.5, 900, 0),
+    "digits": (GUIDED, 0.5, 8000, 2000),
 }
 EXAMPLES = 64  # from which channels' gradients are taken
 
@@ -91,11 +92,12 @@ def main() -> None:
 
 
 def _headline(bench: Bench, seed: int) -> None:
-    name, cut, steps = HEADLINE[bench.subject.name]
-    training = bench.training.model_copy(update={"steps": steps, **SMALL_BATCH})
-    longer = dataclasses.replace(bench, training=training, pictures=MANY_PICTURES)
-    for one in (name, ORIGINAL):
-        _cell(longer, one, cut, seed)
+    name, cut, steps, first = HEADLINE[bench.subject.name]
+    training = bench.training.model_copy(update={"steps": steps, **SMALL_BATCH, "check_every": 400})
+    longer = dataclasses.replace(bench, training=training, first=first, pictures=MANY_PICTURES)
+    _cell(longer, name, cut, seed)
+    as_many = training.model_copy(update={"steps": first + steps})
+    _cell(dataclasses.replace(longer, training=as_many, first=0), ORIGINAL, cut, seed)
 
 
 def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
         "pictures": bench.pictures,
         "steps": STEPS,
         "training": training.model_dump(exclude=unused) if name != FEWER else None,
+        **({"first": bench.first} if bench.first else {}),
     }
     place = f"rivals/{model}/{name.replace(' ', '-')}-{cut:g}-{seed}-{bench.training.steps}"
     return cell(place, settings, lambda: _measured(bench, name, cut, seed, place.replace("/", "-")))
@@ -135,19 +138,31 @@ def _measured(bench: Bench, name: str, cut: float, seed: int, place: str) -> dic
 
 def _recovered(bench: Bench, name: str, pipeline: DiffusionPipeline, seed: int, place: str) -> dict[str, Any]:
     """What finetuning brings; some plans leave a network that cannot be trained."""
-    # measured again, a plan may be another, and not that of the checkpoint
-    shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
-    work = bench.finetuning(pipeline, bench.training_of(name, seed), place, data=name != NO_DATA)
+    training, data = bench.training_of(name, seed), name != NO_DATA
     try:
-        for _ in work:
-            pass
-        history = work.finish()
-        # the last ones for all, as the best by a held-out loss of some rivals are those at the start
-        work.state.put_(work.state.average)
+        if bench.first:
+            plain = training.model_copy(update={"steps": bench.first, "autoguidance": 0.0})
+            _finetune_(bench, pipeline, plain, f"{place}-first", data=data)
+        held_out = _finetune_(bench, pipeline, training, place, data=data)
     except FinetuningError as error:
         return {"diverged": str(error)}
+    return {"after": judged(bench.subject, pipeline, bench.pictures, STEPS, seed), "held_out": held_out}
+
+
+def _finetune_(
+    bench: Bench, pipeline: DiffusionPipeline, training: Training, place: str, *, data: bool
+) -> dict[int, float]:
+    """Trains a pipeline in place; returns its held-out losses."""
+    # measured again, a plan may be another, and not that of the checkpoint
     shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
-    return {"after": judged(bench.subject, pipeline, bench.pictures, STEPS, seed), "held_out": history.held_out}
+    work = bench.finetuning(pipeline, training, place, data=data)
+    for _ in work:
+        pass
+    history = work.finish()
+    # the last ones for all, as the best by a held-out loss of some rivals are those at the start
+    work.state.put_(work.state.average)
+    shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
+    return history.held_out
 
 
 def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPipeline, Plan | None]:
@@ -178,7 +193,7 @@ def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPi
 
 def _plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
     model = bench.subject.name
-    usual = dataclasses.replace(bench, training=usual_training(model), pictures=PICTURES)
+    usual = dataclasses.replace(bench, training=usual_training(model), first=0, pictures=PICTURES)
     found = _cell(usual, OURS, cut, seed)["result"]
     if "failure" in found:
         raise BudgetError(found["failure"])
