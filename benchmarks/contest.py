@@ -34,12 +34,10 @@ ROUNDS = 25  # pairs of timings
 RECIPES: Mapping[str, Recipe] = {"satellite": SATELLITE, "emoji": EMOJI, "digits": DIGITS}
 OWN_SAMPLES = 1024  # of the original, where there is no data
 # optimizer steps: at most a few per cent of what the denoiser was trained with, so that a cell takes minutes
-BUDGETS = {"satellite": 500, "emoji": 300, "digits": 3000}
+BUDGETS = {"satellite": 500, "emoji": 300, "digits": 500}
 RATES = {"satellite": 1e-4, "emoji": 3e-4, "digits": 3e-4}
 # the same for every rival; early stopping would give some of them fewer steps than others
 SETTINGS: dict[str, Any] = {"batch": 32, "warmup": 20, "average": 0.99, "patience": None, "check_every": 50}
-# more steps of the same compute; digits' held-out loss ends much lower
-SMALL_BATCH: dict[str, Any] = {"batch": 8, "average": 0.997, "check_every": 200}
 PICTURES = 256
 
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
@@ -63,6 +61,7 @@ class Bench:
         folder: for scores, examples and checkpoints.
         training: of each rival.
         first: steps of plain training before it; what they make is the weaker version that it is led away from.
+        plans_anew: whether variants of ld-pruner plan for the machine at hand, instead of taking the plan of its cell.
         pictures: that measure each.
         device: where rivals are finetuned and drawn. Each is made and timed where the model is.
     """
@@ -73,6 +72,7 @@ class Bench:
     pictures: int
     device: str
     first: int = 0
+    plans_anew: bool = False
 
     @contextmanager
     def on_device(self, pipeline: DiffusionPipeline) -> Iterator[None]:
@@ -167,8 +167,7 @@ class Bench:
 
 
 def usual_training(model: str) -> Training:
-    settings = SETTINGS | (SMALL_BATCH if model == "digits" else {})
-    return Training(steps=BUDGETS[model], rate=RATES[model], **settings)
+    return Training(steps=BUDGETS[model], rate=RATES[model], **SETTINGS)
 
 
 def _timed(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> float:
