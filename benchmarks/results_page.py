@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.contest import BUDGETS, CUTS, GUIDED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS
 from benchmarks.records import RESULTS, ROOT, write_between
-from benchmarks.rivals import HEADLINE
+from benchmarks.rivals import HEADLINE, Headline
 from benchmarks.subjects import SUBJECTS
 
 DOCUMENT = ROOT / "docs" / "results.md"
@@ -121,7 +121,7 @@ def _headline(found: dict[str, Cells]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "|---" * len(head) + "|"
     for model, cells in found.items():
-        for name, cut, steps, first in (HEADLINE[model], (OURS, CUTS[0], BUDGETS[model], 0)):
+        for name, cut, steps, first in (HEADLINE[model], Headline(OURS, CUTS[0], BUDGETS[model])):
             pairs = _pairs(cells.get((name, cut, steps), []), cells.get((ORIGINAL, 0.0, first + steps), []))
             if pairs:
                 break

@@ -16,7 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -54,11 +54,21 @@ from ldpruner.workflow import fit
 MANY_PICTURES = 1024  # for the headline
 # at most a tenth of the training's compute; in small batches, of which that makes more steps
 SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
-# how it is finetuned, the cut, the steps, and those of plain training before them
-HEADLINE: Mapping[str, tuple[str, float, int, int]] = {
-    "satellite": (NO_DATA, 0.5, 2000, 0),
-    "emoji": (GUIDED, 0.5, 900, 0),
-    "digits": (GUIDED, 0.5, 11000, 2000),
+
+
+class Headline(NamedTuple):
+    """A longer finetuning: of which variant, at which cut, its steps, and those of plain training before them."""
+
+    name: str
+    cut: float
+    steps: int
+    first: int = 0
+
+
+HEADLINE: Mapping[str, Headline] = {
+    "satellite": Headline(NO_DATA, 0.5, 2000),
+    "emoji": Headline(GUIDED, 0.5, 900),
+    "digits": Headline(GUIDED, 0.5, 11000, first=2000),
 }
 EXAMPLES = 64  # from which channels' gradients are taken
 
