@@ -5,7 +5,7 @@ import statistics
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -61,7 +61,8 @@ def latency(run: Callable[[], Any], denoiser: nn.Module, repeats: int = REPEATS)
 def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float]:
     """For every submodule, the share of a denoiser call's time that is spent in it.
 
-    One depth of nesting is timed at a time, so that no module's time contains the timing of its own submodules.
+    One depth of nesting is timed at a time, so that no module's time contains the timing of its own submodules. What
+    noise adds to these beyond their module's own share is taken off again: else a plan removes them all in its stead.
     """
     by_depth: dict[int, dict[str, nn.Module]] = defaultdict(dict)
     for name, module in denoiser.module.named_modules():
@@ -71,7 +72,26 @@ def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float
     denoiser()
     for modules in by_depth.values():
         shares |= _shares_at_once(denoiser, modules, repeats)
-    return shares
+    return nested(shares)
+
+
+def nested(shares: Mapping[str, float]) -> dict[str, float]:
+    """Shares of modules, by name, of which those within another add up to no more than its own; those at the top to 1."""
+    within: dict[str, list[str]] = defaultdict(list)
+    for name in shares:
+        within[_around(name, shares)].append(name)
+    found = {"": 1.0, **shares}
+    for outer in sorted(within):  # outer ones first
+        total = sum(found[name] for name in within[outer])
+        if total > found[outer]:
+            found.update({name: found[name] * found[outer] / total for name in within[outer]})
+    return {name: found[name] for name in shares}
+
+
+def _around(name: str, shares: Mapping[str, float]) -> str:
+    """The innermost module around one that has a share; a list of modules has none."""
+    outer = name.rpartition(".")[0]
+    return outer if not outer or outer in shares else _around(outer, shares)
 
 
 def _shares_at_once(denoiser: Denoiser, modules: dict[str, nn.Module], repeats: int) -> dict[str, float]:
