@@ -43,13 +43,15 @@ PICTURES = 256
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
 GUIDED, PLAIN = "ld-pruner with autoguidance", "ld-pruner with a plain loss"
-SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN)  # as ld-pruner: they differ in what comes after
+TAUGHT, LED = "ld-pruner taught by the original", "ld-pruner taught with autoguidance"
+SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN, TAUGHT)  # as ld-pruner: they differ in what comes after
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
 NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
 # what is measured at every cut; all else only where half is removed, unless asked for
 EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL, PLAIN)
 AUTOGUIDANCE = 1.0
+FEATURES = 0.1  # weight of the original's features, where it teaches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +99,21 @@ class Bench:
                 pass
             return scoring.scores()
 
-    def training_of(self, name: str, seed: int) -> Training:
-        """A rival's training: on the task alone, or on the original's output alone."""
-        teacher = float(name == NO_DATA)
-        losses = {"task": 1.0 - teacher, "output": teacher, "features": 0.0}
-        losses["autoguidance"] = AUTOGUIDANCE if name == GUIDED else 0.0
-        return self.training.model_copy(update={"seed": seed, "balanced": name != PLAIN, **losses})
+    def training_of(self, name: str, seed: int, *, first: bool = False) -> Training:
+        """A rival's training: on the task alone, or by the original alone; the first is not led.
+
+        What is led away from a weaker version has other features than the original.
+        """
+        led = name in (GUIDED, LED) and not first
+        taught = name in (TAUGHT, LED)
+        losses = {
+            "task": float(not taught and name != NO_DATA),
+            "output": float(taught or name == NO_DATA),
+            "features": FEATURES * (taught and not led),
+            "autoguidance": AUTOGUIDANCE * led,
+        }
+        steps = self.first if first else self.training.steps
+        return self.training.model_copy(update={"seed": seed, "steps": steps, "balanced": name != PLAIN, **losses})
 
     def names(self, cut: float) -> tuple[str, ...]:
         """What is measured of this model when a share of the latency is removed."""
@@ -161,9 +172,10 @@ class Bench:
         recipe = RECIPES[self.subject.name]
         schedules = (recipe.denoiser_schedule, recipe.refinement_schedule)
         trained = sum(schedule.steps * schedule.batch for schedule in schedules if schedule)
-        calls = 3 * kept + (name in (GUIDED, NO_DATA)) + (kept if name == GUIDED else 0)
-        steps = self.training.steps * calls + self.first * 3 * kept
-        return steps * self.training.batch / (3 * trained)
+        calls = 0.0
+        for training in (self.training_of(name, 0), self.training_of(name, 0, first=True)):
+            calls += training.steps * (3 * kept + training.is_taught + kept * (training.autoguidance > 0))
+        return calls * self.training.batch / (3 * trained)
 
 
 def usual_training(model: str) -> Training:

@@ -12,13 +12,14 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from benchmarks.contest import BUDGETS, CUTS, GUIDED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS
+from benchmarks.contest import BUDGETS, CUTS, FEWER, GUIDED, LED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS
 from benchmarks.records import RESULTS, ROOT, write_between
-from benchmarks.rivals import HEADLINE, Headline
+from benchmarks.rivals import HEADLINE
 from benchmarks.subjects import SUBJECTS
 
 DOCUMENT = ROOT / "docs" / "results.md"
 CURVES = ROOT / "docs" / "weight-preservation.png"
+LEARNT = {NO_DATA: "the original's output", GUIDED: "the data, led", LED: "the original on data, led"}
 # of a model: by rival, cut and steps of finetuning the cells of all seeds
 Cells: TypeAlias = dict[tuple[str, float, int], list[dict[str, Any]]]
 
@@ -38,8 +39,7 @@ def _read(model: str) -> Cells:
     cells: Cells = defaultdict(list)
     for path in sorted((RESULTS / "rivals" / model).glob("*.json")):
         known = json.loads(path.read_text(encoding="utf-8"))
-        settings = known["settings"]
-        steps = settings["training"]["steps"] if settings["training"] else 0
+        settings, steps = known["settings"], int(path.stem.rpartition("-")[2])
         cells[settings["rival"], settings["cut"], steps].append(known)
     return dict(cells)
 
@@ -66,9 +66,7 @@ def _tables(model: str, cells: Cells) -> Iterator[str]:
 
 
 def _chosen(cells: Cells, name: str, cut: float, steps: int) -> list[dict[str, Any]]:
-    if name == ORIGINAL:
-        return cells.get((name, 0.0, steps), [])
-    return cells.get((name, cut, steps), []) or cells.get((name, cut, 0), [])
+    return cells.get((name, 0.0 if name == ORIGINAL else cut, steps), [])
 
 
 def _row(known: Sequence[dict[str, Any]]) -> list[str]:
@@ -100,7 +98,7 @@ def _recalled(known: Sequence[dict[str, Any]], when: str) -> str:
 
 def _distance(results: Sequence[dict[str, Any]], when: str) -> str:
     """The mean over seeds and half of its 95 % interval (Student's t); of one seed the interval by resampling."""
-    if any(when not in one for one in results):
+    if not results or any(when not in one for one in results):
         return "diverged" if any("diverged" in one for one in results) else ""
     values = [one[when]["frechet_distance"] for one in results]
     if len(values) == 1:
@@ -115,28 +113,27 @@ def _half(values: Sequence[float]) -> float:
 
 
 def _headline(found: dict[str, Cells]) -> Iterator[str]:
-    """The longest finetuning of ours at half of the latency or less that is known, beside the original's."""
+    """The longest finetuning of ours at half of the latency or less, beside the original's."""
     head = ["model", "seeds", "latency kept", "compute", "learns", "original", "ours, finetuned", "change"]
-    head += ["original, finetuned", "change to rebuilt"]
+    head += ["original, finetuned", "original, fewer steps", "change to rebuilt"]
     yield "| " + " | ".join(head) + " |"
     yield "|---" * len(head) + "|"
     for model, cells in found.items():
-        for name, cut, steps, first in (HEADLINE[model], Headline(OURS, CUTS[0], BUDGETS[model])):
-            pairs = _pairs(cells.get((name, cut, steps), []), cells.get((ORIGINAL, 0.0, first + steps), []))
-            if pairs:
-                break
-        else:
+        name, cut, steps, first, _ = HEADLINE[model]
+        pairs = _pairs(cells.get((name, cut, steps), []), cells.get((ORIGINAL, 0.0, first + steps), []))
+        if not pairs:
             continue
         ours, originals = ([pair[place] for pair in pairs] for place in (0, 1))
         row = (
             str(len(pairs)),
             f"{np.mean([one['latency_ratio']['median'] for one in ours]):.1%}",
             f"{np.mean([one['compute'] for one in ours]):.1%}",
-            ("the original's output" if name == NO_DATA else "the data") + ", led" * (name == GUIDED),
+            LEARNT[name],
             _distance(originals, "before"),
             _distance(ours, "after"),
             _percent([_value(one, "after") / _value(other, "before") - 1 for one, other in pairs]),
             _distance(originals, "after"),
+            _distance([one["result"] for one in cells.get((FEWER, cut, steps), [])], "before"),
             _change_to_rebuilt(pairs),
         )
         yield f"| zoo:{model} | " + " | ".join(row) + " |"

@@ -28,6 +28,7 @@ from benchmarks.contest import (
     CUTS,
     FEWER,
     GUIDED,
+    LED,
     NAMES,
     NEW_WEIGHTS,
     NO_DATA,
@@ -57,18 +58,26 @@ SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 4
 
 
 class Headline(NamedTuple):
-    """A longer finetuning: of which variant, at which cut, its steps, and those of plain training before them."""
+    """A longer finetuning.
+
+    Attributes:
+        name: of the variant of ld-pruner.
+        cut: of the latency.
+        steps, first: of training; and before it of training that is not led.
+        rate: of learning; the usual one if None.
+    """
 
     name: str
     cut: float
     steps: int
     first: int = 0
+    rate: float | None = None
 
 
 HEADLINE: Mapping[str, Headline] = {
     "satellite": Headline(NO_DATA, 0.5, 2000),
     "emoji": Headline(GUIDED, 0.5, 900),
-    "digits": Headline(GUIDED, 0.5, 11000, first=2000),
+    "digits": Headline(LED, 0.5, 11000, first=2000, rate=1e-3),
 }
 EXAMPLES = 64  # from which channels' gradients are taken
 
@@ -103,12 +112,14 @@ def main() -> None:
 
 
 def _headline(bench: Bench, seed: int) -> None:
-    name, cut, steps, first = HEADLINE[bench.subject.name]
-    training = bench.training.model_copy(update={"steps": steps, **SMALL_BATCH})
-    longer = dataclasses.replace(bench, training=training, first=first, pictures=MANY_PICTURES, plans_anew=True)
-    _cell(longer, name, cut, seed)
-    as_many = training.model_copy(update={"steps": first + steps})
-    _cell(dataclasses.replace(longer, training=as_many, first=0), ORIGINAL, cut, seed)
+    name, cut, steps, first, rate = HEADLINE[bench.subject.name]
+    usual = bench.training.model_copy(update={"steps": steps, **SMALL_BATCH})
+    longer = dataclasses.replace(bench, training=usual, pictures=MANY_PICTURES, plans_anew=True)
+    training = usual.model_copy(update={"rate": rate or usual.rate})
+    _cell(dataclasses.replace(longer, training=training, first=first), name, cut, seed)
+    _cell(longer, FEWER, cut, seed)
+    as_many = usual.model_copy(update={"steps": first + steps})
+    _cell(dataclasses.replace(longer, training=as_many), ORIGINAL, cut, seed)
 
 
 def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
@@ -152,8 +163,7 @@ def _recovered(bench: Bench, name: str, pipeline: DiffusionPipeline, seed: int, 
     training, data = bench.training_of(name, seed), name != NO_DATA
     try:
         if bench.first:
-            plain = training.model_copy(update={"steps": bench.first, "autoguidance": 0.0})
-            _finetune_(bench, pipeline, plain, f"{place}-first", data=data)
+            _finetune_(bench, pipeline, bench.training_of(name, seed, first=True), f"{place}-first", data=data)
         held_out = _finetune_(bench, pipeline, training, place, data=data)
     except FinetuningError as error:
         return {"diverged": str(error)}
