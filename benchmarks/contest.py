@@ -110,7 +110,7 @@ class Bench:
             "task": float(not taught and name != NO_DATA),
             "output": float(taught or name == NO_DATA),
             "features": FEATURES * (taught and not led),
-            "autoguidance": AUTOGUIDANCE * led,
+            "autoguidance": led * (self.training.autoguidance or AUTOGUIDANCE),
         }
         steps = self.first if first else self.training.steps
         return self.training.model_copy(update={"seed": seed, "steps": steps, "balanced": name != PLAIN, **losses})
@@ -127,7 +127,12 @@ class Bench:
 
     def idle(self, training: Training) -> set[str]:
         """Settings that change nothing here, of which older cells know nothing."""
-        used = {"autoguidance": training.autoguidance > 0, "balanced": self.finds_noise}
+        used = {
+            "autoguidance": training.autoguidance > 0,
+            "led_above": training.led_above > 0,
+            "led_below": training.led_below < 1,
+            "balanced": self.finds_noise,
+        }
         return {name for name, is_used in used.items() if not is_used}
 
     def finetuning(

@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -64,20 +65,20 @@ class Headline(NamedTuple):
         name: of the variant of ld-pruner.
         cut: of the latency.
         steps, first: of training; and before it of training that is not led.
-        rate: of learning; the usual one if None.
+        changes: of the usual settings.
     """
 
     name: str
     cut: float
     steps: int
     first: int = 0
-    rate: float | None = None
+    changes: Mapping[str, float] = MappingProxyType({})
 
 
 HEADLINE: Mapping[str, Headline] = {
     "satellite": Headline(NO_DATA, 0.5, 2000),
     "emoji": Headline(GUIDED, 0.5, 900),
-    "digits": Headline(LED, 0.5, 11000, first=2000, rate=1e-3),
+    "digits": Headline(LED, 0.5, 11000, first=2000, changes={"rate": 1e-3}),
 }
 EXAMPLES = 64  # from which channels' gradients are taken
 
@@ -112,11 +113,10 @@ def main() -> None:
 
 
 def _headline(bench: Bench, seed: int) -> None:
-    name, cut, steps, first, rate = HEADLINE[bench.subject.name]
+    name, cut, steps, first, changes = HEADLINE[bench.subject.name]
     usual = bench.training.model_copy(update={"steps": steps, **SMALL_BATCH})
     longer = dataclasses.replace(bench, training=usual, pictures=MANY_PICTURES, plans_anew=True)
-    training = usual.model_copy(update={"rate": rate or usual.rate})
-    _cell(dataclasses.replace(longer, training=training, first=first), name, cut, seed)
+    _cell(dataclasses.replace(longer, training=usual.model_copy(update=changes), first=first), name, cut, seed)
     _cell(longer, FEWER, cut, seed)
     as_many = usual.model_copy(update={"steps": first + steps})
     _cell(dataclasses.replace(longer, training=as_many), ORIGINAL, cut, seed)

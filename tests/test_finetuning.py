@@ -138,6 +138,18 @@ def test_autoguidance_leads_beyond_the_teacher_away_from_the_pruned_network_as_i
     assert found[1][6] > found[0][6]
 
 
+def test_autoguidance_leads_at_some_noise_levels_only(tiny: DiffusionPipeline, pruned: DiffusionPipeline) -> None:
+    usual = SHORT.model_copy(update={"task": 0.0, "features": 0.0, "autoguidance": 1.5})
+    losses = [
+        finetune(copy.deepcopy(pruned), tiny, probe=PROBE, training=usual.model_copy(update=between)).held_out[0]
+        for between in ({"autoguidance": 0.0}, {}, {"led_below": 0.3}, {"led_above": 0.3})
+    ]
+    plain, whole, low, high = losses
+    assert plain < low < whole
+    assert plain < high < whole
+    assert low + high == pytest.approx(plain + whole)
+
+
 def test_a_step_runs_neither_autoencoder_nor_text_encoder(tiny_text: DiffusionPipeline) -> None:
     probe = ldpruner.Probe(samples=4, steps=3, prompts=("a cat", "the moon"))
     work = Finetuning(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=SHORT)
@@ -389,6 +401,7 @@ def test_data_that_does_not_fit_is_told(tiny_text: DiffusionPipeline, data: Any,
         ({"rate": -1.0}, r"training rate=-1\.0"),
         ({"speed": 3}, "training speed=3"),
         ({"task": 0, "output": 0, "features": 0}, "nothing is learnt"),
+        ({"led_above": 0.5, "led_below": 0.4}, "no noise level lies between"),
     ],
 )
 def test_settings_that_make_no_sense_are_told(settings: dict[str, Any], message: str) -> None:

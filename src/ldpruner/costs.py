@@ -76,7 +76,7 @@ def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float
 
 
 def nested(shares: Mapping[str, float]) -> dict[str, float]:
-    """Shares of modules, by name, of which those within another add up to no more than its own; those at the top to 1."""
+    """Shares of modules, by name, where those within another add up to no more than its own; at the top, to 1."""
     within: dict[str, list[str]] = defaultdict(list)
     for name in shares:
         within[_around(name, shares)].append(name)

@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
+from torch import Tensor
 
 from ldpruner.errors import FinetuningError
 from ldpruner.values import Value, first_fault
@@ -24,6 +25,8 @@ class Training(Value):
         autoguidance: how far what is learnt lies beyond the teacher, away from what the pruned network found before it
             was trained. As a weaker version of the teacher it shows where that errs (Karras et al. 2024, arXiv
             2406.02507).
+        led_above, led_below: noise levels, of 0 to 1, between which it does. Left alone at high noise it keeps more of
+            what the teacher varies (Kynkäänniemi et al. 2024, arXiv 2404.07724).
         balanced: whether errors in noise that is to be found count the more, the less signal is beside it (1/alpha): a
             plain loss (Ho et al. 2020) hardly sees those at high noise, which decide the colours.
         normalised: whether each stage counts alike, whatever the size of its features.
@@ -49,6 +52,8 @@ class Training(Value):
     output: float = Field(default=1.0, ge=0)
     features: float = Field(default=0.1, ge=0)
     autoguidance: float = Field(default=0.0, ge=0)
+    led_above: float = Field(default=0.0, ge=0, lt=1)
+    led_below: float = Field(default=1.0, gt=0, le=1)
     balanced: bool = True
     normalised: bool = True
     precision: Literal["no", "fp16", "bf16"] = "no"
@@ -68,6 +73,11 @@ class Training(Value):
             raise FinetuningError(
                 "training task=0, output=0, features=0: nothing is learnt; weigh one of them above 0"
             )
+        if self.led_above >= self.led_below:
+            raise FinetuningError(
+                f"training led_above={self.led_above:g}, led_below={self.led_below:g}: no noise level lies between; "
+                "lower the first"
+            )
 
     @property
     def is_taught(self) -> bool:
@@ -77,6 +87,10 @@ class Training(Value):
     def resolved(self, *, data: bool) -> "Training":
         """The same with the weight of the task that fits learning from data, or from the teacher alone."""
         return self if self.task is not None else self.model_copy(update={"task": 1.0 if data else 0.0})
+
+    def strengths(self, levels: Tensor) -> Tensor:
+        """How strong autoguidance is at noise levels, [batch]."""
+        return self.autoguidance * ((levels >= self.led_above) & (levels <= self.led_below))
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""

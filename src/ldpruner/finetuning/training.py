@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -39,6 +39,23 @@ WITHOUT_EFFECT = ("accumulate", "gradient_checkpointing", "checkpoint_every")  #
 LONG = timedelta(days=7)  # for which other processes wait while the first encodes
 
 logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Noisy examples of a step.
+
+    Attributes:
+        noisy, target: [batch, ...] latents, and what is to be found in them.
+        times: [batch] the scheduler's timesteps.
+        given: what else the denoiser is called with.
+        strengths: [batch, 1, ...] of autoguidance.
+    """
+
+    noisy: Tensor
+    target: Tensor
+    times: Tensor
+    given: Sequence[Tensor]
+    strengths: Tensor
 
 
 def finetune(
@@ -191,25 +208,19 @@ class Finetuning:
         for part in mine.chunk(self.training.accumulate):
             latents, given = lesson.examples.batch(chosen[part], copies[part])
             noisy, target, times = lesson.noised(latents, noise[part], levels[part])
-            yield self._loss(noisy, target, times, given, taught, learnt)
+            strengths = self.training.strengths(levels[part]).reshape(-1, *[1] * (latents.ndim - 1))
+            yield self._loss(Batch(noisy, target, times, given, strengths), taught, learnt)
 
-    def _loss(
-        self,
-        noisy: Tensor,
-        target: Tensor,
-        times: Tensor,
-        given: Sequence[Tensor],
-        taught: dict[str, Tensor],
-        learnt: dict[str, Tensor],
-    ) -> Tensor:
+    def _loss(self, batch: Batch, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> Tensor:
         lesson, training, device = self.lesson, self.training, self.accelerator.device
+        times, given = batch.times, batch.given
         weights = lesson.objective.weights(times) if training.balanced else torch.ones(len(times))
-        noisy, target, weights = noisy.to(device), target.to(device), weights.to(device)
+        noisy, target, weights = batch.noisy.to(device), batch.target.to(device), weights.to(device)
         with self.accelerator.autocast(), uncompiled():  # whose hooks on features may otherwise not be called
             found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy).float()
             shown = lesson.shown(lesson.teacher, noisy, times, given) if training.is_taught else None
             if self._weaker is not None and shown is not None:
-                lead = training.autoguidance * (shown - lesson.shown(self._weaker, noisy, times, given))
+                lead = batch.strengths.to(device) * (shown - lesson.shown(self._weaker, noisy, times, given))
                 target, shown = target + lead, shown + lead
             loss = (training.task or 0.0) * latent_loss(found, target, weights)
             if shown is not None:
