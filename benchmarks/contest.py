@@ -43,8 +43,8 @@ PICTURES = 256
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
 GUIDED, PLAIN = "ld-pruner with autoguidance", "ld-pruner with a plain loss"
-TAUGHT, LED = "ld-pruner taught by the original", "ld-pruner taught with autoguidance"
-SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN, TAUGHT)  # as ld-pruner: they differ in what comes after
+LED = "ld-pruner taught with autoguidance"  # in headlines only
+SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN)  # as ld-pruner: they differ in what comes after
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
 NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
@@ -104,12 +104,11 @@ class Bench:
 
         What is led away from a weaker version has other features than the original.
         """
-        led = name in (GUIDED, LED) and not first
-        taught = name in (TAUGHT, LED)
+        led, taught = name in (GUIDED, LED) and not first, name in (NO_DATA, LED)
         losses = {
-            "task": float(not taught and name != NO_DATA),
-            "output": float(taught or name == NO_DATA),
-            "features": FEATURES * (taught and not led),
+            "task": float(not taught),
+            "output": float(taught),
+            "features": FEATURES * (name == LED and not led),
             "autoguidance": led * (self.training.autoguidance or AUTOGUIDANCE),
         }
         steps = self.first if first else self.training.steps

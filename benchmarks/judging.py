@@ -10,22 +10,27 @@ from benchmarks.subjects import Subject
 from ldpruner.importance import Floats, frechet_distance
 from ldpruner.quality import frechet_interval, mean_interval
 from zoo.eye import features_of
+from zoo.quality import reconstructions
 
 
 def judged(subject: Subject, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> dict[str, Any]:
     """The judge's Frechet distance to the test images, and its interval by resampling; how captions are followed.
 
-    A distance of distributions alone does not see whether a picture shows what was asked for. And where most of it is
-    the autoencoder's, it does not see the denoiser: so the distance to the rebuilt test images stands beside.
+    A distance of distributions alone does not see whether a picture shows what was asked for.
     """
     pixels = subject.drawn(pipeline, pictures, steps, seed)
-    features = _features(subject, pixels)
-    found: dict[str, Any] = _distances(features, _features(subject, subject.test))
-    found["rebuilt"] = _distances(features, _features(subject, subject.rebuilt))
+    found: dict[str, Any] = _distances(_features(subject, pixels), _features(subject, subject.test))
     recalled = subject.recalled(pixels)
     if recalled is not None:
         found |= {"recall": float(recalled.mean()), "recall_interval": mean_interval(recalled)}
     return found
+
+
+def perfect(subject: Subject, pictures: int, seed: int) -> dict[str, Any]:
+    """As `judged`, of what a perfect denoiser would draw: training images as the autoencoder gives them back."""
+    order = torch.randperm(len(subject.train), generator=torch.Generator().manual_seed(seed))
+    rebuilt = reconstructions(subject.autoencoder, subject.train.pixels[order[:pictures]])
+    return _distances(_features(subject, rebuilt), _features(subject, subject.test))
 
 
 def _features(subject: Subject, pixels: torch.Tensor) -> Floats:

@@ -43,7 +43,7 @@ from benchmarks.contest import (
     usual_training,
 )
 from benchmarks.criteria import Case
-from benchmarks.judging import judged
+from benchmarks.judging import judged, perfect
 from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, open_subject
 from ldpruner.errors import BudgetError, FinetuningError
@@ -122,6 +122,9 @@ def _headline(bench: Bench, seed: int) -> None:
     _cell(longer, FEWER, cut, seed)
     as_many = usual.model_copy(update={"steps": first + steps})
     _cell(dataclasses.replace(longer, training=as_many), ORIGINAL, cut, seed)
+    settings = {"model": bench.subject.name, "weights": bench.subject.weights, "pictures": MANY_PICTURES, "seed": seed}
+    measure = functools.partial(perfect, bench.subject, MANY_PICTURES, seed)
+    cell(f"perfect_denoiser/{bench.subject.name}-{seed}", settings, measure)
 
 
 def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from zoo.emoji import EMOJI
 from zoo.eye import Eye
 from zoo.judge import read_judge
 from zoo.matcher import Matcher, match
-from zoo.quality import frechet_distance, reconstructions
+from zoo.quality import frechet_distance
 
 SUBJECTS = ("satellite", "emoji", "digits")
 UNSEEN = 1000  # added to a seed: what measures a plan shares no noise with the latents that chose it
@@ -85,11 +85,9 @@ class Subject:
         """Tells the model from one of its name that is trained anew, of which nothing is measured yet."""
         return "-".join(weights_digest(part) for part in networks(self.pipeline).values())
 
-    @cached_property
-    def rebuilt(self) -> torch.Tensor:
-        """The test images after the autoencoder, as bytes: what a perfect denoiser would draw."""
-        autoencoder = getattr(self.pipeline, "vae", None) or self.pipeline.vqvae
-        return reconstructions(autoencoder, self.test)
+    @property
+    def autoencoder(self) -> Any:
+        return getattr(self.pipeline, "vae", None) or self.pipeline.vqvae
 
     def recalled(self, pixels: torch.Tensor) -> Floats | None:
         """[pictures] whether the judge finds a picture's caption among the five that fit it best: 1 or 0.
