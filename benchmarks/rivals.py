@@ -77,7 +77,7 @@ class Headline(NamedTuple):
 
 HEADLINE: Mapping[str, Headline] = {
     "satellite": Headline(
-        LED, 0.5, 8000, first=1000, changes={"rate": 3e-4, "autoguidance": 3.0, "led_above": 0.2, "led_below": 0.7}
+        LED, 0.5, 3000, first=1000, changes={"rate": 3e-4, "autoguidance": 3.0, "led_above": 0.2, "led_below": 0.7}
     ),
     "emoji": Headline(GUIDED, 0.5, 900),
     "digits": Headline(LED, 0.5, 11000, first=2000, changes={"rate": 1e-3}),
