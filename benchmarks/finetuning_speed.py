@@ -1,6 +1,6 @@
 """What finetuning takes beside a bare loop of the same forward and backward passes, timed in turn.
 
-    python -m benchmarks.finetuning_speed [--models satellite] [--rounds 12] [--steps 4]
+    python -m benchmarks.finetuning_speed [--models satellite] [--rounds 24] [--steps 4]
 
 The bare loop calls teacher and student on noisy latents that lie ready, takes the same losses, goes backwards and lets
 torch's fused AdamW step. What finetuning adds is drawing examples and noise, clipping, the moving average, and
@@ -38,7 +38,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=("satellite", "emoji"))
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--steps", type=int, default=4, help="in each round")
     options = parser.parse_args()
     torch.set_num_threads(1)
