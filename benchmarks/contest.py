@@ -50,7 +50,7 @@ CHANNELS = ("channels by magnitude", "channels by Taylor")
 NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
 # what is measured at every cut; all else only where half is removed, unless asked for
 EVERYWHERE = (OURS, "paper", "random", "hand rule", ORIGINAL, PLAIN)
-AUTOGUIDANCE = 1.0
+AUTOGUIDANCE = 1.0  # unless a headline says otherwise
 FEATURES = 0.1  # weight of the original's features, where it teaches
 
 
