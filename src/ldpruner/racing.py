@@ -23,7 +23,7 @@ from ldpruner.scoring import BATCH, Scoring
 logger = logging.getLogger(__name__)
 
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
-SETTLED = 0.005  # of a plan's damage: what another choice may be expected to spare
+SETTLED = 0.0005  # of a plan's damage: what another choice may be expected to spare
 MORE = 2  # samples of each modification, on average, that a budget may have drawn beyond the first
 MATTERS = 0.1  # of what the most contested removal may spare: where less is at stake, none is drawn again
 LITTLE = 0.001  # of what a budget asks to save: removals that save less are not drawn
