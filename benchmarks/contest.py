@@ -43,7 +43,7 @@ PICTURES = 256
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
 GUIDED, PLAIN = "ld-pruner with autoguidance", "ld-pruner with a plain loss"
-LED = "ld-pruner taught with autoguidance"  # in headlines only
+TAUGHT, LED = "ld-pruner taught", "ld-pruner taught with autoguidance"  # in headlines only
 SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN)  # as ld-pruner: they differ in what comes after
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
@@ -104,11 +104,11 @@ class Bench:
 
         What is led away from a weaker version has other features than the original.
         """
-        led, taught = name in (GUIDED, LED) and not first, name in (NO_DATA, LED)
+        led, taught = name in (GUIDED, LED) and not first, name in (NO_DATA, TAUGHT, LED)
         losses = {
             "task": float(not taught),
             "output": float(taught),
-            "features": FEATURES * (name == LED and not led),
+            "features": FEATURES * (name in (TAUGHT, LED) and not led),
             "autoguidance": led * (self.training.autoguidance or AUTOGUIDANCE),
         }
         steps = self.first if first else self.training.steps

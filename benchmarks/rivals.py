@@ -39,6 +39,7 @@ from benchmarks.contest import (
     PICTURES,
     SAME_PLAN,
     STEPS,
+    TAUGHT,
     Bench,
     usual_training,
 )
@@ -80,7 +81,7 @@ HEADLINE: Mapping[str, Headline] = {
         LED, 0.5, 3000, first=1000, changes={"rate": 3e-4, "autoguidance": 3.0, "led_above": 0.2, "led_below": 0.7}
     ),
     "emoji": Headline(GUIDED, 0.5, 900),
-    "digits": Headline(LED, 0.5, 11000, first=2000, changes={"rate": 1e-3}),
+    "digits": Headline(TAUGHT, 0.5, 20000, changes={"rate": 1e-3}),
 }
 EXAMPLES = 64  # from which channels' gradients are taken
 
