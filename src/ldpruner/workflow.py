@@ -95,8 +95,9 @@ def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted
     for _ in range(ATTEMPTS):
         try:
             found = made(min(1.0, asked))
-        except BudgetError as error:
-            problem = problem or str(error)
+        except BudgetError:
+            if not problem:  # the first prediction: it says what to ask for
+                raise
             break
         latency = measured(found)
         if latency <= wanted and (best is None or _better(latency, best_latency, MARGIN * wanted)):
