@@ -12,19 +12,14 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from benchmarks.contest import BUDGETS, CUTS, FEWER, GUIDED, LED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS, TAUGHT
+from benchmarks.contest import BUDGETS, CUTS, FEWER, GUIDED, LED, NAMES, NEW_WEIGHTS, NO_DATA, ORIGINAL, OURS
 from benchmarks.records import RESULTS, ROOT, write_between
 from benchmarks.rivals import HEADLINE
 from benchmarks.subjects import SUBJECTS
 
 DOCUMENT = ROOT / "docs" / "results.md"
 CURVES = ROOT / "docs" / "weight-preservation.png"
-LEARNT = {
-    NO_DATA: "the original's output",
-    GUIDED: "the data, led",
-    TAUGHT: "the original on data",
-    LED: "the original on data, led",
-}
+LEARNT = {GUIDED: "the data, led", LED: "the original on data, led"}
 # of a model: by rival, cut and steps of finetuning the cells of all seeds
 Cells: TypeAlias = dict[tuple[str, float, int], list[dict[str, Any]]]
 

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ class Headline(NamedTuple):
     changes: Mapping[str, float] = MappingProxyType({})
 
 
-# chosen on training images
+# strength and noise levels were chosen on training images
 LED_SOMEWHERE: Mapping[str, float] = {"rate": 3e-4, "autoguidance": 3.0, "led_above": 0.2, "led_below": 0.7}
 FASTER: Mapping[str, float] = {"rate": 1e-3}
 HEADLINE: Mapping[str, Headline] = {
@@ -118,26 +118,33 @@ def main() -> None:
         subject = open_subject(model, options.data / model)
         bench = Bench(subject, options.runs / model, usual_training(model), options.pictures, options.device)
         for seed in options.seeds:
+            if options.headline:
+                _headline(bench, seed)
+            if options.tried:
+                _longer(bench, TRIED[model], seed)
             if options.headline or options.tried:
-                _headline(bench, seed, tried=options.tried)
                 continue
             for cut in options.cuts:
                 for name in options.rivals or bench.names(cut):
                     _cell(bench, name, cut, seed)
 
 
-def _headline(bench: Bench, seed: int, *, tried: bool) -> None:
+def _headline(bench: Bench, seed: int) -> None:
     model = bench.subject.name
-    _, cut, steps, first, _ = HEADLINE[model]
-    beside = (Headline(FEWER, cut, steps), Headline(ORIGINAL, cut, first + steps))
-    for one in TRIED[model] if tried else (HEADLINE[model], *beside):
+    headline = HEADLINE[model]
+    original = Headline(ORIGINAL, headline.cut, headline.first + headline.steps)
+    _longer(bench, (headline, Headline(FEWER, headline.cut, headline.steps), original), seed)
+    settings = {"model": model, "weights": bench.subject.weights, "pictures": MANY_PICTURES, "seed": seed}
+    cell(f"perfect_denoiser/{model}-{seed}", settings, functools.partial(perfect, bench.subject, MANY_PICTURES, seed))
+
+
+def _longer(bench: Bench, headlines: Iterable[Headline], seed: int) -> None:
+    for one in headlines:
         training = bench.training.model_copy(update={"steps": one.steps, **SMALL_BATCH, **one.changes})
         longer = dataclasses.replace(
             bench, training=training, first=one.first, pictures=MANY_PICTURES, plans_anew=True
         )
         _cell(longer, one.name, one.cut, seed)
-    settings = {"model": model, "weights": bench.subject.weights, "pictures": MANY_PICTURES, "seed": seed}
-    cell(f"perfect_denoiser/{model}-{seed}", settings, functools.partial(perfect, bench.subject, MANY_PICTURES, seed))
 
 
 def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
