@@ -34,7 +34,15 @@ class PlanMismatch(LdPrunerError):
 
 
 class BudgetError(LdPrunerError):
-    """A budget is out of range, or cannot be reached."""
+    """A budget is out of range, or cannot be reached.
+
+    Attributes:
+        least: the kept latency that is predicted where all that can be removed is, if that is too much.
+    """
+
+    def __init__(self, problem: str, *, least: float | None = None) -> None:
+        super().__init__(problem)
+        self.least = least
 
 
 class ProbeError(LdPrunerError):

@@ -49,7 +49,8 @@ class Problem:
                 reachable = math.ceil(least * 1000) / 1000
                 raise BudgetError(
                     f"budget {name}={1 - need:g} cannot be reached: removing all that can be removed leaves "
-                    f"{least:.3f}; ask for {name}={reachable:g} or more"
+                    f"{least:.3f}; ask for {name}={reachable:g} or more",
+                    least=reachable if name == "latency" else None,
                 )
         if self.budget.operators is None:
             return

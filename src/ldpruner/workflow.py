@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5  # selections for one latency budget
 CLOSE = 0.95  # of it, near enough
 MARGIN = 0.97  # of it, so that a budget that is met once is still met when a noisy machine is asked again
+NEAR = 0.8  # of the least that a plan is predicted to leave: it may as well leave so much
 SHOWN = 8  # samples of before and after in the run folder
 
 
@@ -94,22 +95,33 @@ def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted
     asked, best, best_latency, problem = wanted, None, 0.0, ""
     for _ in range(ATTEMPTS):
         try:
-            found = made(min(1.0, asked))
+            found, given = _made_for(made, min(1.0, asked))
         except BudgetError:
             if not problem:  # the first prediction: it says what to ask for
                 raise
             break
-        latency = measured(found)
+        latency, is_all = measured(found), given > asked
         if latency <= wanted and (best is None or _better(latency, best_latency, MARGIN * wanted)):
             best, best_latency = found, latency
-        if CLOSE * MARGIN * wanted <= latency <= MARGIN * wanted or asked >= 1 >= latency:
+        problem = f"{'removing all that can be removed' if is_all else 'the last plan'} measured latency={latency:.3f}"
+        nothing_more = is_all if latency > MARGIN * wanted else given >= 1
+        if CLOSE * MARGIN * wanted <= latency <= MARGIN * wanted or nothing_more:
             break
         logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", latency, MARGIN * wanted)
-        problem = f"the last plan measured latency={latency:.3f}"
-        asked *= MARGIN * wanted / latency
+        asked = given * MARGIN * wanted / latency
     if best is None:
         raise BudgetError(f"budget latency={wanted:g} cannot be reached: {problem}; ask for more")
     return best
+
+
+def _made_for(made: Callable[[float], Made], asked: float) -> tuple[Made, float]:
+    """What is made for a predicted latency, and that; for the least that there is, if what is asked is near it."""
+    try:
+        return made(asked), asked
+    except BudgetError as error:
+        if error.least is None or asked < NEAR * error.least:
+            raise
+        return made(error.least), error.least
 
 
 def _better(latency: float, best: float, wanted: float) -> bool:
