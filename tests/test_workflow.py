@@ -37,7 +37,7 @@ def test_all_is_removed_and_measured_where_the_prediction_is_just_not_enough(err
         return
     with pytest.raises(BudgetError, match=r"removing all that can be removed measured latency=0\.514"):
         fit(made, lambda one: one * error, 0.5)
-    with pytest.raises(BudgetError, match="^no$"):
+    with pytest.raises(BudgetError, match=r"^no$"):
         fit(made, lambda one: one, 0.1)
 
 
