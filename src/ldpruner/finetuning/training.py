@@ -46,16 +46,28 @@ class Batch(NamedTuple):
 
     Attributes:
         noisy, target: [batch, ...] latents, and what is to be found in them.
-        times: [batch] the scheduler's timesteps.
-        given: what else the denoiser is called with.
+        times, weights: [batch] the scheduler's timesteps, and how much errors count at them.
         strengths: [batch, 1, ...] of autoguidance.
+        given: what else the denoiser is called with.
     """
 
     noisy: Tensor
     target: Tensor
     times: Tensor
-    given: Sequence[Tensor]
+    weights: Tensor
     strengths: Tensor
+    given: Sequence[Tensor]
+
+    def on(self, device: torch.device) -> "Batch":
+        """The same on a device, which is not waited for."""
+        *own, given = self
+        return Batch(*(_sent(one, device) for one in own), [_sent(one, device) for one in given])
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    # from memory that is not pinned a copy waits until the device has done all before it
+    pinned = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def finetune(
@@ -209,22 +221,22 @@ class Finetuning:
             latents, given = lesson.examples.batch(chosen[part], copies[part])
             noisy, target, times = lesson.noised(latents, noise[part], levels[part])
             strengths = self.training.strengths(levels[part]).reshape(-1, *[1] * (latents.ndim - 1))
-            yield self._loss(Batch(noisy, target, times, given, strengths), taught, learnt)
+            weights = lesson.objective.weights(times) if self.training.balanced else torch.ones(len(times))
+            batch = Batch(noisy, target, times, weights, strengths, given).on(self.accelerator.device)
+            yield self._loss(batch, taught, learnt)
 
     def _loss(self, batch: Batch, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> Tensor:
-        lesson, training, device = self.lesson, self.training, self.accelerator.device
-        times, given = batch.times, batch.given
-        weights = lesson.objective.weights(times) if training.balanced else torch.ones(len(times))
-        noisy, target, weights = batch.noisy.to(device), batch.target.to(device), weights.to(device)
+        lesson, training, noisy, target = self.lesson, self.training, batch.noisy, batch.target
+        asked = noisy, batch.times, batch.given
         with self.accelerator.autocast(), uncompiled():  # whose hooks on features may otherwise not be called
-            found = predicted(self.module(**lesson.conditions.arguments(noisy, times, given)), noisy).float()
-            shown = lesson.shown(lesson.teacher, noisy, times, given) if training.is_taught else None
+            found = predicted(self.module(**lesson.conditions.arguments(*asked)), noisy).float()
+            shown = lesson.shown(lesson.teacher, *asked) if training.is_taught else None
             if self._weaker is not None and shown is not None:
-                lead = batch.strengths.to(device) * (shown - lesson.shown(self._weaker, noisy, times, given))
+                lead = batch.strengths * (shown - lesson.shown(self._weaker, *asked))
                 target, shown = target + lead, shown + lead
-            loss = (training.task or 0.0) * latent_loss(found, target, weights)
+            loss = (training.task or 0.0) * latent_loss(found, target, batch.weights)
             if shown is not None:
-                loss = loss + training.output * latent_loss(found, shown, weights)
+                loss = loss + training.output * latent_loss(found, shown, batch.weights)
                 loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
         return loss
 
