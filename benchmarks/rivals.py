@@ -80,15 +80,21 @@ class Headline(NamedTuple):
 LED_SOMEWHERE: Mapping[str, float] = {"rate": 3e-4, "autoguidance": 3.0, "led_above": 0.2, "led_below": 0.7}
 FASTER: Mapping[str, float] = {"rate": 1e-3}
 LED_FAR: Mapping[str, float] = {"rate": 1e-3, "autoguidance": 1.5}
+LED_FARTHER: Mapping[str, float] = {"rate": 1e-3, "autoguidance": 2.0}
 HEADLINE: Mapping[str, Headline] = {
-    "satellite": Headline(LED, 0.5, 3000, first=1000, changes=LED_SOMEWHERE),
+    "satellite": Headline(LED, 0.5, 3500, first=500, changes=LED_SOMEWHERE),
     "emoji": Headline(GUIDED, 0.5, 900),
-    "digits": Headline(LED, 0.5, 12500, first=500, changes=LED_FAR),
+    "digits": Headline(LED, 0.5, 20000, first=500, changes=LED_FARTHER),
 }
 TRIED: Mapping[str, tuple[Headline, ...]] = {
-    "satellite": (Headline(LED, 0.5, 8000, first=1000, changes=LED_SOMEWHERE), Headline(NO_DATA, 0.5, 2000)),
+    "satellite": (
+        Headline(LED, 0.5, 3000, first=1000, changes=LED_SOMEWHERE),
+        Headline(LED, 0.5, 8000, first=1000, changes=LED_SOMEWHERE),
+        Headline(NO_DATA, 0.5, 2000),
+    ),
     "emoji": (Headline(OURS, 0.5, 1760),),
     "digits": (
+        Headline(LED, 0.5, 12500, first=500, changes=LED_FAR),
         Headline(LED, 0.5, 11000, first=2000, changes=FASTER),
         Headline(LED, 0.5, 17000, first=3000, changes=FASTER),
         Headline(TAUGHT, 0.5, 20000, changes=FASTER),
