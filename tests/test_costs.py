@@ -72,6 +72,25 @@ def test_time_that_a_processor_gives_to_others_is_no_modules(denoiser: Denoiser)
     assert shares["conv_act"] < shares["up_blocks.1"]
 
 
+@pytest.mark.parametrize(("several", "one", "chosen"), [(0.0, 0.05, 3), (0.05, 0.0, 1)])
+def test_threads_that_others_keep_waiting_are_not_timed(
+    denoiser: Denoiser, several: float, one: float, chosen: int
+) -> None:
+    seen: list[int] = []
+
+    def wait(*_: object) -> None:
+        seen.append(torch.get_num_threads())
+        time.sleep(several if seen[-1] > 1 else one)
+
+    known = torch.get_num_threads()
+    torch.set_num_threads(3)
+    waiting = denoiser.module.register_forward_hook(wait)
+    module_shares(denoiser, repeats=1)
+    waiting.remove()
+    assert (torch.get_num_threads(), seen[-1]) == (3, chosen)
+    torch.set_num_threads(known)
+
+
 def called(pipeline: DiffusionPipeline, probe: ldpruner.Probe, samples: int = 1) -> Callable[[], None]:
     """A whole call of a pipeline, each time with new generators."""
     return lambda: run_pipeline(pipeline, probe.arguments(pipeline, range(samples)))

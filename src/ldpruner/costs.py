@@ -20,6 +20,7 @@ from ldpruner.values import Value
 Clock: TypeAlias = Callable[[], float]
 
 REPEATS = 7  # of each timing; the median is kept
+PAIRS = 3  # of calls that tell whether several threads are faster than one
 
 
 class Costs(Value):
@@ -70,9 +71,34 @@ def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float
             by_depth[name.count(".")][name] = module
     shares: dict[str, float] = {}
     denoiser()
-    for modules in by_depth.values():
-        shares |= _shares_at_once(denoiser, modules, repeats)
+    with _threads_that_pay(denoiser):
+        for modules in by_depth.values():
+            shares |= _shares_at_once(denoiser, modules, repeats)
     return nested(shares)
+
+
+@contextlib.contextmanager
+def _threads_that_pay(denoiser: Denoiser) -> Iterator[None]:
+    """One thread in place of several, where these make a call no faster: others on the machine keep them waiting.
+
+    How long is no matter of the module, and many short modules wait longer than a long one.
+    """
+    device, known = device_of(denoiser.module), torch.get_num_threads()
+    if device.type != "cpu" or known == 1:
+        yield
+        return
+    pairs = [[_timed_with(threads, denoiser, device) for threads in (known, 1)] for _ in range(PAIRS)]
+    several, one = map(statistics.median, zip(*pairs, strict=True))
+    torch.set_num_threads(known if several < one else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(known)
+
+
+def _timed_with(threads: int, denoiser: Denoiser, device: torch.device) -> float:
+    torch.set_num_threads(threads)
+    return timed_ms(denoiser, device)
 
 
 def nested(shares: Mapping[str, float]) -> dict[str, float]:
