@@ -43,8 +43,9 @@ PICTURES = 256
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
 NO_DATA, NEW_WEIGHTS = "ld-pruner without data", "ld-pruner with new weights"
 GUIDED, PLAIN = "ld-pruner with autoguidance", "ld-pruner with a plain loss"
+ALL_LOSSES = "ld-pruner with all losses"  # which `ldpruner finetune` has by default
 TAUGHT, LED = "ld-pruner taught", "ld-pruner taught with autoguidance"  # in headlines only
-SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN)  # as ld-pruner: they differ in what comes after
+SAME_PLAN = (NO_DATA, GUIDED, NEW_WEIGHTS, PLAIN, ALL_LOSSES)  # as ld-pruner: they differ in what comes after
 OPERATORS = {OURS if name == "knapsack" else name: one for name, one in RIVALS.items()}
 CHANNELS = ("channels by magnitude", "channels by Taylor")
 NAMES = (*OPERATORS, *CHANNELS, FEWER, ORIGINAL, *SAME_PLAN)
@@ -100,15 +101,15 @@ class Bench:
             return scoring.scores()
 
     def training_of(self, name: str, seed: int, *, first: bool = False) -> Training:
-        """A rival's training: on the task alone, or by the original alone; the first is not led.
+        """A rival's training: on the task, by the original or by both; the first is not led.
 
         What is led away from a weaker version has other features than the original.
         """
         led, taught = name in (GUIDED, LED) and not first, name in (NO_DATA, TAUGHT, LED)
         losses = {
             "task": float(not taught),
-            "output": float(taught),
-            "features": FEATURES * (name in (TAUGHT, LED) and not led),
+            "output": float(taught or name == ALL_LOSSES),
+            "features": FEATURES * (name in (TAUGHT, LED, ALL_LOSSES) and not led),
             "autoguidance": led * (self.training.autoguidance or AUTOGUIDANCE),
         }
         steps = self.first if first else self.training.steps
