@@ -65,9 +65,10 @@ class Batch(NamedTuple):
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
     # from memory that is not pinned a copy waits until the device has done all before it
-    pinned = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
-    return pinned.to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def finetune(
