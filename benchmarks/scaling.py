@@ -24,6 +24,7 @@ import torch
 import ldpruner
 from benchmarks.records import cell
 from ldpruner.bench import Spread
+from ldpruner.blocks import Block
 from ldpruner.execution import Executor, LocalExecutor, Outcome, Task
 from ldpruner.importance import Floats, Moments
 from ldpruner.modifications import modified
@@ -151,17 +152,18 @@ def _ledger(options: argparse.Namespace) -> dict[str, Any]:
             one = Moments(
                 8, *(random.normal(size=size) for size in (options.elements, options.elements, 8, 8, (8, 4)))
             )
+            blocks = [Block(start, start + 8) for start in range(0, 8 * BLOCKS, 8)]
             started = time.perf_counter()
             with Ledger(folder) as ledger:
                 for place in range(MODIFICATIONS):
-                    ledger.record((f"operator {place}", "identity"), dict.fromkeys(range(BLOCKS), one), 25)
+                    ledger.record((f"operator {place}", "identity"), dict.fromkeys(blocks, one), 25)
             written = time.perf_counter() - started
             started = time.perf_counter()
             with Ledger(folder) as ledger:
-                blocks, calls = ledger.finished_blocks(), ledger.denoiser_calls()
+                finished, calls = ledger.finished_blocks(), ledger.denoiser_calls()
             opened = time.perf_counter() - started
             size = sum(path.stat().st_size for path in Path(folder).iterdir())
-        held = sum(len(found) for found in blocks.values())
+        held = sum(map(len, finished.values()))
         assert calls == held * 8 * 25
         return {
             "blocks": held,

@@ -84,7 +84,7 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ldpru
 def rows(run: Path) -> set[Row]:
     """What is finished; a row that is written again has another number."""
     with closing(sqlite3.connect(run / "run.sqlite")) as database:
-        return set(database.execute("SELECT operator, modification, block, rowid FROM evaluations"))
+        return set(database.execute("SELECT operator, modification, start, rowid FROM evaluations"))
 
 
 def assert_same(scores: ldpruner.Scores, whole: ldpruner.Scores) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldpruner.blocks import Block, layout
 from ldpruner.errors import LedgerError, StorageError
 from ldpruner.importance import METRICS, Moments, importance, moments
 from ldpruner.runs import UNTOUCHED, Ledger
 
 KEY = ("mid_block", "identity")
+FIRST = Block(0, 8)
 
 
 def some_moments(seed: int, samples: int = 8) -> Moments:
@@ -29,35 +31,35 @@ def assert_same(one: Moments, other: Moments) -> None:
 
 
 def test_what_was_recorded_is_there_to_the_bit_when_opened_again(tmp_path: Path) -> None:
-    blocks = {0: some_moments(0), 1: some_moments(1, samples=3)}
+    blocks = {FIRST: some_moments(0), Block(8, 11): some_moments(1, samples=3), Block(8, 16): some_moments(2)}
     with Ledger(tmp_path) as ledger:
         ledger.record(KEY, blocks, 10)
         ledger.record_failure(("mid_block", "zero"), "RuntimeError: no")
         ledger.set_fact("model", {"name": "größer", "values": [1, 2.5, None]})
     with Ledger(tmp_path) as ledger:
         finished = ledger.finished(KEY)
-        assert list(finished) == [0, 1]
+        assert set(finished) == set(blocks)
         for block, one in blocks.items():
             assert_same(finished[block], one)
         assert ledger.finished(UNTOUCHED) == {}
         assert ledger.failures() == {("mid_block", "zero"): "RuntimeError: no"}
         assert ledger.fact("model") == {"name": "größer", "values": [1, 2.5, None]}
         assert ledger.fact("nothing") is None
-        assert ledger.denoiser_calls() == 10 * (8 + 3)
+        assert ledger.denoiser_calls() == 10 * (8 + 3 + 8)
 
 
 def test_untouched_latents_are_kept_with_their_shape(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).normal(size=(8, 4, 2, 3))
     with Ledger(tmp_path) as ledger:
-        ledger.record(UNTOUCHED, {3: moments(latents, latents)}, 1, {3: latents})
+        ledger.record(UNTOUCHED, {FIRST: moments(latents, latents)}, 1, {FIRST: latents})
     with Ledger(tmp_path) as ledger:
-        np.testing.assert_array_equal(ledger.untouched()[3], latents)
+        np.testing.assert_array_equal(ledger.untouched()[FIRST], latents)
 
 
 def test_moments_that_are_not_finite_stay_so(tmp_path: Path) -> None:
     untouched = np.ones((2, 4, 2, 2))
     with Ledger(tmp_path) as ledger:
-        ledger.record(KEY, {0: moments(np.full_like(untouched, np.nan), untouched)}, 1)
+        ledger.record(KEY, {Block(0, 2): moments(np.full_like(untouched, np.nan), untouched)}, 1)
         (read,) = ledger.finished(KEY).values()
     base = moments(untouched, untouched)
     assert [importance(base, read, metric) for metric in METRICS] == [np.inf] * len(METRICS)
@@ -67,18 +69,18 @@ def test_blocks_are_written_all_or_none(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger._database.execute("CREATE TRIGGER no BEFORE INSERT ON untouched BEGIN SELECT RAISE(ABORT, 'no'); END")
         with pytest.raises(LedgerError):
-            ledger.record(UNTOUCHED, {0: some_moments(0)}, 1, {0: np.ones((8, 4, 2, 2))})
+            ledger.record(UNTOUCHED, {FIRST: some_moments(0)}, 1, {FIRST: np.ones((8, 4, 2, 2))})
         assert ledger.finished(UNTOUCHED) == {}  # its moments were not written without its latents
         assert ledger.untouched() == {}
-        ledger.record(KEY, {0: some_moments(0)}, 1)
-        assert list(ledger.finished(KEY)) == [0]
+        ledger.record(KEY, {FIRST: some_moments(0)}, 1)
+        assert list(ledger.finished(KEY)) == [FIRST]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Ledger(None, {"model": "a"}) as ledger:
-        ledger.record(KEY, {0: some_moments(0)}, 1)
-        assert list(ledger.finished(KEY)) == [0]
+        ledger.record(KEY, {FIRST: some_moments(0)}, 1)
+        assert list(ledger.finished(KEY)) == [FIRST]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,7 +117,7 @@ def test_a_corrupt_ledger_is_told(tmp_path: Path) -> None:
 
 def test_a_ledger_damaged_in_the_middle_is_told(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
-        ledger.record(KEY, {block: some_moments(block) for block in range(50)}, 1)
+        ledger.record(KEY, {block: some_moments(block.start) for block in layout(400)}, 1)
     path = tmp_path / "run.sqlite"
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
@@ -167,8 +169,8 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> None:
     def fill(ledger: Ledger) -> None:
-        for block in range(1000):
-            ledger.record(KEY, {block: some_moments(block)}, 1)
+        for start in range(0, 8000, 8):
+            ledger.record(KEY, {Block(start, start + 8): some_moments(start)}, 1)
 
     with Ledger(tmp_path) as ledger:
         (pages,) = ledger._database.execute("PRAGMA page_count").fetchone()
@@ -181,23 +183,23 @@ def test_a_full_disk_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
     with Ledger(tmp_path) as ledger:  # the limit is the connection's own
         finished = ledger.finished(KEY)
-        assert list(finished) == list(range(kept))
+        assert [block.start for block in finished] == list(range(0, 8 * kept, 8))
         assert 0 < kept < 1000
-        ledger.record(KEY, {kept: some_moments(kept)}, 1)
+        ledger.record(KEY, {Block(8 * kept, 8 * kept + 8): some_moments(kept)}, 1)
 
 
 def test_a_ledger_of_a_large_model_is_small_and_opened_at_once(tmp_path: Path) -> None:
     """As many blocks as Stable Diffusion XL's; `benchmarks/scaling.py` has them in full size."""
-    elements, blocks = 2048, 8
+    elements, blocks = 2048, [Block(start, start + 8) for start in range(0, 64, 8)]
     one = Moments(8, np.ones(elements), np.ones(elements), np.ones(8), np.ones(8), np.ones((8, 4)))
     with Ledger(tmp_path) as ledger:
         for place in range(1300):
-            ledger.record((f"operator {place}", "identity"), dict.fromkeys(range(blocks), one), 25)
+            ledger.record((f"operator {place}", "identity"), dict.fromkeys(blocks, one), 25)
     started = time.monotonic()
     with Ledger(tmp_path) as ledger:
         finished = ledger.finished_blocks()
-        assert ledger.denoiser_calls() == 1300 * blocks * 8 * 25
+        assert ledger.denoiser_calls() == 1300 * len(blocks) * 8 * 25
     assert time.monotonic() - started < 2
-    assert sum(map(len, finished.values())) == 1300 * blocks
+    assert sum(map(len, finished.values())) == 1300 * len(blocks)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert size < 1.1 * 1300 * blocks * 2 * 8 * elements
+    assert size < 1.1 * 1300 * len(blocks) * 2 * 8 * elements

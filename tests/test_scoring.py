@@ -1,6 +1,7 @@
 """Scoring: right, the same in any batch and order, and neither lost nor leaving anything behind when stopped."""
 
 import contextlib
+import copy
 import functools
 import math
 import os
@@ -287,6 +288,50 @@ def test_a_run_can_go_on_with_more_samples(
     within = score_all(tiny, operators[:2], odd, run=tmp_path, batch_size=8)
     assert values(within) == pytest.approx(values(score_all(tiny, operators[:2], odd)), rel=1e-4)
     assert [one.samples for one in within.scores] == [11, 11]
+
+
+def test_a_run_that_goes_on_with_more_samples_repeats_none(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    calls = 0
+    for samples in (3, 12, 14, 16):
+        probe = ldpruner.Probe(samples=samples, steps=1)
+        scores = score_all(tiny, operators[:1], probe, run=tmp_path, batch_size=8)
+        assert values(scores) == pytest.approx(values(score_all(tiny, operators[:1], probe)), rel=1e-4)
+        assert scores.denoiser_calls == 2 * samples  # untouched ones too
+        calls = scores.denoiser_calls
+    few = ldpruner.Probe(samples=12, steps=1)  # goes back to blocks that are there
+    assert score_all(tiny, operators[:1], few, run=tmp_path, batch_size=8).denoiser_calls == calls
+
+
+def test_untouched_samples_of_a_larger_probe_change_no_score(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    few, many = ldpruner.Probe(samples=3, steps=1), ldpruner.Probe(samples=4, steps=1)
+    first = score_all(tiny, operators[:2], few, run=tmp_path)
+    with Scoring(tiny, operators[:2], many, run=tmp_path) as scoring:
+        next(iter(scoring))
+    assert values(score_all(tiny, operators[:2], few, run=tmp_path)) == values(first)
+
+
+def test_what_diffusers_notes_beside_a_schedulers_settings_makes_no_other_run(
+    fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    """It lists what a configuration leaves out in another order in each process."""
+    for noted in (["clip_sample", "set_alpha_to_one"], ["set_alpha_to_one", "clip_sample"]):
+        fresh.scheduler.register_to_config(_use_default_values=noted)
+        Scoring(fresh, operators[:1], probe, run=tmp_path).ledger.close()
+    fresh.scheduler.register_to_config(clip_sample=not fresh.scheduler.config.clip_sample)
+    with pytest.raises(LedgerError, match="another scheduler"):
+        Scoring(fresh, operators[:1], probe, run=tmp_path)
+
+
+def test_another_precision_is_another_run(tiny_transformer: DiffusionPipeline, tmp_path: Path) -> None:
+    """Also where the weights are the same in both."""
+    pipeline, probe = copy.deepcopy(tiny_transformer), ldpruner.Probe(samples=1, steps=1)
+    Scoring(pipeline.to(torch.bfloat16), None, probe, run=tmp_path).ledger.close()
+    with pytest.raises(LedgerError, match="another precision"):
+        Scoring(pipeline.to(torch.float32), None, probe, run=tmp_path)
 
 
 @pytest.mark.parametrize(("first", "second"), [(8, 16), (16, 8)])

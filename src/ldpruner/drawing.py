@@ -7,21 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldpruner.blocks import grouped, samples_of
+from ldpruner.blocks import Block, finished_first, grouped, layout
 from ldpruner.errors import NonFiniteLatents
 from ldpruner.estimates import Curve
 from ldpruner.execution import Executor, Outcome, Task
 from ldpruner.importance import Floats, Metric, Moments, chance, importance, merged, moments
 from ldpruner.operators import Candidate
 from ldpruner.probe import Probe
-from ldpruner.runs import UNTOUCHED, Extent, Key, Ledger
+from ldpruner.runs import UNTOUCHED, Key, Ledger
 
 
 class Draw(NamedTuple):
     """Blocks of samples that are drawn together: of a modification, or untouched ones."""
 
     candidate: Candidate | None
-    blocks: tuple[int, ...]
+    blocks: tuple[Block, ...]
 
     @property
     def key(self) -> Key:
@@ -50,7 +50,9 @@ class Drawing:
         self.component, self.probe, self.batch_size = component, probe, batch_size
         self.ledger, self.executor = ledger, executor
         self.failures = ledger.failures()
-        self._untouched, self._path = ledger.untouched(), ledger.untouched_path()
+        self._untouched, self._path = dict[int, Floats](), ledger.untouched_path()
+        for block, latents in ledger.untouched().items():
+            self._untouched.update(zip(block.samples, latents, strict=True))
         self._finished = ledger.finished_blocks()
         self._curves: dict[tuple[Key, Metric], Curve] = {}
 
@@ -60,8 +62,11 @@ class Drawing:
         The untouched samples that they are compared with come first.
         """
         numbers = {None: max(wanted.values(), default=0)} | dict(wanted)
-        groups = {number: grouped(min(number, self.probe.samples), self.batch_size) for number in numbers.values()}
-        return [Draw(one, tuple(group)) for one, number in numbers.items() for group in groups[number]]
+        return [Draw(one, tuple(group)) for one, number in numbers.items() for group in self._groups(one, number)]
+
+    def _groups(self, candidate: Candidate | None, number: int) -> list[list[Block]]:
+        finished = self._finished.get(key_of(candidate), {})
+        return grouped(layout(min(number, self.probe.samples), finished), self.batch_size)
 
     def draw(self, wanted: Mapping[Candidate, int], limit: float = math.inf) -> Iterator[str]:
         """Draws what is missing of some modifications' first samples; yields the operator's name after each draw.
@@ -115,33 +120,34 @@ class Drawing:
         yield from (draw.name for draw in due[done:])  # more of what turned out to be of no use
 
     def _task(self, draw: Draw, limit: float) -> Task:
-        samples = tuple(itertools.chain(*map(self._samples, draw.blocks)))
+        samples = tuple(itertools.chain.from_iterable(one.samples for one in draw.blocks))
         removal = draw.candidate.removal if draw.candidate is not None else None
         return Task(self.component, self.probe, removal, samples, self.batch_size, limit)
 
-    def _samples(self, block: int) -> range:
-        return samples_of(block, self.probe.samples)
-
-    def _missing(self, draw: Draw, limit: float) -> tuple[int, ...]:
+    def _missing(self, draw: Draw, limit: float) -> tuple[Block, ...]:
         if not self._is_sound(draw.key):
             return ()
-        whole = self._whole_blocks(draw.key)
-        stopped = None if whole or draw.candidate is None else self.ledger.stopped(draw.key)
+        if draw.candidate is None:
+            return tuple(block for block in draw.blocks if not self._has_twins(block))
+        finished = self._finished.get(draw.key, {})
+        stopped = None if finished else self.ledger.stopped(draw.key)
         if stopped is not None and not stopped[1].squared_errors.mean() <= limit:
             return ()
-        return tuple(block for block in draw.blocks if block not in whole)
+        return tuple(block for block in draw.blocks if block not in finished)
 
     def _is_sound(self, key: Key) -> bool:
         """Whether a modification can be drawn, as far as is known."""
-        return key not in self.failures and all(one.is_finite for one in self._finished.get(key, {}).values())
+        return key not in self.failures and all(self._finished.get(key, {}).values())
 
-    def _whole_blocks(self, key: Key) -> list[int]:
-        """Those of this probe that are done; the last one of a smaller probe held fewer samples."""
-        found = self._finished.get(key, {})
-        return [block for block, one in sorted(found.items()) if one.samples == len(self._samples(block))]
+    def _has_twins(self, block: Block) -> bool:
+        return all(sample in self._untouched for sample in block.samples)
+
+    def _twins(self, block: Block) -> Floats:
+        """The untouched latents of a block's samples."""
+        return np.stack([self._untouched[sample] for sample in block.samples])
 
     def _can_be_compared(self, draw: Draw) -> bool:
-        return draw.candidate is None or all(block in self._untouched for block in draw.blocks)
+        return draw.candidate is None or all(map(self._has_twins, draw.blocks))
 
     def _record(self, draw: Draw, outcome: Outcome) -> None:
         self._curves = {known: curve for known, curve in self._curves.items() if known[0] != draw.key}
@@ -154,32 +160,32 @@ class Drawing:
             drawn = moments(outcome.latents, self._on_path(outcome.stopped, len(outcome.latents)))
             self.ledger.record_stopped(draw.key, outcome.stopped, drawn, outcome.calls)
             return
-        ends = np.cumsum([len(self._samples(block)) for block in draw.blocks])[:-1]
+        ends = np.cumsum([len(block.samples) for block in draw.blocks])[:-1]
         latents = dict(zip(draw.blocks, np.split(outcome.latents, ends), strict=True))
         if draw.candidate is None:
             self._record_untouched(latents, outcome)
             return
-        found = {block: moments(one, self._untouched[block]) for block, one in latents.items()}
+        found = {block: moments(one, self._twins(block)) for block, one in latents.items()}
         self.ledger.record(draw.key, found, outcome.calls)
         self._finish(draw.key, found)
 
-    def _record_untouched(self, latents: Mapping[int, Floats], outcome: Outcome) -> None:
+    def _record_untouched(self, latents: Mapping[Block, Floats], outcome: Outcome) -> None:
         for block, one in latents.items():
             if not np.isfinite(one).all():
                 raise NonFiniteLatents(
-                    f"the untouched pipeline's latents are not finite (samples {list(self._samples(block))}); "
+                    f"the untouched pipeline's latents are not finite (samples {list(block.samples)}); "
                     "try another precision"
                 )
         found = {block: moments(one, one) for block, one in latents.items()}
-        path = outcome.path if 0 in latents else None
+        path = outcome.path if any(block.start == 0 for block in latents) else None
         self.ledger.record(UNTOUCHED, found, outcome.calls, latents, path)
-        self._untouched.update(latents)
+        for block, one in latents.items():
+            self._untouched.update(zip(block.samples, one, strict=True))
         self._path = self._path if path is None else path
         self._finish(UNTOUCHED, found)
 
-    def _finish(self, key: Key, found: Mapping[int, Moments]) -> None:
-        extents = {block: Extent(one.count, one.is_finite) for block, one in found.items()}
-        self._finished.setdefault(key, {}).update(extents)
+    def _finish(self, key: Key, found: Mapping[Block, Moments]) -> None:
+        self._finished.setdefault(key, {}).update({block: one.is_finite for block, one in found.items()})
 
     def _on_path(self, step: int, samples: int) -> Floats:
         """The untouched latents of the first samples after a step."""
@@ -187,12 +193,12 @@ class Drawing:
         return self._path[step, :samples]
 
     def _whole_curve(self, key: Key, metric: Metric) -> Curve | None:
-        whole = self._whole_blocks(key)
+        whole = finished_first(self.probe.samples, self._finished.get(key, {}))
         if not whole:
             return None
         blocks, scores, chances = self.ledger.finished(key), {}, {}
-        base = {block: moments(self._untouched[block], self._untouched[block]) for block in whole}
-        ends = list(itertools.accumulate(blocks[block].count for block in whole))
+        base = {block: moments(self._twins(block), self._twins(block)) for block in whole}
+        ends = [block.stop for block in whole]
         for place, end in enumerate(ends):
             if end.bit_count() == 1 or end == ends[-1]:
                 drawn, beside = (merged([one[block] for block in whole[: place + 1]]) for one in (blocks, base))

@@ -5,16 +5,17 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ldpruner.blocks import Block
 from ldpruner.errors import LedgerError, StorageError
 from ldpruner.importance import Floats, Moments
 
 APPLICATION_ID = 0x4C445052  # "LDPR": tells a ledger from any other SQLite file
-FORMAT = 3
+FORMAT = 4
 UNTOUCHED = ("", "")  # the key of the untouched pipeline
 
 # of moments; the large ones last: what comes before them is read without them
@@ -26,28 +27,21 @@ _COLUMNS = (
 _TABLES = f"""
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE evaluations (
-    operator TEXT, modification TEXT, block INTEGER, denoiser_calls INTEGER NOT NULL,
+    operator TEXT, modification TEXT, start INTEGER, denoiser_calls INTEGER NOT NULL,
     {_COLUMNS},
-    PRIMARY KEY (operator, modification, block)
+    PRIMARY KEY (operator, modification, start, count)
 );
 CREATE TABLE stopped (
     operator TEXT, modification TEXT, step INTEGER, denoiser_calls INTEGER NOT NULL,
     {_COLUMNS},
     PRIMARY KEY (operator, modification)
 );
-CREATE TABLE untouched (block INTEGER PRIMARY KEY, shape TEXT NOT NULL, latents BLOB NOT NULL);
+CREATE TABLE untouched (start INTEGER PRIMARY KEY, shape TEXT NOT NULL, latents BLOB NOT NULL);
 CREATE TABLE path (shape TEXT NOT NULL, latents BLOB NOT NULL);
 CREATE TABLE failures (operator TEXT, modification TEXT, reason TEXT NOT NULL, PRIMARY KEY (operator, modification));
 """
 
 Key = tuple[str, str]
-
-
-class Extent(NamedTuple):
-    """How many samples a block holds, and whether their latents are numbers."""
-
-    samples: int
-    is_finite: bool
 
 
 class Ledger:
@@ -128,18 +122,18 @@ class Ledger:
         """Writes down a fact about the run."""
         self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
-    def finished(self, key: Key) -> dict[int, Moments]:
+    def finished(self, key: Key) -> dict[Block, Moments]:
         """The finished blocks of a modification."""
-        query = f"SELECT block, {_MOMENTS} FROM evaluations WHERE operator = ? AND modification = ? ORDER BY block"
-        return {row[0]: _moments(*row[1:]) for row in self._execute(query, key)}
+        query = f"SELECT start, {_MOMENTS} FROM evaluations WHERE operator = ? AND modification = ? ORDER BY start"
+        return {Block(start, start + row[0]): _moments(*row) for start, *row in self._execute(query, key)}
 
-    def finished_blocks(self) -> dict[Key, dict[int, Extent]]:
-        """All finished blocks, without their moments."""
-        found: dict[Key, dict[int, Extent]] = {}
-        query = "SELECT operator, modification, block, count, squared_errors FROM evaluations"
-        for operator, modification, block, count, errors in self._execute(query):
+    def finished_blocks(self) -> dict[Key, dict[Block, bool]]:
+        """Of all finished blocks whether their latents are numbers."""
+        found: dict[Key, dict[Block, bool]] = {}
+        query = "SELECT operator, modification, start, count, squared_errors FROM evaluations"
+        for operator, modification, start, count, errors in self._execute(query):
             is_finite = bool(np.isfinite(np.frombuffer(errors)).all())
-            found.setdefault((operator, modification), {})[block] = Extent(count, is_finite)
+            found.setdefault((operator, modification), {})[Block(start, start + count)] = is_finite
         return found
 
     def stopped(self, key: Key) -> tuple[int, Moments] | None:
@@ -151,9 +145,9 @@ class Ledger:
     def record(
         self,
         key: Key,
-        blocks: Mapping[int, Moments],
+        blocks: Mapping[Block, Moments],
         denoiser_calls: int,
-        latents: Mapping[int, Floats] | None = None,
+        latents: Mapping[Block, Floats] | None = None,
         path: Floats | None = None,
     ) -> None:
         """Writes down finished blocks, all or none.
@@ -166,8 +160,8 @@ class Ledger:
                 them sample by sample.
             path: the untouched latents after each step, of the first samples.
         """
-        rows = [(*key, block, denoiser_calls, *_stored(one)) for block, one in blocks.items()]
-        kept = [(block, json.dumps(one.shape), one.tobytes()) for block, one in (latents or {}).items()]
+        rows = [(*key, block.start, denoiser_calls, *_stored(one)) for block, one in blocks.items()]
+        kept = [(block.start, json.dumps(one.shape), one.tobytes()) for block, one in (latents or {}).items()]
         with _told(self.path), self._transaction():
             self._database.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
             self._database.executemany("INSERT OR REPLACE INTO untouched VALUES (?,?,?)", kept)
@@ -185,10 +179,11 @@ class Ledger:
         row = self._execute("SELECT shape, latents FROM path").fetchone()
         return np.frombuffer(row[1]).reshape(json.loads(row[0])) if row else None
 
-    def untouched(self) -> dict[int, Floats]:
+    def untouched(self) -> dict[Block, Floats]:
         """The untouched latents by block."""
-        rows = self._execute("SELECT block, shape, latents FROM untouched ORDER BY block")
-        return {block: np.frombuffer(data).reshape(json.loads(shape)) for block, shape, data in rows}
+        rows = self._execute("SELECT start, shape, latents FROM untouched ORDER BY start")
+        read = {start: np.frombuffer(data).reshape(json.loads(shape)) for start, shape, data in rows}
+        return {Block(start, start + len(one)): one for start, one in read.items()}
 
     def record_failure(self, key: Key, reason: str) -> None:
         """Writes down that a modification makes the denoiser raise."""

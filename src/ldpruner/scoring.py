@@ -208,7 +208,8 @@ class Scoring:
             "component": self.denoiser.component,
             "architecture": architecture(self.denoiser.module).model_dump(),
             "weights": {name: weights_digest(part) for name, part in networks(self.pipeline).items()},
-            "scheduler": [repr((type(one).__name__, sorted(one.config.items()))) for one in steppers],
+            "precision": str(next(self.denoiser.module.parameters()).dtype),
+            "scheduler": [repr((type(one).__name__, _own_settings(one))) for one in steppers],
             "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
         }
 
@@ -217,6 +218,11 @@ class Scoring:
         for operator in self.operators:
             if operator.name not in known:
                 raise OperatorNotFound(operator.name, known)
+
+
+def _own_settings(scheduler: Any) -> list[tuple[str, Any]]:
+    """What a scheduler is configured with, without what diffusers notes beside it: its version, what was left out."""
+    return sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
 
 
 def _estimate(
