@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.finetuning.calls import predicted
@@ -60,8 +61,7 @@ class Batch(NamedTuple):
 
     def on(self, device: torch.device) -> "Batch":
         """The same on a device, which is not waited for."""
-        *own, given = self
-        return Batch(*(_sent(one, device) for one in own), [_sent(one, device) for one in given])
+        return tree_map(lambda one: _sent(one, device), self)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
