@@ -12,6 +12,7 @@ import pytest
 from diffusers import DiffusionPipeline
 
 import ldpruner
+from ldpruner import execution_ray
 from ldpruner.errors import ExecutionError, PipelineNotFound
 from ldpruner.execution import Task
 from ldpruner.execution_ray import RayExecutor
@@ -124,6 +125,22 @@ def test_workers_that_are_killed_or_hang_are_replaced(
     for one in workers():
         if one.pid in hit:
             one.kill()  # what was only stopped
+
+
+def test_all_workers_that_died_while_they_had_nothing_to_do_are_one_loss(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_ray, "TRIES", 1)
+    tasks = [Task("unet", PROBE, None, (sample,), 1) for sample in range(16)]
+    while len(executor._idle) < 2:  # as soon as the second one is open
+        assert len(list(executor.run(tasks))) == 16
+    idle = workers()
+    for one in idle:
+        one.kill()
+    psutil.wait_procs(idle, timeout=10)
+    ((_, outcome),) = executor.run(tasks[:1])
+    assert len(idle) > 1
+    assert outcome.latents is not None
 
 
 def test_a_run_that_was_left_is_gone_on_with(

@@ -182,17 +182,18 @@ def test_a_probe_of_one_sample_is_raced_for_too(
     assert {one.samples for one in scores.scores} == {1}
 
 
-def test_a_forecast_says_what_all_samples_take_and_what_a_race_takes_at_least(
+def test_a_forecast_says_what_a_race_takes_at_least_and_at_most_and_what_all_samples_take(
     tiny: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],
     exhaustive: ldpruner.Scores,
     raced: ldpruner.Scores,
 ) -> None:
     with Scoring(tiny, operators, PROBE) as scoring:
-        forecast = Race(scoring, BUDGETS).forecast()
+        forecast, whole = (Race(scoring, BUDGETS).forecast(exhaustive=everything) for everything in (False, True))
         assert scoring.ledger.denoiser_calls() == 0
-    assert forecast.modifications == len(exhaustive.scores)
+    assert forecast.modifications == whole.modifications == len(exhaustive.scores)
+    assert whole.denoiser_calls == (exhaustive.denoiser_calls, exhaustive.denoiser_calls)
     least, most = forecast.denoiser_calls
-    assert most == exhaustive.denoiser_calls
-    assert least <= raced.denoiser_calls <= (1 + 2 * len(BUDGETS)) * most / PROBE.samples
-    assert 0 < forecast.seconds[0] < forecast.seconds[1]
+    assert least <= raced.denoiser_calls <= most
+    assert most == min(1, (1 + 2 * len(BUDGETS)) / PROBE.samples) * exhaustive.denoiser_calls
+    assert 0 < forecast.seconds[0] < forecast.seconds[1] <= whole.seconds[0]

@@ -25,6 +25,8 @@ from ldpruner.probe import Probe
 # What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
 MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU, MPS, cuBLAS and cuDNN
+
 logger = logging.getLogger(__name__)
 
 
@@ -187,5 +189,5 @@ def _counted_calls(network: nn.Module) -> Iterator[Iterator[int]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on the CPU torch has no type for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether an error says that memory ran out; torch has a type for it for some devices only, and for few libraries."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

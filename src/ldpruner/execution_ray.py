@@ -125,7 +125,7 @@ class RayExecutor:
 
     def _collect(self, finished: deque[tuple[Task, Outcome]], queue: "_Queue", timeout: float) -> None:
         """Adds what is finished, after some seconds at most; a task that a worker was lost over is done by another."""
-        running = list(self._jobs)
+        running, waiting = list(self._jobs), list(self._idle)
         ray.wait(running, timeout=timeout)  # for the first one
         done, _ = ray.wait(running, num_returns=max(1, len(running)), timeout=0)
         failure: Exception | None = None
@@ -136,10 +136,12 @@ class RayExecutor:
             except ray.exceptions.RayTaskError as error:
                 failure = error.as_instanceof_cause()  # type: ignore[no-untyped-call]
                 continue
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayError as error:  # the worker died, its memory ran out, its node is gone
                 self._lose(job, queue, one_line(error))
+                self._let_go(waiting)
                 continue
             self._idle.append(job.worker)
+            self._losses[None] *= job.task is not None
             if job.task is not None:
                 self._slowest = max(self._slowest, (time.monotonic() - job.started) / len(job.task.samples))
                 finished.append((job.task, outcome))
@@ -157,10 +159,18 @@ class RayExecutor:
                 del self._jobs[reference]
                 self._lose(job, queue, f"no answer for {allowed:.0f} seconds")
 
+    def _let_go(self, waiting: list[Any]) -> None:
+        """Ends workers that had nothing to do while another was lost: perhaps they are lost too, which nobody saw."""
+        for worker in waiting:
+            if worker in self._idle:
+                self._idle.remove(worker)
+                ray.kill(worker)
+
     def _lose(self, job: _Job, queue: "_Queue", reason: str) -> None:
         logger.info("a worker is lost: %s", reason)
         self._losses[job.task] += 1
-        if self._losses[job.task] > TRIES:
+        others_work = job.task is None and (self._idle or any(one.task for one in self._jobs.values()))
+        if self._losses[job.task] > TRIES and not others_work:
             what = f"drawing {job.task.removal or 'untouched samples'}" if job.task else "opening the pipeline"
             raise ExecutionError(f"{TRIES + 1} workers were lost over {what}; the last one: {reason}")
         if job.task is not None:

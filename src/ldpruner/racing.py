@@ -115,20 +115,26 @@ class Race:
             logger.info("%d of %d modifications are drawn again", len(wanted), len(drawn))
             yield from drawing.draw(wanted)
 
-    def forecast(self) -> Forecast:
-        """What the run will take, from one draw and the costs."""
+    def forecast(self, *, exhaustive: bool = False) -> Forecast:
+        """What the run will take, or that of all modifications on all samples, from one draw and the costs."""
         scoring, costs = self.scoring, self._known.costs
         task = Task(scoring.denoiser.component, scoring.probe, None, (0,), 1)
         ((_, drawn),) = scoring.drawing.executor.run([task])
-        modifications, probed = len(self._known.scores), scoring.probe.samples
         first = {**self._first, **self._others}
-        least, most = max(first.values(), default=0) + sum(first.values()), probed * (1 + modifications)
+        everything = scoring.probe.samples * (1 + len(self._known.scores))
+        least = everything if exhaustive else max(first.values(), default=0) + sum(first.values())
+        most = everything if exhaustive else min(everything, self._allowed)
         return Forecast(
             operators=len(scoring.operators),
-            modifications=modifications,
+            modifications=len(self._known.scores),
             denoiser_calls=(least * drawn.calls, most * drawn.calls),
             seconds=(least * costs.latency_ms / 1000, most * costs.latency_ms / 1000),
         )
+
+    @property
+    def _allowed(self) -> int:
+        """Samples that may be drawn in all, untouched ones too; a plan of which some left its path may take more."""
+        return (FEWEST + MORE * len(self.budgets)) * (1 + len(self._known.scores))
 
     def _worthwhile(self) -> list[Candidate]:
         """Those that save enough to matter for some budget; all, where one cannot be met without the others."""
@@ -181,11 +187,10 @@ class Race:
     ) -> dict[Candidate, int]:
         """Twice the samples of those, in turn, for which there are calls left; and of those not drawn to the end."""
         probed, wanted = self.scoring.probe.samples, dict[Candidate, int]()
-        allowed = (FEWEST + MORE * len(self.budgets)) * (1 + len(self._known.scores))
         for one, stake in contested.items():
             more = wanted | {one: min(2 * drawn[one], probed)}
             counts = {**drawn, **more}.values()
-            is_left = sum(counts) + max(counts) <= allowed  # the untouched ones too
+            is_left = sum(counts) + max(counts) <= self._allowed
             if drawn[one] < probed and (is_left or math.isinf(stake)):
                 wanted = more
         return wanted

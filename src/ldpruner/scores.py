@@ -79,7 +79,7 @@ class Scores(Value):
 
 
 class Forecast(Value):
-    """What scoring will take, as a race that is settled at once and on all samples.
+    """What scoring will take, as a race that is settled at once and as one that uses up what it may.
 
     Attributes:
         operators, modifications: how many.

@@ -107,7 +107,7 @@ def score(
         ) as scoring,
     ):
         if dry_run:
-            print_json({**settings, **Race(scoring, raced).forecast().model_dump()})
+            print_json({**settings, **Race(scoring, raced).forecast(exhaustive=exhaustive).model_dump()})
             return
         scores = _score(scoring, model, None if exhaustive else raced)
     if as_json:

@@ -61,7 +61,8 @@ class Batch(NamedTuple):
 
     def on(self, device: torch.device) -> "Batch":
         """The same on a device, which is not waited for."""
-        return tree_map(lambda one: _sent(one, device), self)
+        sent: Batch = tree_map(lambda one: _sent(one, device), self)
+        return sent
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
