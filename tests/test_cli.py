@@ -1,5 +1,6 @@
 """The command line on a small real pipeline: what it prints, where, and with which exit code."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner import cli
@@ -108,6 +110,25 @@ def test_run_does_all_of_it(run: Run, model: Path, tmp_path: Path) -> None:
     assert answer["score"] > 0
     for name in ("run.sqlite", "plan.json", "pruned/model_index.json", "samples/before-after.png"):
         assert (tmp_path / "run" / name).exists()
+
+
+def test_run_takes_up_a_plan_that_a_run_of_the_same_model_made(
+    run: Run, tiny: DiffusionPipeline, model: Path, tmp_path: Path
+) -> None:
+    asked = ("--run", tmp_path / "run", "--budget", "parameters=0.8")
+    plan = tmp_path / "run" / "plan.json"
+    assert run("run", model, *asked, *PROBE)[0] == 0
+    measured = plan.read_text()
+    assert run("select", *asked)[0] == 0
+    assert json.loads(plan.read_text())["provenance"].get("measured") is None
+    assert run("run", model, *asked, *PROBE)[0] == 0
+    assert plan.read_text() == measured  # what was only predicted is not taken up
+    other = copy.deepcopy(tiny)
+    torch.nn.init.normal_(other.unet.conv_in.weight)
+    other.save_pretrained(tmp_path / "other")
+    code, _, err = run("run", tmp_path / "other", *asked, *PROBE)
+    assert code == 1
+    assert "another weights" in err
 
 
 def test_bench_compares_two_pipelines(run: Run, model: Path) -> None:

@@ -98,6 +98,12 @@ def test_the_audio_model_has_its_published_size() -> None:
     assert 4 * sum(weight.numel() for weight in pipeline.unet.parameters()) / 1e6 == pytest.approx(455, rel=0.002)
 
 
+def test_full_precision_is_what_yaml_takes_for_false(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: zoo:satellite\nrun: r\nbudget: {latency: 0.5}\ntraining: {precision: no}\n")
+    assert read_recipe(path).training.precision == "no"
+
+
 def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPipeline) -> None:
     recipe = Recipe(model="m", run=Path("r"), budget=Budget(macs=0.5), examples=10)
     plain, fed = (estimate(recipe.model_copy(update={"data": data}), tiny).stages for data in (None, Path("pictures")))

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ldpruner.offload import execution_device
 from ldpruner.pipelines import Denoiser, networks
 from ldpruner.values import Value
 
@@ -195,8 +196,9 @@ def _timed(
 
 
 def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
-    """Where a network's weights are; `otherwise`, or the CPU, for what has none."""
-    return next((weight.device for weight in module.parameters()), otherwise or torch.device("cpu"))
+    """Where a network computes; `otherwise`, or the CPU, for what has no weights."""
+    offloaded = execution_device(module)
+    return offloaded or next((weight.device for weight in module.parameters()), otherwise or torch.device("cpu"))
 
 
 def peak_memory(pipeline: DiffusionPipeline, run: Callable[[], Any]) -> int:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ldpruner.errors import DenoiserNotFound, one_line
+from ldpruner.offload import without_hooks
 from ldpruner.pipelines import Denoiser, uncompiled
 from ldpruner.weightless import shapes_only, to_meta
 
@@ -242,7 +243,7 @@ def _weightless_copy(network: nn.Module) -> nn.Module:
     """The network with its weights on the meta device. What it caches while it runs stays in the copy."""
     weights = {id(weight): nn.Parameter(_meta(weight), requires_grad=False) for weight in network.parameters()}
     buffers = {id(buffer): _meta(buffer) for buffer in network.buffers()}
-    return copy.deepcopy(network, {**weights, **buffers})
+    return copy.deepcopy(network, {**weights, **buffers, **without_hooks(network)})
 
 
 def _meta(value: torch.Tensor) -> torch.Tensor:

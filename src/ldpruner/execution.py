@@ -189,5 +189,5 @@ def _counted_calls(network: nn.Module) -> Iterator[Iterator[int]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has a type for it for some devices only, and for few libraries."""
+    """Whether an error says that memory ran out; torch has a type for it on some devices only."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Telling one network from another: its architecture, and its weights."""
+"""Telling one network from another: its architecture, its weights, and their precision."""
 
 import hashlib
 import json
@@ -28,6 +28,12 @@ class Architecture(Value):
 def count_parameters(module: nn.Module) -> int:
     """How many weights a module has, shared ones counted once."""
     return sum(weight.numel() for weight in module.parameters())
+
+
+def precision(module: nn.Module) -> torch.dtype:
+    """What a network computes in; some of its weights may be kept in full precision."""
+    known = getattr(module, "dtype", None)
+    return known if isinstance(known, torch.dtype) else next(module.parameters()).dtype
 
 
 def architecture(module: nn.Module) -> Architecture:

@@ -160,6 +160,7 @@ def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments, *, compiled:
             contextlib.suppress(Interruption),
         ):
             return cast(Callable[..., Any], pipeline)(**arguments)
+        pipeline.maybe_free_model_hooks()  # what a pipeline does at its end
         return None
     finally:
         pipeline.set_progress_bar_config(**bar)

@@ -25,9 +25,10 @@ from ldpruner.estimates import (
     usual_spread,
 )
 from ldpruner.execution import Executor, LocalExecutor
-from ldpruner.fingerprints import architecture, count_parameters, weights_digest
+from ldpruner.fingerprints import architecture, count_parameters, precision, weights_digest
 from ldpruner.importance import Metric
 from ldpruner.latents import draw_latents, largest_batch
+from ldpruner.offload import loaded
 from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.pipelines import Denoiser, find_denoiser, networks, schedulers
 from ldpruner.probe import Probe
@@ -203,12 +204,14 @@ class Scoring:
     def _identity(self) -> dict[str, object]:
         """What the results depend on. The number of samples is not part of it: a run can be extended."""
         steppers = schedulers(self.pipeline)
+        with loaded(self.pipeline):
+            weights = {name: weights_digest(part) for name, part in networks(self.pipeline).items()}
         return {
             "pipeline": self._name,
             "component": self.denoiser.component,
             "architecture": architecture(self.denoiser.module).model_dump(),
-            "weights": {name: weights_digest(part) for name, part in networks(self.pipeline).items()},
-            "precision": str(next(self.denoiser.module.parameters()).dtype),
+            "weights": weights,
+            "precision": str(precision(self.denoiser.module)),
             "scheduler": [repr((type(one).__name__, _own_settings(one))) for one in steppers],
             "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
         }

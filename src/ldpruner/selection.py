@@ -47,7 +47,7 @@ class Plan(Value):
         budget, rule: what was asked for.
         predicted: what is left.
         provenance: of the scores: probe, metric, whether all were drawn on all samples, denoiser calls, and how much
-            alike other seeds would rank.
+            alike other seeds would rank; and whether what is left was measured, where it is a latency.
     """
 
     removed: tuple[Choice, ...]

@@ -10,6 +10,7 @@ from torch import nn
 from ldpruner.errors import PlanMismatch
 from ldpruner.fingerprints import architecture
 from ldpruner.modifications import check_removals, modified
+from ldpruner.offload import loaded
 from ldpruner.operators import Removal
 from ldpruner.pipelines import find_denoiser, networks, schedulers
 from ldpruner.pruned import pruned_class, remove_
@@ -27,11 +28,14 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     """
     _, denoiser = _target(pipeline, plan)
     removals = [choice.removal for choice in plan.removed]
-    with modified(denoiser, removals):
-        network = copy.deepcopy(denoiser)  # made while they are gone, so that their weights are not copied
-    _enlist_(network, removals)
-    own = {id(part): copy.deepcopy(part) for part in schedulers(pipeline)}
-    return _with_parts(pipeline, {**own, id(denoiser): network})
+    with loaded(pipeline) as offload:
+        with modified(denoiser, removals):
+            network = copy.deepcopy(denoiser)  # made while they are gone, so that their weights are not copied
+        _enlist_(network, removals)
+        own = {id(part): copy.deepcopy(part) for part in schedulers(pipeline)}
+        pruned = _with_parts(pipeline, {**own, id(denoiser): network})
+    offload(pruned)
+    return pruned
 
 
 def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> DiffusionPipeline:
@@ -55,9 +59,10 @@ def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     """
     component, denoiser = _target(pipeline, plan)
     removals = [choice.removal for choice in plan.removed]
-    remove_(denoiser, [removal.model_dump() for removal in removals])
-    _enlist_(denoiser, removals)
-    pipeline.register_modules(**{component: denoiser})
+    with loaded(pipeline):
+        remove_(denoiser, [removal.model_dump() for removal in removals])
+        _enlist_(denoiser, removals)
+        pipeline.register_modules(**{component: denoiser})
     return pipeline
 
 

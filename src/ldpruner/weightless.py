@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ldpruner.errors import PipelineNotFound
+from ldpruner.offload import is_offloaded
 from ldpruner.pruned import pruned_class
 
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
@@ -155,7 +156,8 @@ def is_weightless(pipeline: DiffusionPipeline) -> bool:
 
 
 def _on_meta(part: Any) -> bool:
-    return isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters())
+    is_meta = isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters())
+    return is_meta and not is_offloaded(part)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def prune_to_budget(
         return _compared(pipeline, found[0], scores.probe, scores.component).ratio
 
     pruned, plan = pruned_to(None) if budget.latency is None else fit(pruned_to, measured, budget.latency)
-    return pruned, plan.model_copy(update={"budget": budget})
+    return pruned, plan.model_copy(update={"budget": budget, "provenance": {**plan.provenance, "measured": True}})
 
 
 def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted: float) -> Made:

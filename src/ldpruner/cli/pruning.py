@@ -213,26 +213,35 @@ def run_all(
     executor: Executor | None = None,
 ) -> Outcome:
     """Scores, with a progress bar, selects, prunes, saves and compares."""
-    plan = _known_plan(run, {"budget": budget, "rule": rule, "metric": metric, "probe": probe.completed(pipeline)})
-    if plan is not None and (plan.provenance.get("exhaustive") or not exhaustive):
-        return finish(pipeline, prune(pipeline, plan), plan, probe, run)
     options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch, "executor": executor}
     with Scoring(pipeline, None, probe, run=run, **options) as scoring:
+        plan = _known_plan(scoring, run, budget, rule)
+        if plan is not None and (plan.provenance["exhaustive"] or not exhaustive):
+            return finish(pipeline, prune(pipeline, plan), plan, probe, run)
         scores = _score(scoring, model, None if exhaustive else [budget])
     pruned, plan = prune_to_budget(pipeline, scores, budget, rule=rule)
     return finish(pipeline, pruned, plan, probe, run)
 
 
-def _known_plan(run: Path, asked: dict[str, Any]) -> Plan | None:
-    """The plan of an earlier run for the same: a latency measured again could give another, and lose what followed."""
+def _known_plan(scoring: Scoring, run: Path, budget: Budget, rule: Rule) -> Plan | None:
+    """The plan of an earlier run for the same: a latency measured again could give another, and lose what followed.
+
+    That the run folder is the same model's, the ledger has made sure of.
+    """
     path = run / "plan.json"
-    if not path.exists():
+    if not path.exists() or scoring.ledger.fact("scores") is None:
         return None
     plan = Plan.read(path)
-    made = {"budget": plan.budget, "rule": plan.rule, **plan.provenance}
-    probe = asked["probe"].model_dump(mode="json", exclude_none=True)
-    is_same = all(made.get(name) == value for name, value in {**asked, "probe": probe}.items())
-    return plan if is_same else None
+    made = {"budget": plan.budget, "rule": plan.rule, "component": plan.component, **plan.provenance}
+    asked = {
+        "budget": budget,
+        "rule": rule,
+        "component": scoring.denoiser.component,
+        "metric": scoring.metric,
+        "probe": scoring.probe.model_dump(mode="json", exclude_none=True),
+        "measured": True,
+    }
+    return plan if all(made.get(name) == value for name, value in asked.items()) else None
 
 
 def _score(scoring: Scoring, model: str, raced: Sequence[Budget] | None) -> Scores:

@@ -119,6 +119,7 @@ class Source:
             chunk = self._drawn(wanted) if encoder is None else self._encoded(encoder, wanted)
             if path is not None:
                 _write(path, chunk)
+                chunk = _read(path) or chunk  # which is left on the disk until it is asked for
             yield chunk
 
     def _drawn(self, wanted: range) -> dict[str, Tensor]:

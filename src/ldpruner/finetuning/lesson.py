@@ -17,6 +17,7 @@ from ldpruner.finetuning.calls import Conditions, predicted, watch_conditions
 from ldpruner.finetuning.dataset import Rows
 from ldpruner.finetuning.examples import Examples, Source
 from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
+from ldpruner.fingerprints import precision
 from ldpruner.latents import largest_batch
 from ldpruner.pipelines import find_denoiser, schedulers
 from ldpruner.probe import Probe
@@ -70,7 +71,7 @@ class Lesson:
     @torch.no_grad()
     def shown(self, network: nn.Module, noisy: Tensor, times: Tensor, given: Sequence[Tensor]) -> Tensor:
         """What a network that is not trained finds in noisy latents, in full precision."""
-        noisy = noisy.to(dtype=next(network.parameters()).dtype)
+        noisy = noisy.to(dtype=precision(network))
         return predicted(network(**self.conditions.arguments(noisy, times, given)), noisy).float()
 
     def rehearsed(self, pipeline: str) -> "Lesson":

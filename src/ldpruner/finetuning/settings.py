@@ -1,13 +1,18 @@
 """How a pruned denoiser is trained, as one value."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from torch import Tensor
 
 from ldpruner.errors import FinetuningError
 from ldpruner.values import Value, first_fault
+
+
+def _as_written(precision: Any) -> Any:
+    """YAML takes a plain `no` for False."""
+    return "no" if precision is False else precision
 
 
 class Training(Value):
@@ -56,7 +61,7 @@ class Training(Value):
     led_below: float = Field(default=1.0, gt=0, le=1)
     balanced: bool = True
     normalised: bool = True
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_as_written)] = "no"
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0, lt=2**32)
     held_out: float = Field(default=0.05, gt=0, lt=1)

@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.finetuning.calls import predicted
 from ldpruner.finetuning.dataset import Rows, open_data
@@ -28,9 +29,10 @@ from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, s
 from ldpruner.finetuning.objectives import random_levels
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
-from ldpruner.fingerprints import architecture, weights_digest
+from ldpruner.fingerprints import architecture, precision, weights_digest
 from ldpruner.pipelines import networks, uncompiled
 from ldpruner.probe import Probe
+from ldpruner.pruned import cast_
 
 MOST_HELD = 256  # examples held out: a look shall cost little
 SAMPLES = 256  # of the teacher, where there is no data
@@ -132,8 +134,9 @@ class Finetuning:
             lesson = prepare_lesson(
                 teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, self.folder
             )
-        student = networks(pruned)[lesson.component].to(self.accelerator.device)
-        self.lesson, self.dtype = lesson, student.dtype
+        student: Any = networks(pruned)[lesson.component]
+        self.lesson, self._was = lesson, (device_of(student), precision(student))
+        student = student.to(self.accelerator.device)
         self._weaker = copy.deepcopy(student).requires_grad_(False).eval() if self.training.autoguidance else None
         self._save_memory(student)
         self.state = State(student, self.training)
@@ -181,15 +184,15 @@ class Finetuning:
                 yield state.step
 
     def finish(self) -> History:
-        """Puts the best weights into the pruned pipeline, in its own precision, and says how training went."""
+        """Puts the best weights into the pruned pipeline, as it was, and says how training went."""
         self._flush()
         self.accelerator.wait_for_everyone()
         module = self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
         self.state.put_(self.state.best)
         if self.training.gradient_checkpointing:
             module.disable_gradient_checkpointing()
-        if module.dtype != self.dtype:
-            module.to(self.dtype)
+        device, dtype = self._was
+        cast_(module.to(device), dtype)
         self.accelerator.end_training()
         return self.state.history
 
