@@ -88,10 +88,10 @@ def _threads_that_pay(denoiser: Denoiser) -> Iterator[None]:
     if device.type != "cpu" or known == 1:
         yield
         return
-    pairs = [[_timed_with(threads, denoiser, device) for threads in (known, 1)] for _ in range(PAIRS)]
-    several, one = map(statistics.median, zip(*pairs, strict=True))
-    torch.set_num_threads(known if several < one else 1)
     try:
+        pairs = [[_timed_with(threads, denoiser, device) for threads in (known, 1)] for _ in range(PAIRS)]
+        several, one = map(statistics.median, zip(*pairs, strict=True))
+        torch.set_num_threads(known if several < one else 1)
         yield
     finally:
         torch.set_num_threads(known)

@@ -141,8 +141,9 @@ class RayExecutor:
                 self._let_go(waiting)
                 continue
             self._idle.append(job.worker)
-            self._losses[None] *= job.task is not None
-            if job.task is not None:
+            if job.task is None:
+                self._losses[None] = 0  # it can be opened
+            else:
                 self._slowest = max(self._slowest, (time.monotonic() - job.started) / len(job.task.samples))
                 finished.append((job.task, outcome))
         if failure is not None:
