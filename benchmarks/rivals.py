@@ -84,7 +84,7 @@ LED_FARTHER: Mapping[str, float] = {"rate": 1e-3, "autoguidance": 2.0}
 HEADLINE: Mapping[str, Headline] = {
     "satellite": Headline(LED, 0.5, 3500, first=500, changes=LED_SOMEWHERE),
     "emoji": Headline(GUIDED, 0.5, 900),
-    "digits": Headline(LED, 0.5, 20000, first=500, changes=LED_FARTHER),
+    "digits": Headline(LED, 0.5, 12500, first=500, changes=LED_FAR),
 }
 TRIED: Mapping[str, tuple[Headline, ...]] = {
     "satellite": (
@@ -94,7 +94,7 @@ TRIED: Mapping[str, tuple[Headline, ...]] = {
     ),
     "emoji": (Headline(OURS, 0.5, 1760),),
     "digits": (
-        Headline(LED, 0.5, 12500, first=500, changes=LED_FAR),
+        Headline(LED, 0.5, 20000, first=500, changes=LED_FARTHER),
         Headline(LED, 0.5, 11000, first=2000, changes=FASTER),
         Headline(LED, 0.5, 17000, first=3000, changes=FASTER),
         Headline(TAUGHT, 0.5, 20000, changes=FASTER),
