@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,11 +16,12 @@ from torch import nn
 from ldpruner.blocks import FEWEST
 from ldpruner.errors import one_line
 from ldpruner.importance import Floats
-from ldpruner.latents import draw_latents
+from ldpruner.latents import Watch, draw_latents
 from ldpruner.modifications import modified
 from ldpruner.operators import Removal
 from ldpruner.pipelines import Interruption, networks
 from ldpruner.probe import Probe
+from ldpruner.reuse import Reuse
 
 # What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
 MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
@@ -101,6 +102,7 @@ class Worker:
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
         self._largest = math.inf  # batch that memory was enough for
+        self._reuse = Reuse()
 
     def __call__(self, task: Task, path: Floats | None = None) -> Outcome:
         """Draws what a task says.
@@ -116,7 +118,7 @@ class Worker:
         except MISFITS as error:
             if task.removal is None or is_out_of_memory(error):
                 raise
-            draw_latents(self.pipeline, task.probe, [0])  # raises if it is not the modification's fault
+            self._latents(task, [0])  # raises if it is not the modification's fault
             return Outcome(failure=one_line(error))
 
     def _drawn(self, network: nn.Module, task: Task, path: Floats | None) -> Outcome:
@@ -134,12 +136,16 @@ class Worker:
         first, *others = (task.samples[start : start + size] for start in range(0, len(task.samples), size))
         watch = _Watch(path, task.limit, keeps=task.removal is None)
         with _counted_calls(network) as calls:
-            drawn = [draw_latents(self.pipeline, task.probe, first, watch)]
+            drawn = [self._latents(task, first, watch)]
             if watch.stopped is not None:
                 return Outcome(next(calls), _floats(drawn[0][: watch.samples]), stopped=watch.stopped)
-            drawn += [draw_latents(self.pipeline, task.probe, batch) for batch in others]
+            drawn += [self._latents(task, batch) for batch in others]
             each = next(calls) // len(drawn)
         return Outcome(each, _floats(torch.cat(drawn)), watch.way if task.removal is None else None)
+
+    def _latents(self, task: Task, samples: Sequence[int], watch: Watch | None = None) -> torch.Tensor:
+        with self._reuse.until_called(self.pipeline, task.component):
+            return draw_latents(self.pipeline, task.probe, samples, watch)
 
 
 class _Watch:
