@@ -77,7 +77,7 @@ def _quality(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """How far the pruned pipeline's samples are from the original's, before and after it recovered."""
     found = {row["metric"]: row for row in result["metrics"]}
     names = {
-        "latent_distance": "score of the latents, recovered",
+        "latent_score": "score of the latents, recovered",
         "frechet_distance": "Frechet distance of the latents, recovered",
         "ssim": "SSIM with the original's pictures, recovered",
     }

@@ -28,7 +28,7 @@ from tests.families import FAMILIES
 PROBE = ldpruner.Probe(samples=8, steps=2)
 SHIFTED = [PROBE.model_copy(update={"seed": seed}) for seed in (1, 2)]
 NO_COSTS = tuple(name for name in METRICS if name not in COSTS)
-LATENT_ONLY = ("latent_distance", "frechet_distance", "kid", "precision", "recall")
+LATENT_ONLY = ("latent_score", "frechet_distance", "kid", "precision", "recall", "latent_distance")
 
 
 class Colours:
@@ -95,8 +95,11 @@ def test_distances_are_of_the_latents_that_the_pipelines_draw(
     def score(z: Floats, z2: Floats) -> float:
         return float(np.linalg.norm(z.mean(0) - z2.mean(0)) + np.linalg.norm(z.std(0) - z2.std(0)))
 
-    assert result["latent_distance"].pruned == pytest.approx(score(original, moved), rel=1e-4)
-    assert result["latent_distance"].noise_floor == pytest.approx(score(original, other), rel=1e-4)
+    assert result["latent_score"].pruned == pytest.approx(score(original, moved), rel=1e-4)
+    assert result["latent_score"].noise_floor == pytest.approx(score(original, other), rel=1e-4)
+    apart = np.sqrt(np.square(moved - original).mean((1, 2, 3)))
+    assert result["latent_distance"].pruned == pytest.approx(apart.mean(), rel=1e-4)
+    assert result["latent_distance"].original == 0
     features = [LatentFeatures()(Drawn(latents=one)) for one in (original, other, moved)]
     row = result["frechet_distance"]
     assert row.pruned == pytest.approx(frechet_distance(features[2], features[1]), rel=1e-4)
@@ -126,8 +129,8 @@ def test_the_protocol_says_what_was_done(result: Evaluation) -> None:
 def test_a_pipeline_beside_itself_is_as_good_as_itself(satellite: DiffusionPipeline) -> None:
     found = evaluate(satellite, satellite, PROBE, metrics=NO_COSTS)
     assert all(row.pruned == row.original for row in found.metrics)
-    assert found["latent_distance"].pruned == 0
-    assert found["latent_distance"].interval == (0, 0)
+    assert found["latent_score"].pruned == 0
+    assert found["latent_score"].interval == (0, 0)
     assert found["psnr"].pruned == pytest.approx(58.92, abs=0.01)
     assert found["ssim"].pruned == pytest.approx(1)
 
@@ -233,8 +236,8 @@ def test_sounds_and_videos_are_compared_too(name: str, rows: set[str]) -> None:
     family = FAMILIES[name]
     pipeline = family.pipeline()
     probe = ldpruner.Probe(samples=5, steps=2, prompts=("a red cat", "the sea"), call=dict(family.call))
-    found = evaluate(pipeline, pipeline, probe, metrics=("latent_distance", "frechet_distance", "psnr", "ssim"))
-    assert {row.metric for row in found.metrics} == {"latent_distance", "frechet_distance"} | rows
+    found = evaluate(pipeline, pipeline, probe, metrics=("latent_score", "frechet_distance", "psnr", "ssim"))
+    assert {row.metric for row in found.metrics} == {"latent_score", "frechet_distance"} | rows
     drawn = draw(pipeline, probe, [0, 1])
     assert drawn.prompts == ("a red cat", "the sea")
     if drawn.pictures is None:

@@ -1,6 +1,7 @@
 """Each number beside its definition, another library's or a closed form; intervals beside what other seeds give."""
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from torchmetrics.image.kid import poly_mmd
 
 from ldpruner import quality
 from ldpruner.errors import EvaluationError
-from ldpruner.importance import frechet_distance
+from ldpruner.importance import Gaussian, between, frechet_distance, importance, moments
 
 Floats = NDArray[np.float64]
+Copied = Callable[[NDArray[np.int64]], float]  # of the samples of these indices
 
 
 def normal(seed: int, samples: int = 40, features: int = 5, scale: float = 1.0, shift: float = 0.0) -> Floats:
@@ -147,6 +149,64 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     margin = 1.96 * values.std() / np.sqrt(400)
     assert low == 0  # no lower, whatever is drawn
     assert high == pytest.approx(values.mean() + margin, abs=0.2 * margin)
+
+
+FIRST, SECOND = normal(0, 30), normal(1, 30)
+CLASSES = torch.from_numpy(normal(3, 30, 5)).softmax(1).numpy()
+
+
+def kernel() -> tuple[quality.Statistic, Copied]:
+    return quality.kernel_distances(FIRST, SECOND), lambda chosen: pairs_of(FIRST[chosen], chosen)
+
+
+def inception() -> tuple[quality.Statistic, Copied]:
+    return quality.inception_scores(CLASSES), lambda chosen: quality.inception_score(CLASSES[chosen])
+
+
+def latents() -> tuple[quality.Statistic, Copied]:
+    shaped = [one.reshape(30, 5, 1) for one in (FIRST, SECOND)]
+    return quality.latent_scores(*shaped), lambda chosen: score_of(*(one[chosen] for one in shaped))
+
+
+def score_of(latents: Floats, originals: Floats) -> float:
+    return importance(moments(originals, originals), moments(latents, originals))
+
+
+def pairs_of(features: Floats, chosen: NDArray[np.int64]) -> float:
+    """KID by its definition, but that copies of one sample are no pair."""
+    among, across, behind = (
+        (first @ second.T / 5 + 1) ** 3
+        for first, second in ((features, features), (features, SECOND), (SECOND, SECOND))
+    )
+    different, others = chosen[:, None] != chosen, ~np.eye(len(behind), dtype=bool)
+    return float(among[different].mean() + behind[others].mean() - 2 * across.mean())
+
+
+@pytest.mark.parametrize("make", [kernel, inception, latents])
+@pytest.mark.parametrize("size", [7, 1000])
+def test_a_draw_counted_is_that_draw_copied_however_few_rows_are_there_at_once(
+    make: Callable[[], tuple[quality.Statistic, Copied]], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "ROWS", size)
+    monkeypatch.setattr(quality, "ELEMENTS", min(size, 2))
+    statistic, copied = make()
+    draws = np.random.default_rng(0).integers(30, size=(4, 30))
+    counts = np.stack([np.bincount(one, minlength=30) for one in draws]).astype(np.float64)
+    np.testing.assert_allclose(statistic(counts), [copied(one) for one in draws], rtol=1e-9)
+
+
+def test_samples_counted_have_the_gaussian_of_samples_copied() -> None:
+    features, chosen = normal(0), np.random.default_rng(0).integers(40, size=40)
+    counted = Gaussian.of(features, np.bincount(chosen, minlength=40).astype(np.float64))
+    assert between(counted, Gaussian.of(features[chosen])) == pytest.approx(0, abs=1e-12)
+    assert between(counted, Gaussian.of(features)) == pytest.approx(frechet_distance(features[chosen], features))
+
+
+def test_which_samples_are_inside_hangs_not_on_how_many_are_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, others = normal(0, 50, 3), normal(1, 60, 3, scale=0.7)
+    found = quality.inside(features, others)
+    monkeypatch.setattr(quality, "ROWS", 7)
+    np.testing.assert_array_equal(quality.inside(features, others), found)
 
 
 def test_an_interval_is_the_same_each_time() -> None:

@@ -16,7 +16,7 @@ from ldpruner.bench import ROUNDS, compare
 from ldpruner.drawn import Drawn, read_samples
 from ldpruner.errors import EvaluationError
 from ldpruner.features import Classifier, Extractor, Features, find_extractor, find_prompt_match
-from ldpruner.importance import Floats, frechet_distance, importance, moments
+from ldpruner.importance import Floats, frechet_distance
 from ldpruner.latents import largest_batch
 from ldpruner.media import Folder, find_media
 from ldpruner.observations import PAIRED, Observations, Observer, batches, observed
@@ -27,7 +27,7 @@ from ldpruner.values import Value
 
 COSTS = ("latency_ms", "latency_ratio", "peak_memory_bytes", "parameters", "macs")
 OF_SETS = ("frechet_distance", "kid", "precision", "recall", "inception_score")  # of the features of all samples
-METRICS = (*COSTS, "latent_distance", *OF_SETS, "clip_score", *PAIRED)
+METRICS = (*COSTS, "latent_score", *OF_SETS, "clip_score", *PAIRED)
 DECODED_BATCH = 8  # pictures made at once: decoding takes more memory than denoising
 FEWEST = quality.NEIGHBOURS + 2  # samples: each one drawn has its third nearest neighbour
 PACKAGES = ("ld-pruner", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy")
@@ -65,7 +65,7 @@ class Evaluation(Value):
         return {one.metric: one for one in self.metrics}[metric]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     pruned: DiffusionPipeline,
     reference: DiffusionPipeline,
     probe: Probe | None = None,
@@ -75,6 +75,7 @@ def evaluate(
     clip: str | None = None,
     metrics: Collection[str] = METRICS,
     component: str | None = None,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Measures cost and quality of a pruned pipeline beside its original.
 
@@ -93,6 +94,7 @@ def evaluate(
         clip: the folder or Hub id of a CLIP model that scores how pictures fit their prompts.
         metrics: which to measure; those that do not apply are left out.
         component: which network was pruned, of pipelines with more than one denoiser.
+        batch_size: how many samples to draw at once; 16, or 8 where they are decoded, if None.
 
     Raises:
         DataError: there is no data, or it is broken.
@@ -111,7 +113,7 @@ def evaluate(
     match = find_prompt_match(clip, reference.device) if clip is not None else None
     observer = Observer(extractor, match, frozenset(metrics))
     seeds = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
-    batch = largest_batch(reference, seeds[0], DECODED_BATCH if observer.decodes else BATCH)
+    batch = largest_batch(reference, seeds[0], batch_size or (DECODED_BATCH if observer.decodes else BATCH))
     original, other, moved, example = observed(pruned, reference, (seeds[0], seeds[1]), observer, batch)
     real = _features_of(folder, example, extractor) if folder is not None else other["features"]
     rows = [
@@ -177,34 +179,30 @@ def _costs(
 
 
 def _paired(original: Observations, other: Observations, moved: Observations, asked: Collection[str]) -> list[Measure]:
-    """Means over samples, of each with its original or with its prompt; and how far the latents moved."""
+    """Means over samples, of each with its original or with its prompt; and the score of the whole plan."""
     rows = [
         Measure(
             metric=name,
-            original=float(original[name].mean()),
-            pruned=float(moved[name].mean()),
+            original=quality.mean(original[name]),
+            pruned=quality.mean(moved[name]),
             interval=quality.mean_interval(moved[name]),
-            noise_floor=float(other[name].mean()),
+            noise_floor=quality.mean(other[name]),
         )
         for name in ("clip_score", *PAIRED)
         if name in moved
     ]
-    if "latent_distance" not in asked:
+    if "latent_score" not in asked:
         return rows
     first, second, twin = (one["latents"] for one in (original, other, moved))
+    scores = quality.latent_scores(twin, first)
     measure = Measure(
-        metric="latent_distance",
+        metric="latent_score",
         original=0.0,
-        pruned=_latent_distance(first, twin),
-        interval=quality.interval(lambda chosen: _latent_distance(first[chosen], twin[chosen]), len(first)),
-        noise_floor=_latent_distance(first, second),
+        pruned=quality.once(scores, len(first)),
+        interval=quality.interval(scores, len(first)),
+        noise_floor=quality.once(quality.latent_scores(second, first), len(first)),
     )
     return [*rows, measure]
-
-
-def _latent_distance(untouched: Floats, other: Floats) -> float:
-    """The score of the whole plan: LD-Pruner's, of latents [samples, ...]."""
-    return importance(moments(untouched, untouched), moments(other, untouched))
 
 
 @dataclass(frozen=True)
@@ -219,11 +217,11 @@ _SET_METRICS = {
     "frechet_distance": _SetMetric(frechet_distance, quality.frechet_interval),
     "kid": _SetMetric(quality.kernel_distance, quality.kernel_interval),
     "precision": _SetMetric(
-        lambda features, real: float(quality.inside(features, real).mean()),
+        lambda features, real: quality.mean(quality.inside(features, real)),
         lambda features, real: quality.mean_interval(quality.inside(features, real)),
     ),
     "recall": _SetMetric(
-        lambda features, real: float(quality.inside(real, features).mean()),
+        lambda features, real: quality.mean(quality.inside(real, features)),
         lambda features, real: quality.mean_interval(quality.inside(real, features)),
     ),
 }

@@ -132,19 +132,41 @@ _SCORES: dict[Metric, Callable[[Moments, Moments], float]] = {
 }
 
 
-def frechet_distance(features: Floats, reference: Floats) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features (Dowson and Landau, 1982).
+@dataclass(frozen=True)
+class Gaussian:
+    """The Gaussian fitted to features.
 
-    With centred features A and B, tr((A'A B'B)^1/2) is the sum of the singular values of AB', and so of the product of
-    their triangular factors. No root is taken of a covariance, which is singular where samples are few or repeated.
+    Attributes:
+        mean: [features].
+        root: F [rows, features] of no more rows than features, or samples, where F'F is the covariance, divided by the
+            number of samples.
     """
-    mean = features.mean(axis=0) - reference.mean(axis=0)
-    first, second = (_factor(one) for one in (features, reference))
-    shared = np.linalg.svd(first @ second.T, compute_uv=False).sum()
-    return max(0.0, float(mean @ mean + (first**2).sum() + (second**2).sum() - 2 * shared))
+
+    mean: Floats
+    root: Floats
+
+    @classmethod
+    def of(cls, features: Floats, counts: Floats | None = None) -> "Gaussian":
+        """Of features [samples, features], each sample there once or as often as `counts` says."""
+        counts = np.ones(len(features)) if counts is None else counts
+        shares = counts / counts.sum()
+        mean = shares @ features
+        centred = (features - mean) * np.sqrt(shares)[:, None]
+        tall = len(centred) > centred.shape[1]
+        return cls(mean, np.asarray(np.linalg.qr(centred, mode="r")) if tall else centred)
 
 
-def _factor(features: Floats) -> Floats:
-    """A matrix F of no more rows than columns where F'F is the covariance, divided by the number of samples."""
-    centred = (features - features.mean(axis=0)) / np.sqrt(len(features))
-    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
+def frechet_distance(features: Floats, reference: Floats) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of features [samples, features]."""
+    return between(Gaussian.of(features), Gaussian.of(reference))
+
+
+def between(first: Gaussian, second: Gaussian) -> float:
+    """Frechet distance of two Gaussians (Dowson and Landau, 1982).
+
+    With roots A and B, tr((A'A B'B)^1/2) is the sum of the singular values of AB'. No root is taken of a covariance,
+    which is singular where samples are few or repeated.
+    """
+    mean = first.mean - second.mean
+    shared = np.linalg.svd(first.root @ second.root.T, compute_uv=False).sum()
+    return max(0.0, float(mean @ mean + (first.root**2).sum() + (second.root**2).sum() - 2 * shared))

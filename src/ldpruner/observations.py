@@ -14,7 +14,8 @@ from ldpruner.features import Extractor, LatentFeatures, PromptMatch
 from ldpruner.importance import Floats
 from ldpruner.probe import Probe
 
-PAIRED = ("psnr", "ssim")  # of a picture and its original
+PICTURED = ("psnr", "ssim")  # of a picture and its original
+PAIRED = ("latent_distance", *PICTURED)
 
 Observations: TypeAlias = Mapping[str, Floats]  # of each sample, by what was looked at
 
@@ -30,13 +31,18 @@ class Observer:
     @property
     def decodes(self) -> bool:
         """Whether it looks at more than latents."""
-        needing = {*PAIRED, "clip_score"} if self.match is not None else {*PAIRED}
+        needing = {*PICTURED, "clip_score"} if self.match is not None else {*PICTURED}
         return bool(self.metrics & needing) or not isinstance(self.extractor, LatentFeatures)
 
     def __call__(self, drawn: Drawn, original: Drawn) -> Observations:
         """All of some samples, and of those of the original that they are compared with."""
         assert drawn.latents is not None
-        found = {"latents": drawn.latents, "features": self.extractor(drawn)}
+        assert original.latents is not None
+        found = {"features": self.extractor(drawn)}
+        if "latent_score" in self.metrics:
+            found["latents"] = drawn.latents
+        if "latent_distance" in self.metrics:
+            found["latent_distance"] = quality.latent_distance(drawn.latents, original.latents)
         if self.match is not None and "clip_score" in self.metrics:
             found["clip_score"] = self.match(drawn)
         if drawn.pictures is None or original.pictures is None:

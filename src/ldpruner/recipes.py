@@ -63,12 +63,14 @@ class Judging(Value):
 
     Attributes:
         samples: of each pipeline.
+        batch: samples drawn at once; 16, or 8 where they are decoded, if None.
         features, clip: the networks that look at them.
         data: a folder that samples are compared with; None compares them with the original's.
         prompts: others than the probe's.
     """
 
     samples: int = Field(default=64, ge=FEWEST)
+    batch: int | None = Field(default=None, ge=1)
     features: str = "latents"
     clip: str | None = None
     data: Path | None = None

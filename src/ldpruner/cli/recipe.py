@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ldpruner.cli import parsing, tables
-from ldpruner.cli.app import JSON, app, known_scores, open_pipeline, print_json
+from ldpruner.cli.app import JSON, app, open_pipeline, print_json
 from ldpruner.cli.pruning import outcome_json, run_all, show_outcome
-from ldpruner.cli.recovering import check_pruned, finetune_run, latest, show_history, write_evaluation
+from ldpruner.cli.recovering import evaluate_run, finetune_run, show_history
 from ldpruner.errors import PipelineNotFound
-from ldpruner.evaluation import Evaluation, evaluate
+from ldpruner.evaluation import Evaluation
 from ldpruner.finetuning import History
 from ldpruner.probe import Probe
 from ldpruner.recipe_cost import TFLOPS, Estimate, estimate
@@ -101,16 +101,13 @@ def _finetune(recipe: Recipe) -> History | None:
 
 
 def _evaluate(recipe: Recipe) -> Evaluation:
-    asked, scores = recipe.evaluation, known_scores(recipe.run)
+    asked = recipe.evaluation
     probe = _with_images(recipe).probe.probe().model_copy(update={"samples": asked.samples})
     if asked.prompts is not None:
         probe = probe.model_copy(update={"prompts": Probe(prompts=asked.prompts).prompts})
-    check_pruned(recipe.run)
-    pair = [open_pipeline(model, recipe.device, recipe.dtype) for model in (latest(recipe.run), recipe.model)]
     options: dict[str, Any] = {"data": asked.data, "features": asked.features, "clip": asked.clip}
-    found = evaluate(pair[0], pair[1], probe, component=scores.component, **options)
-    write_evaluation(found, recipe.run)
-    return found
+    place: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype}
+    return evaluate_run(recipe.run, recipe.model, probe, **place, **options, batch_size=asked.batch)
 
 
 def _estimated(recipe: Recipe, config: Path | None, tflops: float) -> Estimate:

@@ -123,6 +123,9 @@ def evaluate_command(
     ] = "latents",
     clip: Annotated[str | None, typer.Option(help="A folder or Hub id of a CLIP model, for the CLIP score.")] = None,
     samples: Annotated[int, typer.Option(help="Of each pipeline.", min=2)] = 64,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples drawn at once. Default: 16, or 8 where they are decoded.", min=1)
+    ] = None,
     prompts: PROMPTS = None,
     call: CALL = None,
     device: DEVICE = None,
@@ -134,21 +137,31 @@ def evaluate_command(
 
     Example: ldpruner evaluate --run runs/a --samples 256 --data images/ --features inception
     """
-    model, scores = fact(run, "model"), known_scores(run)
-    probe = parsing.changed(scores.probe.model_copy(update={"samples": samples}), prompts, call)
+    model = fact(run, "model")
+    probe = parsing.changed(known_scores(run).probe.model_copy(update={"samples": samples}), prompts, call)
     check_pruned(run)
-    folder = latest(run)
     if dry_run:
-        resolved = {"original": model, "pruned": str(folder), "data": str(data) if data else None, "clip": clip}
+        resolved = {"original": model, "pruned": str(latest(run)), "data": str(data) if data else None, "clip": clip}
         print_json({**resolved, "features": features, "probe": probe.model_dump(mode="json")})
         return
-    pair = (open_pipeline(folder, device, dtype), open_pipeline(model, device, dtype))
-    found = evaluate(*pair, probe, data=data, features=features, clip=clip, component=scores.component)
-    write_evaluation(found, run)
+    networks: dict[str, Any] = {"features": features, "clip": clip, "device": device, "dtype": dtype}
+    found = evaluate_run(run, model, probe, data=data, **networks, batch_size=batch)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
         Console().print(tables.evaluation(found))
+
+
+def evaluate_run(
+    run: Path, model: str, probe: Probe, *, device: str | None, dtype: str | None, **options: Any
+) -> Evaluation:
+    """Evaluates the latest pipeline of a run folder beside its original, and keeps what is found there."""
+    component = known_scores(run).component
+    check_pruned(run)
+    pair = (open_pipeline(latest(run), device, dtype), open_pipeline(model, device, dtype))
+    found = evaluate(*pair, probe, component=component, **options)
+    write_evaluation(found, run)
+    return found
 
 
 def write_evaluation(found: Evaluation, run: Path) -> None:
