@@ -6,18 +6,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
 
 from ldpruner import quality
 from ldpruner.drawn import Drawn, draw
 from ldpruner.errors import EvaluationError
 from ldpruner.features import Extractor, LatentFeatures, PromptMatch
-from ldpruner.importance import Floats
 from ldpruner.probe import Probe
 
 PICTURED = ("psnr", "ssim")  # of a picture and its original
 PAIRED = ("latent_distance", *PICTURED)
 
-Observations: TypeAlias = Mapping[str, Floats]  # of each sample, by what was looked at
+Observations: TypeAlias = Mapping[str, NDArray[Any]]  # of each sample, by what was looked at
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Observer:
         """All of some samples, and of those of the original that they are compared with."""
         assert drawn.latents is not None
         assert original.latents is not None
-        found = {"features": self.extractor(drawn)}
+        found: dict[str, NDArray[Any]] = {"features": self.extractor(drawn)}
         if "latent_score" in self.metrics:
-            found["latents"] = drawn.latents
+            found["latents"] = drawn.latents.astype(np.float32)  # the most of all that is kept
         if "latent_distance" in self.metrics:
             found["latent_distance"] = quality.latent_distance(drawn.latents, original.latents)
         if self.match is not None and "clip_score" in self.metrics:

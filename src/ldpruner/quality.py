@@ -164,27 +164,24 @@ def inception_scores(probabilities: Floats) -> Statistic:
     return statistic
 
 
-def latent_scores(latents: Floats, originals: Floats) -> Statistic:
+def latent_scores(latents: NDArray[np.floating], originals: NDArray[np.floating]) -> Statistic:
     """The score of the method of draws of latents [samples, ...], those of a whole plan, and of their originals."""
     flat, twins = (one.reshape(len(one), -1) for one in (latents, originals))
 
     def statistic(counts: Floats) -> Floats:
         shares, moved = counts / counts.sum(axis=1, keepdims=True), np.zeros((2, len(counts)))
         for part in _parts(flat.shape[1], ELEMENTS):
-            (mean, deviation), (mean_before, deviation_before) = (
-                _spread(shares, one[:, part]) for one in (flat, twins)
-            )
-            moved[0] += np.square(mean - mean_before).sum(axis=1)
-            moved[1] += np.square(deviation - deviation_before).sum(axis=1)
+            here, before = (_spread(shares, one[:, part].astype(np.float64)) for one in (flat, twins))
+            moved += np.square(here - before).sum(axis=2)
         return np.asarray(np.sqrt(moved).sum(axis=0))
 
     return statistic
 
 
-def _spread(shares: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """The mean and the standard deviation [draws, elements] of draws."""
+def _spread(shares: Floats, values: Floats) -> Floats:
+    """The means and the standard deviations of draws: [2, draws, elements]."""
     mean = shares @ values
-    return mean, np.sqrt(np.maximum(shares @ np.square(values) - mean**2, 0))
+    return np.stack([mean, np.sqrt(np.maximum(shares @ np.square(values) - mean**2, 0))])
 
 
 def latent_distance(latents: Floats, originals: Floats) -> Floats:
