@@ -120,7 +120,8 @@ def _headline(found: dict[str, Cells]) -> Iterator[str]:
     yield "|---" * len(head) + "|"
     for model, cells in found.items():
         name, cut, steps, first, _ = HEADLINE[model]
-        pairs = _pairs(cells.get((name, cut, steps), []), cells.get((ORIGINAL, 0.0, first + steps), []))
+        trained = cells.get((ORIGINAL, 0.0, first + steps), [])
+        pairs = _pairs(cells.get((name, cut, steps), []), trained)
         if not pairs:
             continue
         ours, originals = ([pair[place] for pair in pairs] for place in (0, 1))
@@ -133,7 +134,7 @@ def _headline(found: dict[str, Cells]) -> Iterator[str]:
             _distance(ours, "after"),
             _percent([_value(one, "after") / _value(other, "before") - 1 for one, other in pairs]),
             _distance(originals, "after"),
-            _distance([one["result"] for one in cells.get((FEWER, cut, steps), [])], "before"),
+            _distance([one for one, _ in _pairs(cells.get((FEWER, cut, steps), []), trained)], "before"),
             _distance(_perfect(model, [one["settings"]["seed"] for one in cells[name, cut, steps]]), "before"),
         )
         yield f"| zoo:{model} | " + " | ".join(row) + " |"
