@@ -15,7 +15,7 @@ import numpy as np
 
 import ldpruner
 from benchmarks.records import cell, write_between
-from ldpruner.bench import compare, latent_distance
+from ldpruner.bench import compare, latent_score
 from ldpruner.knapsack import predict
 from ldpruner.scores import Score, Scores
 from ldpruner.selection import Choice
@@ -91,7 +91,7 @@ def _cell(pipeline: Any, scores: Scores, rule: str, budget: float, draw: int) ->
         "removals": len(plan.removed),
         "predicted": plan.predicted.model_dump(),
         "measured": compared.model_dump(),
-        "damage": [latent_distance(pipeline, pruned, (probe, probe)) for probe in fresh],
+        "damage": [latent_score(pipeline, pruned, (probe, probe)) for probe in fresh],
     }
 
 
@@ -117,7 +117,7 @@ def random_plan(scores: Scores, budget: float, generator: np.random.Generator) -
 
 def _noise_floor(pipeline: Any, probe: ldpruner.Probe) -> dict[str, float]:
     first, second = (probe.model_copy(update={"seed": seed, "samples": 32}) for seed in OTHER_SEEDS[:2])
-    return {"distance": latent_distance(pipeline, pipeline, (first, second))}
+    return {"distance": latent_score(pipeline, pipeline, (first, second))}
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:
     return functools.partial(run_pipeline, pipeline, probe.arguments(pipeline, [0]), compiled=True)
 
 
-def latent_distance(
+def latent_score(
     first: DiffusionPipeline, second: DiffusionPipeline, probes: tuple[Probe, Probe], metric: Metric = "mean_std"
 ) -> float:
     """How far the latents of two pipelines are apart, each on its own probe: the score of a whole plan.

@@ -27,17 +27,16 @@ ROWS = 1024  # of a matrix between all samples that are there at once
 ELEMENTS = 4096  # of latents that are
 
 
-def interval(statistic: Statistic, samples: int, *, resamples: int = RESAMPLES, lowest: float = 0) -> Interval:
+def interval(statistic: Statistic, samples: int, *, lowest: float = 0) -> Interval:
     """The 95 % interval of a statistic of samples, by the bootstrap (Efron, 1979), its bias taken off.
 
     Args:
         statistic: of draws of the samples.
         samples: how many there are.
-        resamples: how many times they are drawn again.
         lowest: what the statistic cannot be below.
     """
     random = np.random.default_rng(0)
-    chosen = (random.integers(samples, size=samples) for _ in range(resamples))
+    chosen = (random.integers(samples, size=samples) for _ in range(RESAMPLES))
     drawn = statistic(np.stack([np.bincount(one, minlength=samples) for one in chosen]).astype(np.float64))
     # Samples drawn again are fewer distinct ones and lie further off: of 40 with 64 features by a quarter. Percentiles
     # miss the measured distance, the basic interval mirrors them below it; moved ones hold what other seeds measure.

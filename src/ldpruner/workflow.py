@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from diffusers import DiffusionPipeline
 
-from ldpruner.bench import Comparison, compare, latent_distance, same_latents
+from ldpruner.bench import Comparison, compare, latent_score, same_latents
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.pipelines import uncompiled
@@ -140,8 +140,8 @@ def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, p
     return Outcome(
         plan=plan,
         comparison=_compared(pipeline, pruned, probe, plan.component),
-        score=latent_distance(pipeline, pruned, (fresh[0], fresh[0])),
-        noise_floor=latent_distance(pipeline, pipeline, (fresh[0], fresh[1])),
+        score=latent_score(pipeline, pruned, (fresh[0], fresh[0])),
+        noise_floor=latent_score(pipeline, pipeline, (fresh[0], fresh[1])),
         reload_is_exact=same_latents(pruned, reloaded, probe),
         samples=tuple(write_samples({"before": pipeline, "after": pruned}, fresh[0], SHOWN, folder / "samples")),
     )
