@@ -3,9 +3,10 @@
 import copy
 import json
 import os
-import signal
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.families.parts import PROMPTS
 
 SHORT = Training(steps=6, batch=4, task=1.0, warmup=2, check_every=3, checkpoint_every=2)
 PROBE = ldpruner.Probe(samples=8, steps=3)
+EVERY = 7  # steps there is a checkpoint, where a run is killed
 
 # Every way in which a pipeline gives its denoiser more than latents and noise levels.
 CALLED = (
@@ -161,12 +163,12 @@ def test_a_step_runs_neither_autoencoder_nor_text_encoder(tiny_text: DiffusionPi
     assert not called
 
 
-def test_the_same_command_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_after_each_kill(folder: Path, tmp_path: Path) -> None:
     script = (
         "import sys, torch, ldpruner; from ldpruner.finetuning import Finetuning, Training\n"
         "torch.set_num_threads(1)\n"
         "teacher, student = ldpruner.load(sys.argv[1]), ldpruner.load(sys.argv[1])\n"
-        "rhythm = {'check_every': 20, 'checkpoint_every': 7, 'patience': None}\n"
+        f"rhythm = {{'check_every': 20, 'checkpoint_every': {EVERY}, 'patience': None}}\n"
         "training = Training(steps=60, batch=4, task=1.0, warmup=2, **rhythm)\n"
         "probe = ldpruner.Probe(samples=8, steps=3)\n"
         "work = Finetuning(student, teacher, probe=probe, training=training, run=sys.argv[2])\n"
@@ -179,15 +181,18 @@ def test_the_same_command_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> 
         command = [sys.executable, "-c", script, str(folder), str(tmp_path / run)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
-    whole = start("whole").communicate()[0].splitlines()
-    with start("killed") as first:
-        assert first.stdout is not None
-        for line in first.stdout:
-            if int(line) >= 24:
-                first.send_signal(signal.SIGKILL)
-                break
+    whole, reached = start("whole").communicate()[0].splitlines(), 0
+    for step in (2, 24, 46):  # before there is a checkpoint, and later
+        with start("killed") as process:
+            assert process.stdout is not None
+            began = int(process.stdout.readline())
+            assert began > reached // EVERY * EVERY  # at most the steps since the last checkpoint are made again
+            reached = next(number for number in map(int, process.stdout) if number >= step)
+            time.sleep(random.uniform(0, 0.05))  # somewhere in a step
+            process.kill()
+            reached = int([reached, *process.stdout.read().split()][-1])
     again = start("killed").communicate()[0].splitlines()
-    assert 21 < int(again[0]) <= 60  # at most the steps since the last checkpoint are made again
+    assert int(again[0]) > reached // EVERY * EVERY > 0
     assert json.loads(again[-1]) == json.loads(whole[-1])
 
 
