@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # read by torch: tiny matrices are slower on more
 
 import pytest
 import tokenizers
@@ -27,15 +28,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 import ldpruner
 
 WORDS = ("<pad>", "a", "cat", "dog", "sea", "on", "the", "moon")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on more threads, and other work may hold the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

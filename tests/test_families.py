@@ -51,7 +51,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
     modules = tmp_path_factory.mktemp("modules")
     process = subprocess.Popen(
         [sys.executable, "-c", READER],
-        env={**os.environ, "HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        env={**os.environ, "HF_MODULES_CACHE": str(modules), "PYTHONPATH": str(Path.cwd())},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import random
 import subprocess
 import sys
@@ -175,11 +174,10 @@ def test_the_same_command_goes_on_after_each_kill(folder: Path, tmp_path: Path) 
         "for step in work: print(step, flush=True)\n"
         "print(work.finish().model_dump_json())\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(run: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", script, str(folder), str(tmp_path / run)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     whole, reached = start("whole").communicate()[0].splitlines(), 0
     for step in (2, 24, 46):  # before there is a checkpoint, and later
@@ -214,8 +212,7 @@ def test_two_processes_learn_as_one(folder: Path, tmp_path: Path) -> None:
     for launcher in ([], several):
         run = tmp_path / f"run{len(launcher)}"
         command = [sys.executable, *launcher, str(script), str(folder), str(run)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         count, _, history = done.stdout.strip().splitlines()[-1].partition(" ")
         found[int(count)] = json.loads(history)
     np.testing.assert_allclose(found[2]["losses"], found[1]["losses"], rtol=1e-4)

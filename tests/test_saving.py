@@ -140,7 +140,7 @@ def test_a_folder_opens_exactly_where_ldpruner_is_not_installed(
     modules = tmp_path / "modules"
     result = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, *(str(tmp_path / name) for name in pipelines)],
-        env={**os.environ, "HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HF_MODULES_CACHE": str(modules)},
         capture_output=True,
         text=True,
         check=False,
