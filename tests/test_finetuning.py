@@ -188,7 +188,7 @@ def test_the_same_command_goes_on_after_each_kill(folder: Path, tmp_path: Path) 
             reached = next(number for number in map(int, process.stdout) if number >= step)
             time.sleep(random.uniform(0, 0.05))  # somewhere in a step
             process.kill()
-            reached = int([reached, *process.stdout.read().split()][-1])
+            reached = [reached, *map(int, process.stdout.read().split())][-1]
     again = start("killed").communicate()[0].splitlines()
     assert int(again[0]) > reached // EVERY * EVERY > 0
     assert json.loads(again[-1]) == json.loads(whole[-1])
