@@ -74,14 +74,18 @@ def _row(known: Sequence[dict[str, Any]]) -> list[str]:
     if not results:
         return [str(len(known)), "cannot be reached", "", "", "", ""]
     kept = [np.mean([one[name] / one[f"original_{name}"] for one in results]) for name in ("parameters", "macs")]
-    latency = [one["latency_ratio"]["median"] for one in results]
     return [
         str(len(results)) + (f" of {len(known)}" if len(results) < len(known) else ""),
-        f"{np.mean(latency):.1%}" + (f" ({min(latency):.1%} to {max(latency):.1%})" if len(latency) > 1 else ""),
+        _latency(results),
         *(f"{share:.1%}" for share in kept),
         _distance(results, "before"),
         _distance(results, "after"),
     ]
+
+
+def _latency(results: Sequence[dict[str, Any]]) -> str:
+    kept = [one["latency_ratio"]["median"] for one in results]
+    return f"{np.mean(kept):.1%}" + (f" ({min(kept):.1%} to {max(kept):.1%})" if len(kept) > 1 else "")
 
 
 def _beside(known: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> str:
@@ -127,7 +131,7 @@ def _headline(found: dict[str, Cells]) -> Iterator[str]:
         ours, originals = ([pair[place] for pair in pairs] for place in (0, 1))
         row = (
             str(len(pairs)),
-            f"{np.mean([one['latency_ratio']['median'] for one in ours]):.1%}",
+            _latency(ours),
             f"{np.mean([one['compute'] for one in ours]):.1%}",
             LEARNT[name],
             _distance(originals, "before"),
