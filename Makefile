@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	mkdir -p build
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not extensive and $(HERE)" --junit-xml=build/test-results.xml $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not extensive and $(HERE)" --junit-xml=build/test-results.xml $(PYTEST_ARGS)
 
 test-extensive: $(INSTALLED)
 	mkdir -p build

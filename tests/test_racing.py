@@ -22,8 +22,16 @@ def exhaustive(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 
 
 @pytest.fixture(scope="module")
-def raced(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]) -> ldpruner.Scores:
-    return ldpruner.score_operators(tiny, operators, PROBE, budgets=BUDGETS)
+def finished(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]) -> tuple[ldpruner.Scores, int]:
+    """The scores of a race, and how many draws it took."""
+    with Scoring(tiny, operators, PROBE) as scoring:
+        draws = sum(1 for _ in Race(scoring, BUDGETS))
+        return scoring.scores(), draws
+
+
+@pytest.fixture(scope="module")
+def raced(finished: tuple[ldpruner.Scores, int]) -> ldpruner.Scores:
+    return finished[0]
 
 
 def objective(plan: ldpruner.Plan, scores: ldpruner.Scores) -> float:
@@ -141,15 +149,15 @@ def test_a_race_that_was_stopped_comes_to_the_same_scores(
     stop: int,
     tiny: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],
-    raced: ldpruner.Scores,
+    finished: tuple[ldpruner.Scores, int],
     tmp_path: Path,
 ) -> None:
-    total = sum(1 for _ in Race(Scoring(tiny, operators, PROBE), BUDGETS)) if stop < 0 else 0
+    raced, draws = finished
     with Scoring(tiny, operators, PROBE, run=tmp_path) as scoring:
         scoring.ledger.set_fact("costs", {"costs": raced.costs.model_dump(), "shares": scoring._costs()[1]})
-        draws = iter(Race(scoring, BUDGETS))
-        for _ in range(total + stop if stop < 0 else stop):
-            next(draws)
+        race = iter(Race(scoring, BUDGETS))
+        for _ in range(stop % draws):
+            next(race)
     again = ldpruner.score_operators(tiny, operators, PROBE, run=tmp_path, budgets=BUDGETS)
     assert [one.score for one in again.scores] == [one.score for one in raced.scores]
     assert again.denoiser_calls == raced.denoiser_calls
