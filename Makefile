@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HERE := not gpu and not browser
+IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-extensive lint format clean
 
@@ -22,11 +23,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	mkdir -p build
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not extensive and $(HERE)" --junit-xml=build/test-results.xml $(PYTEST_ARGS)
+	$(BIN)/pytest $(IN_TWO) -m "not extensive and $(HERE)" --junit-xml=build/test-results.xml $(PYTEST_ARGS)
 
 test-extensive: $(INSTALLED)
 	mkdir -p build
-	$(BIN)/pytest -m "extensive and $(HERE)" --junit-xml=build/extensive-results.xml $(PYTEST_ARGS)
+	$(BIN)/pytest $(IN_TWO) -m "extensive and $(HERE)" --junit-xml=build/extensive-results.xml $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -127,6 +127,7 @@ def test_workers_that_are_killed_or_hang_are_replaced(
             one.kill()  # what was only stopped
 
 
+@pytest.mark.extensive
 def test_all_workers_that_died_while_they_had_nothing_to_do_are_one_loss(
     executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

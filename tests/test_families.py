@@ -21,11 +21,9 @@ from tests.families.parts import PROMPTS
 
 # One or two of every mechanism; `make test-extensive` runs the others.
 EVERY_TIME = {
-    *("stable-diffusion", "stable-diffusion-xl", "ldm", "stable-diffusion-pndm", "stable-diffusion-controlnet"),
-    *("stable-diffusion-inpaint", "audio-diffusion", "dance-diffusion", "animatediff"),
-    *("kandinsky-2.2-combined", "super-resolution", "consistency"),
-    *("dit", "pixart-alpha", "stable-diffusion-3", "flux", "sana", "hunyuan-dit"),
-    *("stable-audio", "wan", "wan-two-denoisers-2", "ltx", "amused"),
+    *("stable-diffusion", "ldm", "stable-diffusion-pndm", "stable-diffusion-controlnet", "dance-diffusion"),
+    *("super-resolution", "consistency", "dit", "stable-diffusion-3", "flux", "hunyuan-dit"),
+    *("stable-audio", "wan-two-denoisers-2", "ltx"),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls

@@ -144,7 +144,7 @@ def test_what_was_stopped_is_drawn_to_the_end_when_more_is_to_go(
     assert not any(one.stopped for one in whole.scores)
 
 
-@pytest.mark.parametrize("stop", [1, 20, -3])
+@pytest.mark.parametrize("stop", [1, pytest.param(20, marks=pytest.mark.extensive), -3])
 def test_a_race_that_was_stopped_comes_to_the_same_scores(
     stop: int,
     tiny: DiffusionPipeline,

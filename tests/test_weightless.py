@@ -99,7 +99,7 @@ def can_go(name: str, found: Mapping[str, tuple[str, ...]]) -> bool:
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_pipeline_is_read_in_seconds(name: str) -> None:
-    assert discovered(name)[2] < 10
+    assert discovered(name)[2] < 20  # of a processor that other work may slow to half
 
 
 def test_a_network_may_be_reached_past_its_own_call() -> None:
