@@ -1,8 +1,9 @@
 """How scoring grows: with samples, operators and steps; with workers; what the driver and its ledger take.
 
-    python -m benchmarks.scaling [--cells linear driver workers ray ledger compile] [--elements 65536]
+    python -m benchmarks.scaling [--cells linear driver choice workers ray ledger compile] [--elements 65536]
 
-On zoo:satellite, one thread. `workers` is a simulation with the task times that `driver` measures.
+On zoo:satellite, one thread. `workers` is a simulation with the task times that `driver` measures; `choice` is of the
+operators of Stable Diffusion XL, with made-up scores.
 """
 
 import argparse
@@ -22,20 +23,26 @@ import numpy as np
 import torch
 
 import ldpruner
-from benchmarks.records import cell
+from benchmarks.records import ROOT, cell
 from ldpruner.bench import Spread
 from ldpruner.blocks import Block
+from ldpruner.costs import Costs
 from ldpruner.execution import Executor, LocalExecutor, Outcome, Task
+from ldpruner.fingerprints import architecture, count_parameters
 from ldpruner.importance import Floats, Moments
+from ldpruner.knapsack import Problem
 from ldpruner.modifications import modified
-from ldpruner.operators import Operator
-from ldpruner.pipelines import find_denoiser, uncompiled
+from ldpruner.operators import Operator, denoiser_macs, operators_of
+from ldpruner.pipelines import Denoiser, find_denoiser, uncompiled
 from ldpruner.runs import Ledger
-from ldpruner.saving import load
+from ldpruner.saving import load, load_weightless
+from ldpruner.scores import Savings, Score, Scores
 from ldpruner.scoring import Scoring
 
 MODEL = "zoo:satellite"
-SHORT = {"samples": (4, 8, 16), "operators": (8, 16, 32), "steps": (4, 8, 16)}
+SHORT = {"samples": (16, 32, 48), "operators": (8, 16, 32), "steps": (2, 4, 8)}
+LARGE = ROOT / "tests" / "architectures" / "stable-diffusion-xl-base-1.0"
+KEPT = (0.65, 0.5, 0.35)
 MODIFICATIONS, BLOCKS, GROUPS = 1300, 8, 4  # of Stable Diffusion XL with 64 samples, 16 at once
 WORKERS = 256
 ROUNDS = 3
@@ -45,7 +52,7 @@ def main() -> None:
     """Measures what is missing."""
     os.environ.update({"RAY_worker_niceness": "0"})  # its workers do not stand back for other work on the machine
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    measures = (_linear, _driver, _workers, _ray, _ledger, _compile)
+    measures = (_linear, _driver, _choice, _workers, _ray, _ledger, _compile)
     cells = {one.__name__.removeprefix("_"): one for one in measures}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", nargs="+", choices=cells, default=tuple(cells))
@@ -91,6 +98,55 @@ def _driver(_: argparse.Namespace) -> dict[str, Any]:
         }
 
     return cell("scaling/driver", {"samples": 16, "steps": 10}, measured)
+
+
+def _choice(_: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of one stage of a race, for one budget, to find out what is contested."""
+    settings = {"pipeline": LARGE.name, "kept": list(KEPT), "seed": 0}
+
+    def measured() -> dict[str, Any]:
+        denoiser = find_denoiser(load_weightless(LARGE))
+        scores = _made_up(denoiser, seed=0)
+        return {"modifications": len(scores.scores), "seconds": [_chosen(scores, kept) for kept in KEPT]}
+
+    return cell("scaling/choice", settings, measured)
+
+
+def _made_up(denoiser: Denoiser, seed: int) -> Scores:
+    """Scores that go with the root of what a removal saves, and scatter by a factor of e."""
+    candidates = [candidate for operator in operators_of(denoiser) for candidate in operator.candidates]
+    macs, parameters = denoiser_macs(denoiser), count_parameters(denoiser.module)
+    scatter = np.exp(np.random.default_rng(seed).normal(size=len(candidates)))
+    return Scores(
+        component=denoiser.component,
+        architecture=architecture(denoiser.module),
+        probe=ldpruner.Probe(),
+        metric="mean_std",
+        costs=Costs(parameters=parameters, macs=macs, latency_ms=1, denoiser_ms=1, memory=1),
+        denoiser_calls=0,
+        scores=tuple(
+            Score(
+                operator=one.operator,
+                kind="",
+                modification=one.modification,
+                score=float((one.macs / macs + 1e-5) ** 0.5 * factor),
+                samples=1,
+                saves=Savings(parameters=one.parameters, macs=one.macs, latency_ms=one.macs / macs, memory=0),
+                candidate=one,
+            )
+            for one, factor in zip(candidates, scatter, strict=True)
+        ),
+    )
+
+
+def _chosen(scores: Scores, kept: float) -> float:
+    problem = Problem(scores, scores.scores, ldpruner.Budget(macs=kept))
+    started = time.perf_counter()
+    problem.check_reachable()
+    plan = problem.relaxed(problem.damages)
+    for _ in problem.redrawn(np.ones(len(plan)), 0, plan):
+        pass
+    return time.perf_counter() - started
 
 
 def _workers(options: argparse.Namespace) -> dict[str, Any]:

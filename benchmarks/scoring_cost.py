@@ -11,11 +11,13 @@ import argparse
 import copy
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -24,6 +26,7 @@ from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, UNSEEN, open_subject
 from ldpruner.bench import Spread
 from ldpruner.errors import BudgetError
+from ldpruner.estimates import steadied
 from ldpruner.importance import damage
 from ldpruner.latents import draw_latents
 from ldpruner.modifications import modified
@@ -67,14 +70,27 @@ def _measured(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> dict[str, A
     with Scoring(pipeline, None, probe) as scoring:
         scoring.scores()  # costs are measured before the clock starts
         seconds = _seconds(lambda: list(scoring))
-        whole, known = scoring.scores(), scoring.ledger.fact("costs")
+        whole, known, errors = scoring.scores(), scoring.ledger.fact("costs"), _errors(scoring)
     return {
         "modifications": len(whole.scores),
         "denoiser_calls": whole.denoiser_calls,
         "seconds": seconds,
+        "errors": errors,
         "races": [_raced(pipeline, whole, seconds, known, kept) for kept in KEPT],
         "peers": _beside_peers(pipeline, whole),
     }
+
+
+def _errors(scoring: Scoring) -> list[dict[str, float]]:
+    """How far scores of few samples are from those of all: deviations of the logarithms of damages."""
+    curves = [scoring.drawing.curve(one, scoring.metric) for one in scoring.candidates]
+    known = [one for one in curves if one is not None and 0 < one.score < math.inf]
+    found = []
+    for few in sorted(known[0].scores)[:-1]:
+        plain = [damage(one.scores[few] / one.score, scoring.metric) for one in known]
+        used = [damage(steadied(one, few, one.samples, scoring.metric) / one.score, scoring.metric) for one in known]
+        found.append({"samples": few, "plain": float(np.log(plain).std()), "steadied": float(np.log(used).std())})
+    return found
 
 
 def _raced(

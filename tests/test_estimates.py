@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ldpruner.estimates import Change, Curve, doubt, factor, interval, relative_error, to_many, usual_spread
-from ldpruner.importance import importance, merged, moments
+from ldpruner.estimates import Curve, doubt, interval, relative_error, steadied, to_many, usual_spread
+from ldpruner.importance import Metric, importance, merged, moments
 
 SAMPLES = 64
 
@@ -26,15 +26,15 @@ def curves(count: int, spread: float, seed: int = 0) -> list[Curve]:
 
 def test_a_score_of_few_samples_is_brought_to_that_of_many() -> None:
     found = curves(40, 0.3)
-    factors = to_many(found, SAMPLES)
+    factors = to_many(found, SAMPLES, "mean_std")
     assert factors[SAMPLES] == (1, 0)
     assert factors[2].factor < factors[8].factor < 1  # of few samples, noise counts as distance
-    ratios = [one.scores[2] * factors[2].factor / one.scores[SAMPLES] for one in found]
+    ratios = [steadied(one, 2, SAMPLES, "mean_std") * factors[2].factor / one.scores[SAMPLES] for one in found]
     assert np.median(ratios) == pytest.approx(1, abs=0.1)
 
 
 def test_too_few_modifications_tell_nothing() -> None:
-    assert set(to_many(curves(4, 0.3), SAMPLES).values()) == {(1, 0)}
+    assert set(to_many(curves(4, 0.3), SAMPLES, "mean_std").values()) == {(1, 0)}
 
 
 @pytest.mark.parametrize("spread", [0.2, 0.4, 0.7])
@@ -42,10 +42,11 @@ def test_too_few_modifications_tell_nothing() -> None:
 def test_most_intervals_hold_the_score_of_all_samples(spread: float, samples: int) -> None:
     found = curves(150, spread, seed=samples)
     first = [one.first(samples) for one in found]
-    factors, usual = to_many(found, SAMPLES), usual_spread(found)
+    factors, usual = to_many(found, SAMPLES, "mean_std"), usual_spread(found)
     held = 0
     for few, many in zip(first, found, strict=True):
-        low, high = interval(few.score * factors[samples].factor, relative_error(few, usual, "mean_std"))
+        score = steadied(few, samples, SAMPLES, "mean_std") * factors[samples].factor
+        low, high = interval(score, relative_error(few, usual, "mean_std"))
         held += low <= many.score <= high
     assert held >= 0.87 * len(found)
 
@@ -57,16 +58,24 @@ def test_more_samples_make_a_score_surer() -> None:
     assert relative_error(one, 1.0, "mse") == pytest.approx(2 * relative_error(one, 1.0, "mean_std"))
 
 
-def test_what_is_drawn_whole_is_not_in_doubt_beside_others() -> None:
+def test_what_is_drawn_whole_is_not_in_doubt() -> None:
     assert doubt(0.4, 0.25) < 0.4
     assert doubt(0.4, 1.0) == 0
 
 
-def test_from_eight_samples_on_a_modification_speaks_for_itself() -> None:
-    usual = Change(0.8, 0.1)
-    few, many = (Curve({count: 2.0}, np.ones(count), chances={count: 1.0}) for count in (4, 16))
-    assert factor(few, usual, 64, "mean_std") == 0.8
-    assert factor(many, usual, 64, "mean_std") == pytest.approx(np.sqrt(0.8 * 0.5))
-    assert factor(many, usual, 64, "mse") == 0.8
-    whole = Curve({64: 2.0}, np.ones(64), chances={64: 1.0})
-    assert factor(whole, Change(1.0, 0.0), 64, "mean_std") == 1
+@pytest.mark.parametrize("samples", [4, 8, 16])
+def test_a_steadied_score_errs_less_where_few_samples_make_up_most_of_a_distance(samples: int) -> None:
+    found = curves(100, 1.2)
+    wholes = np.array([one.scores[SAMPLES] for one in found])
+    plain = np.array([one.scores[samples] for one in found])
+    steady = np.array([steadied(one, samples, SAMPLES, "mean_std") for one in found])
+    assert np.log(steady / wholes).std() < 0.95 * np.log(plain / wholes).std()
+
+
+@pytest.mark.parametrize(("metric", "power"), [("mean_std", 0.5), ("mse", 1.0)])
+def test_a_score_is_steadied_by_the_ratio_of_the_two_means_of_its_distances(metric: Metric, power: float) -> None:
+    one = Curve({2: 3.0, 4: 2.0}, np.array([1.0, 4.0, 1.0, 4.0]))
+    assert steadied(one, 2, 8, metric) == pytest.approx(3 * (2 / 2.5) ** (1.2 * power * 0.75**2))
+    assert steadied(one, 4, 8, metric) == pytest.approx(2 * (2 / 2.5) ** (1.2 * power * 0.5**2))
+    assert steadied(one, 4, 4, metric) == 2
+    assert steadied(Curve({2: 3.0}, np.array([0.0, 4.0])), 2, 8, metric) == 3

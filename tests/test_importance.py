@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.image.fid import _compute_fid
 
-from ldpruner.importance import METRICS, Metric, chance, frechet_distance, importance, merged, moments
+from ldpruner.importance import METRICS, Metric, frechet_distance, importance, merged, moments
 
 SHAPE = (12, 4, 3, 3)  # more samples than channels: the covariance of the pooled latents has full rank
 
@@ -120,22 +120,3 @@ def test_the_frechet_distance_of_fewer_samples_than_channels_is_finite_and_silen
     first, second = latents(0)[:2].mean((2, 3)), latents(1)[:2].mean((2, 3))
     distance = frechet_distance(first, second)
     assert distance == pytest.approx(frechet(first, second), rel=1e-4, abs=1e-6)
-
-
-def test_chance_is_what_single_samples_leave_of_themselves_in_a_mean() -> None:
-    """With many samples what is left of a mean is that which is not due to chance."""
-    generator = np.random.default_rng(3)
-    z = generator.normal(size=(4096, 64, 1, 1))
-    for lasting in (0.0, 0.2):
-        moved = z + generator.normal(lasting, 1.0, size=z.shape)
-        blocks = [
-            (moments(z[i : i + 16], z[i : i + 16]), moments(moved[i : i + 16], z[i : i + 16]))
-            for i in range(0, 4096, 16)
-        ]
-        few = np.mean([importance(*block, "mean") ** 2 for block in blocks])
-        many = importance(moments(z, z), moments(moved, z), "mean") ** 2
-        assert 1 - np.mean([chance(*block) for block in blocks]) == pytest.approx(many / few, abs=0.1)
-    still = moments(z[:8] + 1, z[:8])
-    assert chance(moments(z[:8], z[:8]), still) == pytest.approx(0, abs=1e-9)
-    assert chance(moments(z[:8], z[:8]), moments(z[:8], z[:8])) == 0
-    assert chance(moments(z[:1], z[:1]), moments(moved[:1], z[:1])) == 0

@@ -11,7 +11,7 @@ from ldpruner.blocks import Block, finished_first, grouped, layout
 from ldpruner.errors import NonFiniteLatents
 from ldpruner.estimates import Curve
 from ldpruner.execution import Executor, Outcome, Task
-from ldpruner.importance import Floats, Metric, Moments, chance, importance, merged, moments
+from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
 from ldpruner.operators import Candidate
 from ldpruner.probe import Probe
 from ldpruner.runs import UNTOUCHED, Key, Ledger
@@ -196,15 +196,14 @@ class Drawing:
         whole = finished_first(self.probe.samples, self._finished.get(key, {}))
         if not whole:
             return None
-        blocks, scores, chances = self.ledger.finished(key), {}, {}
+        blocks, scores = self.ledger.finished(key), dict[int, float]()
         base = {block: moments(self._twins(block), self._twins(block)) for block in whole}
         ends = [block.stop for block in whole]
         for place, end in enumerate(ends):
             if end.bit_count() == 1 or end == ends[-1]:
                 drawn, beside = (merged([one[block] for block in whole[: place + 1]]) for one in (blocks, base))
-                scores[end], chances[end] = importance(beside, drawn, metric), chance(beside, drawn)
-        distances = np.concatenate([blocks[block].squared_errors for block in whole])
-        return Curve(scores, distances, chances=chances)
+                scores[end] = importance(beside, drawn, metric)
+        return Curve(scores, np.concatenate([blocks[block].squared_errors for block in whole]))
 
     def _stopped_curve(self, key: Key, metric: Metric) -> Curve | None:
         known = self.ledger.stopped(key)

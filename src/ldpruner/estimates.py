@@ -3,20 +3,20 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from ldpruner.importance import QUADRATIC, Floats, Metric
 
+STEADY = 1.2  # how far a score of one of many samples would follow the geometric mean of distances, and not their mean
 FEW = 5  # modifications that tell how scores change with the number of samples
 STEEPEST = 0.7  # ratio of squared scores of twice the samples, where it is not known: on the zoo's models 0.65 to 0.8
 ENOUGH = 8  # samples from which is told how much samples differ
 UNKNOWN = 1.0  # how much they do where that is not known; on the models of the zoo 0.7 to 1.5
 WEIGHT = 4  # samples of a modification that say as much of its spread as all others do
 WIDER = 1.2  # than samples' distances alone would say: deviations over samples differ more than means
-OWN = 0.75  # of an error is the score's own on the same samples; the rest is that some are harder for all
 NORMAL = 1.96  # standard errors, for 95 %
 APART = 0.6  # of an error is the score's own on other samples
 REDRAWN = 32  # pairs of seeds, for the stability of ranks
@@ -30,13 +30,11 @@ class Curve:
         scores: by the number of samples, the first 2, 4, 8 and so on, and all.
         distances: [samples] squared distance of each sample from its untouched twin.
         stopped: whether that is how far they were when drawing was stopped on the way.
-        chances: for each score `importance.chance`.
     """
 
     scores: dict[int, float]
     distances: Floats
     stopped: bool = False
-    chances: dict[int, float] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -54,11 +52,8 @@ class Curve:
 
     def first(self, samples: int) -> "Curve":
         """What was known when no more samples had been drawn."""
-        scores, chances = (
-            {number: one for number, one in known.items() if number <= samples}
-            for known in (self.scores, self.chances)
-        )
-        return Curve(scores, self.distances[:samples], self.stopped, chances)
+        scores = {number: score for number, score in self.scores.items() if number <= samples}
+        return Curve(scores, self.distances[:samples], self.stopped)
 
 
 class Change(NamedTuple):
@@ -68,15 +63,43 @@ class Change(NamedTuple):
     scatter: float
 
 
-def to_many(curves: Sequence[Curve], samples: int) -> dict[int, Change]:
-    """By the number of samples of a score, how it changes to that of `samples`: of few, distances come out too large.
+def steadied(curve: Curve, number: int, samples: int, metric: Metric) -> float:
+    """The score of the first samples, with less weight on those few that were moved much farther than others.
+
+    Distances are spread like their logarithms, and their mean hangs on a few. Their geometric mean does not: by its
+    ratio to the mean, modifications can be compared; the more so, the fewer of `samples` are known.
+
+    Args:
+        curve: what has been drawn.
+        number: how many samples count.
+        samples: of how many the score is wanted.
+        metric: of the scores.
+    """
+    distances = curve.distances[:number]
+    if number == samples or not distances.all():
+        return curve.scores[number]
+    ratio = float(np.exp(np.log(distances).mean()) / distances.mean())
+    return curve.scores[number] * float(ratio ** (STEADY * _power(metric) * (1 - number / samples) ** 2))
+
+
+def _power(metric: Metric) -> float:
+    """Of the squared distance, that a score is."""
+    return 1.0 if metric in QUADRATIC else 0.5
+
+
+def to_many(curves: Sequence[Curve], samples: int, metric: Metric) -> dict[int, Change]:
+    """By the number of samples, how a steadied score changes to that of `samples`: noise counts as distance.
 
     Read off the modifications of which more was drawn, from one number of samples to the next, and carried on.
     """
     numbers = sorted({number for curve in curves for number in curve.scores} | {samples})
     steps, ratio, variance = list[tuple[float, float]](), 1.0, 0.0
     for few, more in itertools.pairwise(numbers):
-        known = [one.scores[more] / one.scores[few] for one in curves if more in one.scores and one.scores.get(few)]
+        known = [
+            steadied(one, more, samples, metric) / steadied(one, few, samples, metric)
+            for one in curves
+            if more in one.scores and one.scores.get(few)
+        ]
         if len(known) >= FEW:
             ratio, variance = float(np.median(known)), float(np.log(known).var())
         else:
@@ -88,17 +111,6 @@ def to_many(curves: Sequence[Curve], samples: int) -> dict[int, Change]:
         ratios, variances = zip(*steps[place:], strict=True)
         changes[number] = Change(math.prod(ratios), math.sqrt(sum(variances)))
     return changes
-
-
-def factor(curve: Curve, usual: Change, samples: int, metric: Metric) -> float:
-    """From a score to that of `samples`: half-way between what others do and what its own samples say.
-
-    The own say is worth something once there are enough of them, and is of differences of means.
-    """
-    if curve.samples < ENOUGH or metric in QUADRATIC:
-        return usual.factor
-    lasting = 1 - curve.chances.get(curve.samples, 0.0) * (1 - curve.samples / samples)
-    return math.sqrt(usual.factor * math.sqrt(lasting))
 
 
 def _next(ratio: float) -> float:
@@ -115,18 +127,17 @@ def usual_spread(curves: Sequence[Curve]) -> float:
 def relative_error(curve: Curve, usual: float, metric: Metric) -> float:
     """The standard error of a score, over the score, for samples of other seeds."""
     variances, weights = np.square([usual, curve.spread]), np.array([WEIGHT, curve.samples - 1])
-    power = 1.0 if metric in QUADRATIC else 0.5  # of the squared distance
-    return WIDER * power * float(np.sqrt(weights @ variances / weights.sum() / curve.samples))
+    return WIDER * _power(metric) * float(np.sqrt(weights @ variances / weights.sum() / curve.samples))
 
 
 def doubt(error: float, share: float) -> float:
-    """The relative standard error of a score beside those of others, once all are of the whole probe.
+    """The relative standard error of a score as one of the whole probe.
 
     Args:
         error: its own, for samples of other seeds.
         share: of the probe that was drawn.
     """
-    return OWN * error * math.sqrt(max(0.0, 1 - share))
+    return error * math.sqrt(max(0.0, 1 - share))
 
 
 def interval(score: float, error: float) -> tuple[float, float]:

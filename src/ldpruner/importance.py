@@ -4,7 +4,6 @@ Pure functions of what is known about two sets of latents, the untouched and the
 deviation are over samples, for each latent element; the deviation is that of the samples themselves (divided by m).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -86,18 +85,6 @@ def importance(untouched: Moments, modified: Moments, metric: Metric = "mean_std
     if not modified.is_finite:
         return float("inf")
     return float(_SCORES[metric](untouched, modified))
-
-
-def chance(untouched: Moments, modified: Moments) -> float:
-    """Of the squared difference of means, the share that is there because samples are few: 0 to 1.
-
-    Differences of single samples that point anywhere leave a mean of their own, which many samples would not.
-    """
-    moved = float(np.square(modified.mean - untouched.mean).sum())
-    whole = float(modified.squared_errors.mean()) * len(modified.mean)
-    if modified.count == 1 or not 0 < moved < math.inf:
-        return 0.0
-    return min(1.0, max(0.0, whole / moved - 1) / (modified.count - 1))
 
 
 def damage(score: float, metric: Metric) -> float:

@@ -20,7 +20,7 @@ from ldpruner.scores import Score, Scores
 
 DRAWS = 8  # of damages from their errors
 TOLERANCE = 1e-9  # of a kept fraction
-EXACT, ROUGH = 1e-6, 1e-3  # gaps: of the plan that is taken; of those that show how sure it is
+GAP = 1e-6  # by which share of the least damage that of a plan may lie above
 TIME_LIMIT = 60.0  # seconds for the integer program; the best plan found by then is taken
 
 
@@ -74,46 +74,54 @@ class Problem:
         """Of a score, that its damage is."""
         return math.log(damage(math.e, self.scores.metric))
 
-    def redrawn(
-        self, errors: Floats, seed: int, known: NDArray[np.bool_] | None = None
-    ) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
-        """Damages as they may as well be, within their errors, and the removals that are best then.
+    def redrawn(self, errors: Floats, seed: int, known: Floats | None = None) -> Iterator[tuple[Floats, Floats]]:
+        """Damages as they may as well be, within their errors, and the shares of removals that are best then.
 
         Args:
             errors: [removable] of the logarithms of the damages.
             seed: of what is drawn.
-            known: removals that meet the budget; with them, the best are found in less time.
+            known: shares that meet the budget; with them, the best are found in less time.
         """
         generator, damages = np.random.default_rng(seed), self.damages
         for _ in range(DRAWS):
             drawn = damages * np.exp(errors * generator.normal(size=len(damages)) - errors**2 / 2)
-            yield drawn, self.solve(drawn, ROUGH, known)
+            yield drawn, self.relaxed(drawn, known)
 
-    def solve(self, damages: Floats, gap: float = EXACT, known: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-        """[removable] which removals meet the budget with the least damage.
+    def solve(self, damages: Floats) -> NDArray[np.bool_]:
+        """[removable] which removals meet the budget with the least damage."""
+        return self._least(damages, None, whole=True) > 0
 
-        Damages span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
-        than a plan already found does in all is forbidden, the rest is scaled to that plan, and solved again.
+    def relaxed(self, damages: Floats, known: Floats | None = None) -> Floats:
+        """[removable] the share of each that meets the budget with the least damage, if parts of a removal can be had.
+
+        Few are neither 0 nor 1, and a linear program is solved many times faster.
 
         Args:
             damages: [removable] of each.
-            gap: by which share of the least damage the plan's may lie above.
-            known: a plan already found.
+            known: shares that meet the budget.
         """
-        best = None if known is None else known.astype(np.float64)
+        return self._least(damages, known, whole=False)
+
+    def _least(self, damages: Floats, known: Floats | None, *, whole: bool) -> Floats:
+        """What does the least damage.
+
+        Damages span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
+        than a plan already found does in all is forbidden, the rest is scaled to that plan, and solved again.
+        """
+        best = known
         bound = math.inf if best is None else float(damages @ best)
         allowed = damages <= bound
         while True:
             scale = min(bound, damages[allowed].max(initial=0)) or 1.0
-            chosen = self._program(np.where(allowed, damages, 0) / scale, self._demands(), allowed, gap)
+            chosen = self._program(np.where(allowed, damages, 0) / scale, self._demands(), allowed, whole=whole)
             total = math.inf if chosen is None else float(damages @ chosen)
-            if chosen is None or total >= bound:
+            if chosen is None or total >= bound * (1 - GAP):
                 break
             best, bound = chosen, total
             allowed = damages <= bound
         if best is None:
             raise BudgetError(f"budget {self.budget} cannot be reached: its parts exclude each other; ask for less")
-        return best > 0
+        return best
 
     def _demands(self) -> list[object]:
         demands: list[object] = []
@@ -129,21 +137,25 @@ class Problem:
         cost: Floats,
         constraints: list[object],
         allowed: NDArray[np.bool_] | None = None,
-        gap: float = EXACT,
+        *,
+        whole: bool = True,
     ) -> Floats | None:
-        """Solves for the 0/1 choice of least cost; None if there is none."""
+        """Solves for the choice of least cost, of wholes or of shares; None if there is none."""
         if not len(cost):
             return np.zeros(0)
         upper = np.ones(len(cost)) if allowed is None else allowed.astype(np.float64)
         with _silent_stdout():
             result = scipy.optimize.milp(
                 cost,
-                integrality=np.ones(len(cost)),
+                integrality=np.full(len(cost), int(whole)),
                 bounds=scipy.optimize.Bounds(0, upper),
                 constraints=[*constraints, *exclusions([one.candidate for one in self.removable])],
-                options={"time_limit": TIME_LIMIT, "mip_rel_gap": gap},
+                options={"time_limit": TIME_LIMIT, "mip_rel_gap": GAP},
             )
-        return None if result.x is None else np.round(result.x)
+        if result.x is None:
+            return None
+        found: Floats = np.round(result.x) if whole else np.clip(result.x, 0, 1)
+        return found
 
 
 @contextlib.contextmanager

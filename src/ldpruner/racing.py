@@ -108,6 +108,7 @@ class Race:
             # a run that is resumed has drawn more already, and shall come to the same choice
             scores, doubts = self.scoring.scores(first=drawn), self.scoring.doubts(drawn)
             wanted = self._affordable(drawn, self._contested(scores, doubts, stage))
+            wanted = wanted or self._affordable(drawn, self._unknown(scores))
             if not wanted:
                 return
             drawn |= wanted
@@ -172,15 +173,24 @@ class Race:
 
     def _contested(self, scores: Scores, doubts: Mapping[Candidate, float], stage: int) -> dict[Candidate, float]:
         """What is at stake in those that a plan depends on and that are not sure enough; the most first."""
+        stakes = dict[Candidate, float]()
+        for problem in self._problems(scores):
+            known = [one.candidate for one in problem.removable]
+            errors = problem.power * np.array([doubts[one] for one in known])
+            for one, stake in zip(known, _at_stake(problem, errors, stage), strict=True):
+                stakes[one] = max(stakes.get(one, 0.0), stake)
+        contested = sorted(stakes.items(), key=lambda one: -one[1])
+        return {one: stake for one, stake in contested if stake > 0}
+
+    def _unknown(self, scores: Scores) -> dict[Candidate, float]:
+        """Those of a plan that were stopped on the way; everything is at stake, as their scores are least ones."""
+        plans = [itertools.compress(one.removable, one.solve(one.damages)) for one in self._problems(scores)]
+        return {one.candidate: math.inf for one in itertools.chain.from_iterable(plans) if one.stopped}
+
+    def _problems(self, scores: Scores) -> list[Problem]:
+        """One for each budget that can be reached."""
         removable = [one for one in scores.scores if math.isfinite(one.score)]
-        stakes = np.zeros(len(removable))
-        for budget in self.budgets:
-            problem = Problem(scores, removable, budget)
-            if _is_reachable(problem):
-                errors = problem.power * np.array([doubts[one.candidate] for one in removable])
-                stakes = np.maximum(stakes, _at_stake(problem, errors, stage))
-        order = np.argsort(-stakes, kind="stable")
-        return {removable[place].candidate: stakes[place] for place in order if stakes[place] > 0}
+        return [one for budget in self.budgets if _is_reachable(one := Problem(scores, removable, budget))]
 
     def _affordable(
         self, drawn: Mapping[Candidate, int], contested: Mapping[Candidate, float]
@@ -210,14 +220,13 @@ def _at_stake(problem: Problem, errors: Floats, seed: int) -> Floats:
     0, where the plan would do hardly more damage than the best one, whichever scores are true.
     """
     damages = problem.damages
-    plan = problem.solve(damages)
+    plan = problem.relaxed(damages)
     differing, regrets = np.zeros(len(damages)), []
     for drawn, best in problem.redrawn(errors, seed, plan):
         ours, least = float(drawn @ plan), float(drawn @ best)
         regrets.append(ours / least - 1 if least > 0 else 0.0)
-        differing += plan != best
-    unknown = np.where(plan & [one.stopped for one in problem.removable], math.inf, 0.0)
+        differing += np.abs(plan - best)
     if np.mean(regrets) <= SETTLED:
-        return unknown
+        return np.zeros(len(damages))
     stakes = differing * errors * damages / float(damages @ plan)
-    return unknown + np.where(stakes >= MATTERS * stakes.max(), stakes, 0)
+    return np.where(stakes >= MATTERS * stakes.max(), stakes, 0)

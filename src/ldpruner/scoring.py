@@ -16,11 +16,11 @@ from ldpruner.estimates import (
     Change,
     Curve,
     doubt,
-    factor,
     interval,
     rank_stability,
     relative_error,
     standard_error,
+    steadied,
     to_many,
     usual_spread,
 )
@@ -129,7 +129,7 @@ class Scoring:
         metric = metric or self.metric
         costs, shares = self._costs()
         curves = self._curves(metric, first)
-        estimate = functools.partial(_estimate, *self._usual(curves), self.probe.samples, metric)
+        estimate = functools.partial(_estimate, *self._usual(curves, metric), self.probe.samples, metric)
         found = tuple(
             Score(
                 operator=candidate.operator,
@@ -157,15 +157,13 @@ class Scoring:
         )
 
     def doubts(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
-        """The relative standard error of each score as one of the whole probe, beside the others.
-
-        All are of the same samples: that some of these are harder than others moves no score past another.
+        """The relative standard error of each score as one of the whole probe.
 
         Args:
             first: of each modification how many samples count.
         """
         curves = self._curves(self.metric, first)
-        _, usual = self._usual(curves)
+        _, usual = self._usual(curves, self.metric)
         errors = {one: relative_error(curve, usual, self.metric) for one, curve in curves.items()}
         return {one: doubt(error, curves[one].samples / self.probe.samples) for one, error in errors.items()}
 
@@ -175,10 +173,10 @@ class Scoring:
             return curves
         return {one: curves[one].first(samples) for one, samples in first.items() if one in curves}
 
-    def _usual(self, curves: Mapping[Candidate, Curve]) -> tuple[dict[int, Change], float]:
+    def _usual(self, curves: Mapping[Candidate, Curve], metric: Metric) -> tuple[dict[int, Change], float]:
         """How scores change with the number of samples, and how much samples differ."""
         whole = [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
-        return to_many(whole, self.probe.samples), usual_spread(whole)
+        return to_many(whole, self.probe.samples, metric), usual_spread(whole)
 
     def _costs(self) -> tuple[Costs, dict[str, float]]:
         """Measured once, and kept in the ledger."""
@@ -237,7 +235,7 @@ def _estimate(
     if curve.stopped:
         return {"score": curve.score, "interval": None, "samples": curve.samples, "stopped": True}
     change = changes[curve.samples]
-    score = curve.score * factor(curve, change, samples, metric)
+    score = steadied(curve, curve.samples, samples, metric) * change.factor
     error = math.hypot(relative_error(curve, usual, metric), change.scatter)
     return {"score": score, "interval": interval(score, error), "samples": curve.samples}
 
