@@ -49,7 +49,6 @@ TWINS = {  # have the denoiser of another folder, or one of its structure
     "wan2.2-t2v-a14b",
 }
 BRANCHES = ("Attention", "FeedForward", "GLUMBConv")
-LARGE = ("flux-1-dev", "stable-diffusion-3-medium", "wan2.1-t2v-14b")
 
 
 def of_diffusers(test: Callable[..., None]) -> Callable[..., None]:
@@ -97,7 +96,7 @@ def can_go(name: str, found: Mapping[str, tuple[str, ...]]) -> bool:
     return "zero" in found.get(name, ()) or any("identity" in found.get(one, ()) for one in enclosing)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", ["flux-1-dev", pytest.param("wan2.1-t2v-14b", marks=pytest.mark.extensive)])
 def test_a_large_pipeline_is_read_in_seconds(name: str) -> None:
     assert discovered(name)[2] < 20  # of a processor that other work may slow to half
 
