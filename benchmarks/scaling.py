@@ -40,7 +40,7 @@ from ldpruner.scores import Savings, Score, Scores
 from ldpruner.scoring import Scoring
 
 MODEL = "zoo:satellite"
-SHORT = {"samples": (16, 32, 48), "operators": (8, 16, 32), "steps": (2, 4, 8)}
+SHORT = {"samples": (16, 32, 48), "operators": (4, 8, 16), "steps": (2, 4, 8)}
 LARGE = ROOT / "tests" / "architectures" / "stable-diffusion-xl-base-1.0"
 KEPT = (0.65, 0.5, 0.35)
 MODIFICATIONS, BLOCKS, GROUPS = 1300, 8, 4  # of Stable Diffusion XL with 64 samples, 16 at once

@@ -120,7 +120,8 @@ def test_what_leaves_the_path_is_stopped_on_the_way_and_scores_more_than_is_said
         for one in (probe, probe.model_copy(update={"samples": 1}))
     )
     with Scoring(tiny, operators, probe) as scoring:
-        for _ in Race(scoring, [mild]):
+        race = Race(scoring, [mild])
+        for _ in race:
             pass
         raced = scoring.scores()
         stopped = [place for place, one in enumerate(raced.scores) if one.stopped]
@@ -128,6 +129,10 @@ def test_what_leaves_the_path_is_stopped_on_the_way_and_scores_more_than_is_said
     assert all(end is not None and end[0] < probe.steps - 1 for end in ends)
     assert len(stopped) > 2
     assert all(raced.scores[place].score < same.scores[place].score for place in stopped)
+    assert race._unknown(raced) == {}
+    all_stopped = tuple(one.model_copy(update={"stopped": True}) for one in raced.scores)
+    unknown = race._unknown(raced.model_copy(update={"scores": all_stopped}))
+    assert len(unknown) == len(ldpruner.select(raced, mild).removed)
     names = {(one.operator, one.modification) for one in ldpruner.select(whole, mild).removed}
     assert not names & {(raced.scores[place].operator, raced.scores[place].modification) for place in stopped}
 

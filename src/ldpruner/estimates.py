@@ -10,7 +10,7 @@ import numpy as np
 
 from ldpruner.importance import QUADRATIC, Floats, Metric
 
-STEADY = 1.2  # how far a score of one of many samples would follow the geometric mean of distances, and not their mean
+STEADY = 1.2  # power of the ratio of two means, for one of very many samples: as it fits zoo:emoji and zoo:digits
 FEW = 5  # modifications that tell how scores change with the number of samples
 STEEPEST = 0.7  # ratio of squared scores of twice the samples, where it is not known: on the zoo's models 0.65 to 0.8
 ENOUGH = 8  # samples from which is told how much samples differ
