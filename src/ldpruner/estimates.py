@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldpruner.importance import QUADRATIC, Floats, Metric
+from ldpruner.importance import Floats, Metric, power
 
 STEADY = 1.2  # power of the ratio of two means, for one of very many samples: as it fits zoo:emoji and zoo:digits
 FEW = 5  # modifications that tell how scores change with the number of samples
@@ -79,12 +79,7 @@ def steadied(curve: Curve, number: int, samples: int, metric: Metric) -> float:
     if number == samples or not distances.all():
         return curve.scores[number]
     ratio = float(np.exp(np.log(distances).mean()) / distances.mean())
-    return curve.scores[number] * float(ratio ** (STEADY * _power(metric) * (1 - number / samples) ** 2))
-
-
-def _power(metric: Metric) -> float:
-    """Of the squared distance, that a score is."""
-    return 1.0 if metric in QUADRATIC else 0.5
+    return curve.scores[number] * float(ratio ** (STEADY * (1 - number / samples) ** 2 / power(metric)))
 
 
 def to_many(curves: Sequence[Curve], samples: int, metric: Metric) -> dict[int, Change]:
@@ -127,7 +122,7 @@ def usual_spread(curves: Sequence[Curve]) -> float:
 def relative_error(curve: Curve, usual: float, metric: Metric) -> float:
     """The standard error of a score, over the score, for samples of other seeds."""
     variances, weights = np.square([usual, curve.spread]), np.array([WEIGHT, curve.samples - 1])
-    return WIDER * _power(metric) * float(np.sqrt(weights @ variances / weights.sum() / curve.samples))
+    return WIDER / power(metric) * float(np.sqrt(weights @ variances / weights.sum() / curve.samples))
 
 
 def doubt(error: float, share: float) -> float:

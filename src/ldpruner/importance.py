@@ -89,7 +89,12 @@ def importance(untouched: Moments, modified: Moments, metric: Metric = "mean_std
 
 def damage(score: float, metric: Metric) -> float:
     """What adds up over removals: perturbations of different operators are nearly orthogonal, so their squares do."""
-    return score if metric in QUADRATIC else score**2
+    return score ** power(metric)
+
+
+def power(metric: Metric) -> int:
+    """Of a score, that its damage is."""
+    return 1 if metric in QUADRATIC else 2
 
 
 def _mean(untouched: Moments, modified: Moments) -> float:

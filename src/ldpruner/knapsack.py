@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ldpruner.budgets import QUANTITIES, Budget, Predicted, Quantity
 from ldpruner.errors import BudgetError
 from ldpruner.estimates import standard_error
-from ldpruner.importance import Floats, damage
+from ldpruner.importance import Floats, damage, power
 from ldpruner.operators import Candidate
 from ldpruner.scores import Score, Scores
 
@@ -67,12 +67,8 @@ class Problem:
     @property
     def errors(self) -> Floats:
         """[removable] standard errors of the logarithms of the damages, for samples of other seeds."""
-        return self.power * np.array([standard_error(one.score, one.interval) for one in self.removable])
-
-    @property
-    def power(self) -> float:
-        """Of a score, that its damage is."""
-        return math.log(damage(math.e, self.scores.metric))
+        errors = [standard_error(one.score, one.interval) for one in self.removable]
+        return power(self.scores.metric) * np.array(errors)
 
     def redrawn(self, errors: Floats, seed: int, known: Floats | None = None) -> Iterator[tuple[Floats, Floats]]:
         """Damages as they may as well be, within their errors, and the shares of removals that are best then.

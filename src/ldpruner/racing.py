@@ -13,7 +13,7 @@ from ldpruner.blocks import FEWEST
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.execution import Executor, Task
-from ldpruner.importance import Floats, Metric
+from ldpruner.importance import Floats, Metric, power
 from ldpruner.knapsack import Problem
 from ldpruner.operators import Candidate, Operator
 from ldpruner.probe import Probe
@@ -176,7 +176,7 @@ class Race:
         stakes = dict[Candidate, float]()
         for problem in self._problems(scores):
             known = [one.candidate for one in problem.removable]
-            errors = problem.power * np.array([doubts[one] for one in known])
+            errors = power(scores.metric) * np.array([doubts[one] for one in known])
             for one, stake in zip(known, _at_stake(problem, errors, stage), strict=True):
                 stakes[one] = max(stakes.get(one, 0.0), stake)
         contested = sorted(stakes.items(), key=lambda one: -one[1])
