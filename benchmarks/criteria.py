@@ -24,10 +24,9 @@ from torch.nn.functional import cosine_similarity
 
 import ldpruner
 from ldpruner.errors import BudgetError
-from ldpruner.execution import MISFITS, is_out_of_memory
 from ldpruner.knapsack import TOLERANCE, predict
 from ldpruner.latents import draw_latents, largest_batch
-from ldpruner.modifications import modified
+from ldpruner.modifications import MISFITS, is_out_of_memory, modified
 from ldpruner.operators import Candidate
 from ldpruner.pruned import replacement
 from ldpruner.scores import Score, Scores

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from ldpruner.estimates import Curve, doubt, interval, relative_error, steadied, to_many, usual_spread
+from ldpruner.estimates import (
+    UNLIKE,
+    Curve,
+    doubt,
+    estimated,
+    interval,
+    relative_error,
+    steadied,
+    to_many,
+    usual_spread,
+)
 from ldpruner.importance import Metric, importance, merged, moments
 
 SAMPLES = 64
@@ -79,3 +89,33 @@ def test_a_score_is_steadied_by_the_ratio_of_the_two_means_of_its_distances(metr
     assert steadied(one, 4, 8, metric) == pytest.approx(2 * (2 / 2.5) ** (1.2 * power * 0.5**2))
     assert steadied(one, 4, 4, metric) == 2
     assert steadied(Curve({2: 3.0}, np.array([0.0, 4.0])), 2, 8, metric) == 3
+
+
+def test_looks_tell_what_was_not_drawn_in_the_size_of_what_was() -> None:
+    drawn = {place: one.first(8) for place, one in enumerate(curves(20, 0.3))}
+    effects = {place: 1e-6 * one.score**2 for place, one in drawn.items()}
+    found = estimated(dict(list(drawn.items())[:10]), effects, SAMPLES, "mean_std")
+    for place, one in found.items():
+        assert one.samples == (8 if place < 10 else 0)
+        assert one.score == pytest.approx(drawn[place].score * found[0].score / drawn[0].score, rel=0.3)
+    assert found[0].doubt < UNLIKE / 2 == found[19].doubt
+    assert estimated({}, effects, SAMPLES, "mean_std")[0].error is not None
+
+
+def test_what_looks_say_counts_for_less_the_more_was_drawn() -> None:
+    many = curves(20, 0.3)
+    odd = {place: 1.0 if place else 100.0 for place in range(20)}
+    moved = []
+    for samples in (2, 8, 32, 64):
+        drawn = {place: one.first(samples) for place, one in enumerate(many)}
+        alone, beside = (estimated(drawn, effects, SAMPLES, "mean_std")[0] for effects in ({}, odd))
+        assert beside.doubt <= alone.doubt
+        moved.append(beside.score / alone.score)
+    assert moved[0] > moved[1] > moved[2] > moved[3] == 1
+
+
+def test_what_was_stopped_is_not_made_less_by_looks() -> None:
+    one = curves(1, 0.3)[0].first(2)
+    stopped = Curve(one.scores, one.distances, stopped=True)
+    found = estimated({"far": stopped}, {"far": 1e-9}, SAMPLES, "mean_std")["far"]
+    assert (found.score, found.error, found.stopped) == (one.score, None, True)

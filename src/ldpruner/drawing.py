@@ -12,9 +12,14 @@ from ldpruner.errors import NonFiniteLatents
 from ldpruner.estimates import Curve
 from ldpruner.execution import Executor, Outcome, Task
 from ldpruner.importance import Floats, Metric, Moments, importance, merged, moments
+from ldpruner.looks import SAMPLES
 from ldpruner.operators import Candidate
 from ldpruner.probe import Probe
 from ldpruner.runs import UNTOUCHED, Key, Ledger
+
+LOOKED = 64  # modifications at once
+
+LOOK = "a look at many"  # by the name of which progress is told
 
 
 class Draw(NamedTuple):
@@ -53,7 +58,7 @@ class Drawing:
         self._untouched, self._path = dict[int, Floats](), ledger.untouched_path()
         for block, latents in ledger.untouched().items():
             self._untouched.update(zip(block.samples, latents, strict=True))
-        self._finished = ledger.finished_blocks()
+        self._finished, self._seen = ledger.finished_blocks(), ledger.looks()
         self._curves: dict[tuple[Key, Metric], Curve] = {}
 
     def draws(self, wanted: Mapping[Candidate, int]) -> list[Draw]:
@@ -86,6 +91,42 @@ class Drawing:
             else:
                 yield draw.name
         yield from self._execute(due, limit)
+
+    def looks(self, candidates: Sequence[Candidate]) -> list[tuple[int, list[Candidate]]]:
+        """Samples, and which modifications are looked at on each, finished ones included."""
+        parts = [list(candidates[start : start + LOOKED]) for start in range(0, len(candidates), LOOKED)]
+        return list(itertools.product(range(min(SAMPLES, self.probe.samples)), parts))
+
+    def look(self, candidates: Sequence[Candidate]) -> Iterator[str]:
+        """Looks at modifications (see `looks.look`) where that was not done yet; yields a name after each part."""
+        asked: dict[Task, list[Key]] = {}
+        for sample, part in self.looks(candidates):
+            due = [one for one in part if sample not in self._seen.get(key_of(one), {})]
+            if due:
+                removals = tuple(one.removal for one in due)
+                task = Task(self.component, self.probe, None, (sample,), 1, looks=removals)
+                asked[task] = [key_of(one) for one in due]
+            else:
+                yield LOOK
+        for task, outcome in self.executor.run(asked):
+            assert outcome.effects is not None
+            (sample,), effects = task.samples, dict(zip(asked[task], outcome.effects.tolist(), strict=True))
+            self.ledger.record_looks(sample, effects, outcome.calls)
+            for key, effect in effects.items():
+                self._seen.setdefault(key, {})[sample] = effect
+            yield LOOK
+
+    def effect(self, candidate: Candidate) -> float | None:
+        """How far a modification was seen to move what the denoiser finds, as a mean square; None if it was not.
+
+        Between the mean over samples and their geometric mean, as a mean of few hangs on the farthest.
+        """
+        key = key_of(candidate)
+        seen = np.array([self._seen.get(key, {}).get(one, np.nan) for one in range(min(SAMPLES, self.probe.samples))])
+        there = seen[seen != 0]  # where a draw has few steps, none is left for some samples
+        if not len(there) or not np.isfinite(there).all():
+            return None
+        return float(np.sqrt(there.mean() * np.exp(np.log(there).mean())))
 
     def curve(self, candidate: Candidate, metric: Metric) -> Curve | None:
         """The scores of a modification by the number of samples; None if nothing was drawn, or in vain."""

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ UNKNOWN = 1.0  # how much they do where that is not known; on the models of the 
 WEIGHT = 4  # samples of a modification that say as much of its spread as all others do
 WIDER = 1.2  # than samples' distances alone would say: deviations over samples differ more than means
 NORMAL = 1.96  # standard errors, for 95 %
+UNLIKE = 1.0  # what looks tell of damages is off by: of the logarithm, on the zoo's models 0.7 to 0.9
 APART = 0.6  # of an error is the score's own on other samples
 REDRAWN = 32  # pairs of seeds, for the stability of ranks
 
@@ -54,6 +55,76 @@ class Curve:
         """What was known when no more samples had been drawn."""
         scores = {number: score for number, score in self.scores.items() if number <= samples}
         return Curve(scores, self.distances[:samples], self.stopped)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of a score as one of the whole probe.
+
+    Attributes:
+        score: as it is expected to be; infinity if it cannot be removed.
+        error: its relative standard error, for samples of other seeds; None where it is not known.
+        doubt: its relative standard error, once all samples of the probe are drawn.
+        samples: that were drawn; none where it was only looked at.
+        stopped: whether drawing was stopped on the way, and the score is at least this.
+    """
+
+    score: float
+    error: float | None = None
+    doubt: float = 0.0
+    samples: int = 0
+    stopped: bool = False
+
+
+Key = TypeVar("Key")
+
+
+def estimated(
+    curves: Mapping[Key, Curve], effects: Mapping[Key, float], samples: int, metric: Metric
+) -> dict[Key, Estimate]:
+    """What is known of scores from what was drawn and what was seen in looks.
+
+    Looks tell how modifications compare, of drawn ones also how large scores are. Both err independently, and have a
+    say by how little they do.
+
+    Args:
+        curves: of modifications, what was drawn.
+        effects: of modifications, how far they were seen to move what the denoiser finds, as a mean square.
+        samples: of the probe.
+        metric: of the scores.
+    """
+    whole = [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
+    changes, usual = to_many(whole, samples, metric), usual_spread(whole)
+    drawn = {key: _drawn(curve, changes, usual, samples, metric) for key, curve in curves.items()}
+    looked = _looked(effects, drawn, metric)
+    return looked | {key: _combined(one, looked.get(key)) for key, one in drawn.items()}
+
+
+def _drawn(curve: Curve, changes: "Mapping[int, Change]", usual: float, samples: int, metric: Metric) -> Estimate:
+    error = relative_error(curve, usual, metric)
+    left = doubt(error, curve.samples / samples)
+    if curve.stopped or not math.isfinite(curve.score):
+        score = curve.score if math.isfinite(curve.score) else math.inf
+        return Estimate(score, None, left, curve.samples, curve.stopped)
+    change = changes[curve.samples]
+    score = steadied(curve, curve.samples, samples, metric) * change.factor
+    return Estimate(score, math.hypot(error, change.scatter), left, curve.samples)
+
+
+def _looked(effects: Mapping[Key, float], drawn: Mapping[Key, Estimate], metric: Metric) -> dict[Key, Estimate]:
+    scores = {key: effect ** (1 / power(metric)) for key, effect in effects.items()}
+    ratios = [one.score / scores[key] for key, one in drawn.items() if one.error is not None and key in scores]
+    scale, unlike = float(np.median(ratios)) if ratios else 1.0, UNLIKE / power(metric)
+    return {key: Estimate(scale * score, unlike, unlike) for key, score in scores.items()}
+
+
+def _combined(drawn: Estimate, looked: Estimate | None) -> Estimate:
+    """The mean of both logarithms, each with the more weight, the less it errs."""
+    if looked is None or drawn.error is None or not drawn.score or not looked.score:
+        return drawn
+    share = drawn.doubt**2 / (drawn.doubt**2 + looked.doubt**2)
+    score, less = drawn.score * (looked.score / drawn.score) ** share, math.sqrt(1 - share)
+    return Estimate(score, less * drawn.error, less * drawn.doubt, drawn.samples)
 
 
 class Change(NamedTuple):

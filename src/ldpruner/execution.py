@@ -17,23 +17,19 @@ from ldpruner.blocks import FEWEST
 from ldpruner.errors import one_line
 from ldpruner.importance import Floats
 from ldpruner.latents import Watch, draw_latents
-from ldpruner.modifications import modified
+from ldpruner.looks import look
+from ldpruner.modifications import MISFITS, is_out_of_memory, modified
 from ldpruner.operators import Removal
 from ldpruner.pipelines import Interruption, networks
 from ldpruner.probe import Probe
 from ldpruner.reuse import Reuse
-
-# What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
-MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
-
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU, MPS, cuBLAS and cuDNN
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Samples to draw.
+    """Samples to draw, or to look at.
 
     Attributes:
         component: the denoiser's name in the pipeline.
@@ -42,6 +38,7 @@ class Task:
         samples: which are drawn.
         batch: how many at once, where memory allows.
         limit: the mean squared distance from the untouched path beyond which drawing is stopped.
+        looks: removals to look at on one untouched sample, instead of drawing.
     """
 
     component: str
@@ -50,6 +47,7 @@ class Task:
     samples: tuple[int, ...]
     batch: int
     limit: float = math.inf
+    looks: tuple[Removal, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +60,7 @@ class Outcome:
         path: [steps, samples, ...] the latents of the first samples after each step, of an untouched draw, where there
             is such an array.
         stopped: the step after which drawing was stopped.
+        effects: [removals] what `look` saw.
         failure: why nothing could be drawn.
     """
 
@@ -69,6 +68,7 @@ class Outcome:
     latents: Floats | None = None
     path: Floats | None = None
     stopped: int | None = None
+    effects: Floats | None = None
     failure: str | None = None
 
 
@@ -112,6 +112,8 @@ class Worker:
             Exception: the pipeline's own, where it fails untouched.
         """
         network = networks(self.pipeline)[task.component]
+        if task.looks:
+            return self._looked(network, task)
         try:
             with modified(network, [task.removal] if task.removal is not None else []):
                 return self._drawn(network, task, path)
@@ -120,6 +122,12 @@ class Worker:
                 raise
             self._latents(task, [0])  # raises if it is not the modification's fault
             return Outcome(failure=one_line(error))
+
+    def _looked(self, network: nn.Module, task: Task) -> Outcome:
+        (sample,) = task.samples
+        with _counted_calls(network) as calls, self._reuse.until_called(self.pipeline, task.component):
+            effects = look(self.pipeline, task.component, task.probe, sample, task.looks)
+            return Outcome(next(calls), effects=effects)
 
     def _drawn(self, network: nn.Module, task: Task, path: Floats | None) -> Outcome:
         size = int(min(task.batch, self._largest, len(task.samples)))
@@ -192,8 +200,3 @@ def _counted_calls(network: nn.Module) -> Iterator[Iterator[int]]:
         yield calls
     finally:
         handle.remove()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has a type for it on some devices only."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

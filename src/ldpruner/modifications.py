@@ -3,11 +3,17 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import nn
 
 from ldpruner.errors import OperatorNotFound, PlanMismatch
 from ldpruner.operators import Removal
 from ldpruner.pruned import replacements, swap_
+
+# What a denoiser raises when a stand-in does not fit. Running out of memory says nothing about the operator.
+MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU, MPS, cuBLAS and cuDNN
 
 
 @contextlib.contextmanager
@@ -48,3 +54,8 @@ def check_removals(denoiser: nn.Module, removals: Sequence[Removal]) -> None:
             taken.add(name)
         if removal.modification == "shortcut" and f"{removal.operator}.{removal.through}" not in known:
             raise OperatorNotFound(f"{removal.operator}.{removal.through}", known)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has a type for it on some devices only."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

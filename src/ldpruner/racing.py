@@ -1,4 +1,4 @@
-"""Racing: all modifications on few samples first, then more of those only that could still change the selection."""
+"""Racing: a look at all modifications first, then samples of those only that could still change the selection."""
 
 import itertools
 import logging
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from ldpruner.blocks import FEWEST
 from ldpruner.budgets import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.execution import Executor, Task
 from ldpruner.importance import Floats, Metric, power
 from ldpruner.knapsack import Problem
+from ldpruner.looks import COST
 from ldpruner.operators import Candidate, Operator
 from ldpruner.probe import Probe
 from ldpruner.scores import Forecast, Scores
@@ -24,9 +24,11 @@ logger = logging.getLogger(__name__)
 
 USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # raced for where none is named
 SETTLED = 0.0005  # of a plan's damage: what another choice may be expected to spare
-MORE = 2  # samples of each modification, on average, that a budget may have drawn beyond the first
+SURE = 4  # times in turn that nothing is at stake, before a plan is taken for settled
+MOST = 2  # samples of each modification, on average, that may be drawn for a budget; and one for all budgets
 MATTERS = 0.1  # of what the most contested removal may spare: where less is at stake, none is drawn again
 LITTLE = 0.001  # of what a budget asks to save: removals that save less are not drawn
+FEW = 8  # modifications that are drawn in any case: they tell how large scores are
 FAR = 2.0  # times as far as all of a plan takes the latents, a removal is not drawn on
 
 
@@ -90,20 +92,20 @@ class Race:
     def __init__(self, scoring: Scoring, budgets: Sequence[Budget] = USUAL) -> None:
         self.scoring, self.budgets = scoring, budgets or USUAL
         self._known = scoring.scores(first={})  # what removals save, before anything is drawn
-        order = sorted(self._worthwhile(), key=lambda one: one.macs, reverse=True)
-        samples, half = min(FEWEST, scoring.probe.samples), -(-len(order) // 2)
-        self._first, self._others = (dict.fromkeys(part, samples) for part in (order[:half], order[half:]))
-        self._draws = sum(len(scoring.drawing.draws(part)) for part in (self._first, self._others))
+        self._worth = self._worthwhile()
+        self._draws = len(scoring.drawing.looks(self._worth))
 
     def __len__(self) -> int:
         return self._draws
 
     def __iter__(self) -> Iterator[str]:
-        """Draws; yields the operator's name after each draw."""
-        drawing, probed = self.scoring.drawing, self.scoring.probe.samples
-        yield from drawing.draw(self._first)
-        yield from drawing.draw(self._others, self._limit() if probed > FEWEST else math.inf)
-        drawn = {**self._first, **self._others}
+        """Looks and draws; yields the operator's name after each draw."""
+        drawing = self.scoring.drawing
+        yield from drawing.look(self._worth)
+        drawn = dict.fromkeys(self._worth, 0)
+        for wanted in self._first():
+            yield from self._draw(drawn, wanted)
+            drawn |= wanted
         for stage in itertools.count():
             # a run that is resumed has drawn more already, and shall come to the same choice
             scores, doubts = self.scoring.scores(first=drawn), self.scoring.doubts(drawn)
@@ -111,19 +113,35 @@ class Race:
             wanted = wanted or self._affordable(drawn, self._unknown(scores))
             if not wanted:
                 return
+            logger.info("of %d modifications %d are drawn, or drawn again", len(drawn), len(wanted))
+            yield from self._draw(drawn, wanted)
             drawn |= wanted
-            self._draws += len(drawing.draws(wanted))
-            logger.info("%d of %d modifications are drawn again", len(wanted), len(drawn))
-            yield from drawing.draw(wanted)
+
+    def _draw(self, drawn: Mapping[Candidate, int], wanted: Mapping[Candidate, int]) -> Iterator[str]:
+        """Draws; with a limit, what was not drawn before."""
+        drawing = self.scoring.drawing
+        new = {one: number for one, number in wanted.items() if not drawn[one]}
+        again = {one: number for one, number in wanted.items() if drawn[one]}
+        self._draws += len(drawing.draws(new)) + len(drawing.draws(again))
+        yield from drawing.draw(new, self._limit(drawn) if new else math.inf)
+        yield from drawing.draw(again)
+
+    def _first(self) -> tuple[dict[Candidate, int], dict[Candidate, int]]:
+        """What is drawn in any case: a few that were seen to do little, then those that do much, or cannot be told."""
+        effects = {one: self.scoring.drawing.effect(one) for one in self._worth}
+        seen = sorted((effect, place) for place, effect in enumerate(effects.values()) if effect is not None)
+        few = [self._worth[place] for _, place in seen[:: max(1, len(seen) // FEW)]]
+        half = -(-len(few) // 2)
+        others = few[half:] + [one for one, effect in effects.items() if effect is None]
+        return dict.fromkeys(few[:half], 1), dict.fromkeys(others, 1)
 
     def forecast(self, *, exhaustive: bool = False) -> Forecast:
         """What the run will take, or that of all modifications on all samples, from one draw and the costs."""
         scoring, costs = self.scoring, self._known.costs
         task = Task(scoring.denoiser.component, scoring.probe, None, (0,), 1)
         ((_, drawn),) = scoring.drawing.executor.run([task])
-        first = {**self._first, **self._others}
         everything = scoring.probe.samples * (1 + len(self._known.scores))
-        least = everything if exhaustive else max(first.values(), default=0) + sum(first.values())
+        least = everything if exhaustive else self._looked
         most = everything if exhaustive else min(everything, self._allowed)
         return Forecast(
             operators=len(scoring.operators),
@@ -135,7 +153,12 @@ class Race:
     @property
     def _allowed(self) -> int:
         """Samples that may be drawn in all, untouched ones too; a plan of which some left its path may take more."""
-        return (FEWEST + MORE * len(self.budgets)) * (1 + len(self._known.scores))
+        return (1 + MOST * len(self.budgets)) * (1 + len(self._known.scores))
+
+    @property
+    def _looked(self) -> int:
+        """What looks take, in samples drawn."""
+        return math.ceil(COST * len(self._worth)) + len(self.scoring.drawing.looks(self._worth))
 
     def _worthwhile(self) -> list[Candidate]:
         """Those that save enough to matter for some budget; all, where one cannot be met without the others."""
@@ -148,28 +171,28 @@ class Race:
             matter |= enough
         return [one.candidate for one in itertools.compress(known.scores, matter)]
 
-    def _limit(self) -> float:
+    def _limit(self, drawn: Mapping[Candidate, int]) -> float:
         """How far latents may go, as a mean square: further, one removal is worse than all of a plan that is known.
 
-        Infinity, where a budget cannot be met with what is known.
+        Infinity, where that is not known, or a budget cannot be met with what is known.
         """
-        scores = self.scoring.scores(first=self._first)
-        removable = [one for one in scores.scores if math.isfinite(one.score)]
+        distances = self._squared_distances(drawn)
+        if not distances:
+            return math.inf
         totals = []
-        for budget in self.budgets:
-            if not _is_reachable(Problem(scores, scores.scores, budget)):
-                continue
-            problem = Problem(scores, removable, budget)
-            try:
-                chosen = itertools.compress(removable, problem.solve(problem.damages))
-            except BudgetError:
-                return math.inf
-            totals.append(sum(self._squared_distance(one.candidate) for one in chosen))
+        for problem in self._problems(self.scoring.scores(first=drawn)):
+            shares = zip(problem.relaxed(problem.damages), problem.removable, strict=True)
+            totals.append(sum(share * distances.get(one.candidate, math.inf) for share, one in shares if share))
         return FAR * max(totals, default=math.inf)
 
-    def _squared_distance(self, candidate: Candidate) -> float:
-        curve = self.scoring.drawing.curve(candidate, self.scoring.metric)
-        return float(curve.first(self._first[candidate]).distances.mean()) if curve is not None else math.inf
+    def _squared_distances(self, drawn: Mapping[Candidate, int]) -> dict[Candidate, float]:
+        """How far removals move latents, as a mean square: as drawn, or else as seen. Empty where none is drawn."""
+        drawing, metric = self.scoring.drawing, self.scoring.metric
+        curves = {one: drawing.curve(one, metric) for one, number in drawn.items() if number}
+        found = {one: float(curve.first(drawn[one]).distances.mean()) for one, curve in curves.items() if curve}
+        effects = {one: effect for one in drawn if (effect := drawing.effect(one))}
+        ratios = [distance / effects[one] for one, distance in found.items() if one in effects]
+        return {one: float(np.median(ratios)) * effect for one, effect in effects.items()} | found if ratios else {}
 
     def _contested(self, scores: Scores, doubts: Mapping[Candidate, float], stage: int) -> dict[Candidate, float]:
         """What is at stake in those that a plan depends on and that are not sure enough; the most first."""
@@ -198,9 +221,9 @@ class Race:
         """Twice the samples of those, in turn, for which there are calls left; and of those not drawn to the end."""
         probed, wanted = self.scoring.probe.samples, dict[Candidate, int]()
         for one, stake in contested.items():
-            more = wanted | {one: min(2 * drawn[one], probed)}
+            more = wanted | {one: min(max(1, 2 * drawn[one]), probed)}
             counts = {**drawn, **more}.values()
-            is_left = sum(counts) + max(counts) <= self._allowed
+            is_left = self._looked + sum(counts) + max(counts) <= self._allowed
             if drawn[one] < probed and (is_left or math.isinf(stake)):
                 wanted = more
         return wanted
@@ -221,12 +244,13 @@ def _at_stake(problem: Problem, errors: Floats, seed: int) -> Floats:
     """
     damages = problem.damages
     plan = problem.relaxed(damages)
-    differing, regrets = np.zeros(len(damages)), []
-    for drawn, best in problem.redrawn(errors, seed, plan):
-        ours, least = float(drawn @ plan), float(drawn @ best)
-        regrets.append(ours / least - 1 if least > 0 else 0.0)
-        differing += np.abs(plan - best)
-    if np.mean(regrets) <= SETTLED:
-        return np.zeros(len(damages))
-    stakes = differing * errors * damages / float(damages @ plan)
-    return np.where(stakes >= MATTERS * stakes.max(), stakes, 0)
+    for again in range(SURE):
+        differing, regrets = np.zeros(len(damages)), []
+        for drawn, best in problem.redrawn(errors, SURE * seed + again, plan):
+            ours, least = float(drawn @ plan), float(drawn @ best)
+            regrets.append(ours / least - 1 if least > 0 else 0.0)
+            differing += np.abs(plan - best)
+        if np.mean(regrets) > SETTLED:
+            stakes = differing * errors * damages / float(damages @ plan)
+            return np.where(stakes >= MATTERS * stakes.max(), stakes, 0)
+    return np.zeros(len(damages))

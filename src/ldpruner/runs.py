@@ -15,7 +15,7 @@ from ldpruner.errors import LedgerError, StorageError
 from ldpruner.importance import Floats, Moments
 
 APPLICATION_ID = 0x4C445052  # "LDPR": tells a ledger from any other SQLite file
-FORMAT = 4
+FORMAT = 5
 UNTOUCHED = ("", "")  # the key of the untouched pipeline
 
 # of moments; the large ones last: what comes before them is read without them
@@ -35,6 +35,10 @@ CREATE TABLE stopped (
     operator TEXT, modification TEXT, step INTEGER, denoiser_calls INTEGER NOT NULL,
     {_COLUMNS},
     PRIMARY KEY (operator, modification)
+);
+CREATE TABLE looks (
+    operator TEXT, modification TEXT, sample INTEGER, denoiser_calls REAL NOT NULL, effect REAL,
+    PRIMARY KEY (operator, modification, sample)
 );
 CREATE TABLE untouched (start INTEGER PRIMARY KEY, shape TEXT NOT NULL, latents BLOB NOT NULL);
 CREATE TABLE path (shape TEXT NOT NULL, latents BLOB NOT NULL);
@@ -174,6 +178,19 @@ class Ledger:
         row = (*key, step, denoiser_calls, *_stored(moments))
         self._execute("INSERT OR REPLACE INTO stopped VALUES (?,?,?,?,?,?,?,?,?,?)", row)
 
+    def record_looks(self, sample: int, effects: Mapping[Key, float], denoiser_calls: int) -> None:
+        """Writes down what was seen of modifications on a sample, all or none, and the calls that all took."""
+        rows = [(*key, sample, denoiser_calls / len(effects), effect) for key, effect in effects.items()]
+        with _told(self.path), self._transaction():
+            self._database.executemany("INSERT OR REPLACE INTO looks VALUES (?,?,?,?,?)", rows)
+
+    def looks(self) -> dict[Key, dict[int, float]]:
+        """What was seen of modifications by sample; NaN of what does not fit."""
+        found: dict[Key, dict[int, float]] = {}
+        for *key, sample, effect in self._execute("SELECT operator, modification, sample, effect FROM looks"):
+            found.setdefault((key[0], key[1]), {})[sample] = np.nan if effect is None else effect
+        return found
+
     def untouched_path(self) -> Floats | None:
         """[steps, samples, ...] the untouched latents of the first samples after each step."""
         row = self._execute("SELECT shape, latents FROM path").fetchone()
@@ -196,9 +213,13 @@ class Ledger:
 
     def denoiser_calls(self) -> int:
         """All denoiser calls that are in the ledger, counted for each sample."""
-        tables = ("evaluations", "stopped")
-        sums = (f"SELECT coalesce(sum(denoiser_calls * count), 0) FROM {table}" for table in tables)
-        return sum(int(self._execute(one).fetchone()[0]) for one in sums)
+        tables = {
+            "evaluations": "denoiser_calls * count",
+            "stopped": "denoiser_calls * count",
+            "looks": "denoiser_calls",
+        }
+        sums = (f"SELECT coalesce(sum({calls}), 0) FROM {table}" for table, calls in tables.items())
+        return sum(round(self._execute(one).fetchone()[0]) for one in sums)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

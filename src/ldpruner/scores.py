@@ -1,5 +1,7 @@
 """What scoring finds out, and all that selection needs to know."""
 
+import math
+
 from ldpruner.costs import Costs
 from ldpruner.fingerprints import Architecture
 from ldpruner.importance import Metric
@@ -30,7 +32,7 @@ class Score(Value):
     Attributes:
         score: how far the latents moved; infinity if it cannot be removed, or is not known.
         interval: of the score, where one is known.
-        samples: how many samples were drawn.
+        samples: how many samples were drawn; of none, the score is what looks at single steps tell.
         saves: what the removal saves.
         candidate: the removal itself.
         failure: why it cannot be removed.
@@ -50,8 +52,8 @@ class Score(Value):
 
     @property
     def is_known(self) -> bool:
-        """Whether it was drawn, if in vain: a race leaves out what saves too little to matter."""
-        return self.samples > 0 or self.failure is not None
+        """Whether it was tried, if in vain: a race leaves out what saves too little to matter."""
+        return self.samples > 0 or self.failure is not None or math.isfinite(self.score)
 
 
 class Scores(Value):

@@ -1,6 +1,5 @@
 """Scoring operators: every modification on every sample of the probe, as in the paper."""
 
-import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +11,7 @@ from diffusers import DiffusionPipeline
 from ldpruner.costs import Costs, latency, module_shares, peak_memory
 from ldpruner.drawing import Drawing, key_of
 from ldpruner.errors import OperatorNotFound
-from ldpruner.estimates import (
-    Change,
-    Curve,
-    doubt,
-    interval,
-    rank_stability,
-    relative_error,
-    standard_error,
-    steadied,
-    to_many,
-    usual_spread,
-)
+from ldpruner.estimates import Estimate, estimated, interval, rank_stability, standard_error
 from ldpruner.execution import Executor, LocalExecutor
 from ldpruner.fingerprints import architecture, count_parameters, precision, weights_digest
 from ldpruner.importance import Metric
@@ -38,6 +26,7 @@ from ldpruner.scores import Savings, Score, Scores
 logger = logging.getLogger(__name__)
 
 BATCH = 16  # samples drawn at once
+UNKNOWN = Estimate(math.inf)
 
 
 class Scoring:
@@ -128,14 +117,13 @@ class Scoring:
         """
         metric = metric or self.metric
         costs, shares = self._costs()
-        curves = self._curves(metric, first)
-        estimate = functools.partial(_estimate, *self._usual(curves, metric), self.probe.samples, metric)
+        estimates = self._estimates(metric, first)
         found = tuple(
             Score(
                 operator=candidate.operator,
                 kind=operator.kind,
                 modification=candidate.modification,
-                **estimate(curves.get(candidate)),
+                **_told(estimates.get(candidate, UNKNOWN)),
                 saves=self._savings(candidate, costs, shares),
                 candidate=candidate,
                 failure=self.drawing.failures.get(key_of(candidate)),
@@ -162,21 +150,16 @@ class Scoring:
         Args:
             first: of each modification how many samples count.
         """
-        curves = self._curves(self.metric, first)
-        _, usual = self._usual(curves, self.metric)
-        errors = {one: relative_error(curve, usual, self.metric) for one, curve in curves.items()}
-        return {one: doubt(error, curves[one].samples / self.probe.samples) for one, error in errors.items()}
+        return {one: estimate.doubt for one, estimate in self._estimates(self.metric, first).items()}
 
-    def _curves(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Curve]:
+    def _estimates(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Estimate]:
         curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}
-        if first is None:
-            return curves
-        return {one: curves[one].first(samples) for one, samples in first.items() if one in curves}
-
-    def _usual(self, curves: Mapping[Candidate, Curve], metric: Metric) -> tuple[dict[int, Change], float]:
-        """How scores change with the number of samples, and how much samples differ."""
-        whole = [one for one in curves.values() if math.isfinite(one.score) and not one.stopped]
-        return to_many(whole, self.probe.samples, metric), usual_spread(whole)
+        possible = [one for one in self.candidates if key_of(one) not in self.drawing.failures]
+        effects = {one: effect for one in possible if (effect := self.drawing.effect(one))}
+        if first is not None:
+            curves = {one: curves[one].first(number) for one, number in first.items() if number and one in curves}
+            effects = {one: effects[one] for one in first if one in effects}
+        return estimated(curves, effects, self.probe.samples, metric)
 
     def _costs(self) -> tuple[Costs, dict[str, float]]:
         """Measured once, and kept in the ledger."""
@@ -226,18 +209,9 @@ def _own_settings(scheduler: Any) -> list[tuple[str, Any]]:
     return sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
 
 
-def _estimate(
-    changes: Mapping[int, Change], usual: float, samples: int, metric: Metric, curve: Curve | None
-) -> dict[str, Any]:
-    """A score as of the whole probe, its interval, and the samples that it was read off."""
-    if curve is None or not math.isfinite(curve.score):
-        return {"score": math.inf, "interval": None, "samples": 0 if curve is None else curve.samples}
-    if curve.stopped:
-        return {"score": curve.score, "interval": None, "samples": curve.samples, "stopped": True}
-    change = changes[curve.samples]
-    score = steadied(curve, curve.samples, samples, metric) * change.factor
-    error = math.hypot(relative_error(curve, usual, metric), change.scatter)
-    return {"score": score, "interval": interval(score, error), "samples": curve.samples}
+def _told(known: Estimate) -> dict[str, Any]:
+    around = interval(known.score, known.error) if known.error is not None else None
+    return {"score": known.score, "interval": around, "samples": known.samples, "stopped": known.stopped}
 
 
 def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:

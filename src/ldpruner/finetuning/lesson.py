@@ -12,13 +12,13 @@ from torch.nn.functional import mse_loss
 
 from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError, one_line
-from ldpruner.execution import MISFITS
 from ldpruner.finetuning.calls import Conditions, predicted, watch_conditions
 from ldpruner.finetuning.dataset import Rows
 from ldpruner.finetuning.examples import Examples, Source
 from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
 from ldpruner.fingerprints import precision
 from ldpruner.latents import largest_batch
+from ldpruner.modifications import MISFITS
 from ldpruner.pipelines import find_denoiser, schedulers
 from ldpruner.probe import Probe
 
