@@ -142,7 +142,7 @@ class Race:
         ((_, drawn),) = scoring.drawing.executor.run([task])
         everything = scoring.probe.samples * (1 + len(self._known.scores))
         least = everything if exhaustive else self._looked
-        most = everything if exhaustive else min(everything, self._allowed)
+        most = everything if exhaustive else self._allowed
         return Forecast(
             operators=len(scoring.operators),
             modifications=len(self._known.scores),
@@ -153,7 +153,8 @@ class Race:
     @property
     def _allowed(self) -> int:
         """Samples that may be drawn in all, untouched ones too; a plan of which some left its path may take more."""
-        return (1 + MOST * len(self.budgets)) * (1 + len(self._known.scores))
+        each = min(self.scoring.probe.samples, 1 + MOST * len(self.budgets))
+        return each * (1 + len(self._known.scores))
 
     @property
     def _looked(self) -> int:

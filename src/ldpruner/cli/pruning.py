@@ -76,8 +76,8 @@ def score(
 ) -> None:
     """Score every modification of every operator, into a run folder.
 
-    All that save enough to matter are scored on few samples; on more only those that could still change what is
-    selected for a budget. --dry-run also says how many denoiser calls and seconds that takes.
+    All that save enough to matter are looked at in single steps; those that could still change what is selected for a
+    budget are drawn on as few samples as will do. --dry-run also says how many denoiser calls and seconds that takes.
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
     """
