@@ -57,6 +57,13 @@ class Curve:
         return Curve(scores, self.distances[:samples], self.stopped)
 
 
+class Change(NamedTuple):
+    """From a score of few samples to that of many: the usual factor, and by how much its logarithm scatters."""
+
+    factor: float
+    scatter: float
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What is known of a score as one of the whole probe.
@@ -100,7 +107,7 @@ def estimated(
     return looked | {key: _combined(one, looked.get(key)) for key, one in drawn.items()}
 
 
-def _drawn(curve: Curve, changes: "Mapping[int, Change]", usual: float, samples: int, metric: Metric) -> Estimate:
+def _drawn(curve: Curve, changes: Mapping[int, Change], usual: float, samples: int, metric: Metric) -> Estimate:
     error = relative_error(curve, usual, metric)
     left = doubt(error, curve.samples / samples)
     if curve.stopped or not math.isfinite(curve.score):
@@ -125,13 +132,6 @@ def _combined(drawn: Estimate, looked: Estimate | None) -> Estimate:
     share = drawn.doubt**2 / (drawn.doubt**2 + looked.doubt**2)
     score, less = drawn.score * (looked.score / drawn.score) ** share, math.sqrt(1 - share)
     return Estimate(score, less * drawn.error, less * drawn.doubt, drawn.samples)
-
-
-class Change(NamedTuple):
-    """From a score of few samples to that of many: the usual factor, and by how much its logarithm scatters."""
-
-    factor: float
-    scatter: float
 
 
 def steadied(curve: Curve, number: int, samples: int, metric: Metric) -> float:

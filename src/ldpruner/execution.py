@@ -49,6 +49,11 @@ class Task:
     limit: float = math.inf
     looks: tuple[Removal, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """How much there is to do, in draws of a sample, roughly."""
+        return len(self.looks) or len(self.samples)
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:

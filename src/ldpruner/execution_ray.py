@@ -69,7 +69,7 @@ class RayExecutor:
         self._jobs: dict[Any, _Job] = {}
         self._idle: list[Any] = []
         self._losses: Counter[Task | None] = Counter()
-        self._slowest = 0.0  # seconds for each sample
+        self._slowest = 0.0  # seconds, by the size of the task
         self._hired = -math.inf  # when workers were last looked for
 
     def __enter__(self) -> "RayExecutor":
@@ -144,7 +144,7 @@ class RayExecutor:
             if job.task is None:
                 self._losses[None] = 0  # it can be opened
             else:
-                self._slowest = max(self._slowest, (time.monotonic() - job.started) / len(job.task.samples))
+                self._slowest = max(self._slowest, (time.monotonic() - job.started) / job.task.size)
                 finished.append((job.task, outcome))
         if failure is not None:
             raise failure
@@ -154,7 +154,7 @@ class RayExecutor:
         for reference, job in list(self._jobs.items()):
             if job.task is None or not self._slowest:
                 continue
-            allowed = max(self._patience, SLOWEST * self._slowest * len(job.task.samples))
+            allowed = max(self._patience, SLOWEST * self._slowest * job.task.size)
             if time.monotonic() - job.started > allowed:
                 ray.kill(job.worker)
                 del self._jobs[reference]

@@ -192,7 +192,7 @@ class Race:
         curves = {one: drawing.curve(one, metric) for one, number in drawn.items() if number}
         found = {one: float(curve.first(drawn[one]).distances.mean()) for one, curve in curves.items() if curve}
         effects = {one: effect for one in drawn if (effect := drawing.effect(one))}
-        ratios = [distance / effects[one] for one, distance in found.items() if one in effects]
+        ratios = [distance / effects[one] for one, distance in found.items() if one in effects and distance < math.inf]
         return {one: float(np.median(ratios)) * effect for one, effect in effects.items()} | found if ratios else {}
 
     def _contested(self, scores: Scores, doubts: Mapping[Candidate, float], stage: int) -> dict[Candidate, float]:
