@@ -54,9 +54,14 @@ def look(
 
 class _Looks:
     def __init__(self, sample: int, removals: Sequence[Removal]) -> None:
-        self.effects = np.zeros(len(removals))
+        self._sums: list[torch.Tensor | float] = [0.0] * len(removals)
         self._removals, self._until_look = removals, EVERY * sample
         self._is_looking = False
+
+    @property
+    def effects(self) -> Floats:
+        """[removals]: only here the device is waited for."""
+        return np.array([float(one) for one in self._sums])
 
     def after_step(self, _: torch.Tensor) -> None:
         self._until_look = (self._until_look - 1) % (EVERY * SAMPLES)
@@ -66,15 +71,15 @@ class _Looks:
             return
         self._is_looking = True
         for place, removal in enumerate(self._removals):
-            self.effects[place] += _effect(network, removal, arguments, options, found)
+            self._sums[place] += _effect(network, removal, arguments, options, found)
         self._is_looking = False
 
 
-def _effect(network: nn.Module, removal: Removal, arguments: Any, options: Any, found: Any) -> float:
+def _effect(network: nn.Module, removal: Removal, arguments: Any, options: Any, found: Any) -> torch.Tensor | float:
     try:
         with modified(network, [removal]):
             moved = network(*arguments, **options)
-        return float((_output(moved) - _output(found)).double().square().mean())
+        return (_output(moved) - _output(found)).float().square().mean()
     except MISFITS as error:
         if is_out_of_memory(error):
             raise
