@@ -25,7 +25,8 @@ from ldpruner.scoring import Scoring
 PROBE = ldpruner.Probe(samples=16, steps=2)
 BUDGETS = (ldpruner.Budget(macs=0.5),)
 KILLS = 20
-Row = tuple[str, str, int, int]
+Row = tuple[str, str, str, int, int]
+TABLES = {"evaluations": "start", "looks": "sample"}
 Start = Callable[..., tuple[ForkServerProcess, Connection]]
 
 
@@ -84,7 +85,11 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ldpru
 def rows(run: Path) -> set[Row]:
     """What is finished; a row that is written again has another number."""
     with closing(sqlite3.connect(run / "run.sqlite")) as database:
-        return set(database.execute("SELECT operator, modification, start, rowid FROM evaluations"))
+        return {
+            (table, *row)
+            for table, place in TABLES.items()
+            for row in database.execute(f"SELECT operator, modification, {place}, rowid FROM {table}")
+        }
 
 
 def assert_same(scores: ldpruner.Scores, whole: ldpruner.Scores) -> None:
@@ -103,7 +108,7 @@ def test_a_run_that_is_killed_twenty_times_comes_to_the_same_scores(
     finished: set[Row] = set()
     for _ in range(KILLS):
         process, pipe = start()
-        time.sleep(instants.uniform(0, 0.2))
+        time.sleep(instants.uniform(0, 0.8))
         process.kill()
         process.join()
         pipe.close()
