@@ -21,7 +21,7 @@ from tests.families.parts import PROMPTS
 
 # One or two of every mechanism; `make test-extensive` runs the others.
 EVERY_TIME = {
-    *("stable-diffusion", "ldm", "stable-diffusion-pndm", "stable-diffusion-controlnet", "dance-diffusion"),
+    *("stable-diffusion", "ldm", "stable-diffusion-controlnet", "dance-diffusion"),
     *("super-resolution", "consistency", "dit", "stable-diffusion-3", "flux", "hunyuan-dit"),
     *("stable-audio", "wan-two-denoisers-2", "ltx"),
 }
