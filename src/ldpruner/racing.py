@@ -175,7 +175,7 @@ class Race:
     def _limit(self, drawn: Mapping[Candidate, int]) -> float:
         """How far latents may go, as a mean square: further, one removal is worse than all of a plan that is known.
 
-        Infinity, where that is not known, or a budget cannot be met with what is known.
+        Infinity, where nothing is drawn yet, or no budget can be met.
         """
         distances = self._squared_distances(drawn)
         if not distances:
