@@ -21,7 +21,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ldpruner.pipelines import find_denoiser, schedulers
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.running import schedulers
 
 RATIOS = tuple(part / 8 for part in range(1, 8))  # tried in turn
 STEPS = 8  # of the search for a latency, at most

@@ -12,15 +12,16 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from benchmarks.criteria import RIVALS
 from benchmarks.subjects import Subject
-from ldpruner.bench import Spread
-from ldpruner.costs import timed_ms
 from ldpruner.finetuning import Finetuning, Training
-from ldpruner.fingerprints import count_parameters
-from ldpruner.latents import draw_latents
-from ldpruner.operators import denoiser_macs
-from ldpruner.pipelines import find_denoiser, schedulers
-from ldpruner.scores import Scores
-from ldpruner.scoring import Scoring
+from ldpruner.operators.discovery import denoiser_macs
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.fingerprints import count_parameters
+from ldpruner.pipelines.running import schedulers
+from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.profiling.benchmark import Spread
+from ldpruner.profiling.costs import timed_ms
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.runner import Scoring
 from zoo.digits import DIGITS
 from zoo.emoji import EMOJI
 from zoo.recipe import Recipe

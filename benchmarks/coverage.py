@@ -19,12 +19,12 @@ import scipy.optimize
 from PIL import Image
 
 from benchmarks.records import ROOT, cell, write_between
-from ldpruner.dataflow import trace
-from ldpruner.fingerprints import count_parameters
-from ldpruner.knapsack import exclusions
-from ldpruner.operators import Candidate, Operator, denoiser_macs, operators_of
-from ldpruner.pipelines import find_denoiser
-from ldpruner.saving import load_weightless
+from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, operators_of
+from ldpruner.operators.tracing import trace
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.fingerprints import count_parameters
+from ldpruner.pruning.serialization import load_weightless
+from ldpruner.scoring.knapsack import exclusions
 
 FOLDERS = ROOT / "tests" / "architectures"
 DOCUMENT = ROOT / "docs" / "pipelines.md"

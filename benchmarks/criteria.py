@@ -24,14 +24,13 @@ from torch.nn.functional import cosine_similarity
 
 import ldpruner
 from ldpruner.errors import BudgetError
-from ldpruner.knapsack import TOLERANCE, predict
-from ldpruner.latents import draw_latents, largest_batch
-from ldpruner.modifications import MISFITS, is_out_of_memory, modified
-from ldpruner.operators import Candidate
-from ldpruner.pruned import replacement
-from ldpruner.scores import Score, Scores
-from ldpruner.scoring import BATCH
-from ldpruner.selection import Choice, Plan, Rule
+from ldpruner.operators.discovery import Candidate
+from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
+from ldpruner.pipelines.sampling import BATCH, draw_latents, largest_batch
+from ldpruner.runtime import replacement
+from ldpruner.scoring.knapsack import TOLERANCE, predict
+from ldpruner.scoring.results import Score, Scores
+from ldpruner.selection.plan import Choice, Plan, Rule
 
 CALLS = 6  # of the denoiser, at as many noise levels, on which its output is compared
 PAIR = re.compile(r"(?P<way>down|up)_blocks\.(?P<level>\d+)\.(resnets|attentions)\.(?P<place>\d+)$")

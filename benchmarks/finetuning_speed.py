@@ -21,12 +21,12 @@ import torch
 import ldpruner
 from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS
-from ldpruner.bench import Spread
 from ldpruner.finetuning import Finetuning, Training
-from ldpruner.finetuning.calls import predicted
+from ldpruner.finetuning.conditioning import predicted
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
-from ldpruner.selection import Plan
+from ldpruner.profiling.benchmark import Spread
+from ldpruner.selection.plan import Plan
 
 BATCHES = (16, 32)
 UNDER_WAY = 1000  # steps: at the start the average follows faster

@@ -12,12 +12,13 @@ from torch import nn
 
 import ldpruner
 from benchmarks.coverage import FOLDERS
-from ldpruner.costs import timed_ms
-from ldpruner.operators import Operator, operators_of
-from ldpruner.pipelines import Denoiser, find_denoiser, networks
-from ldpruner.saving import load_weightless
-from ldpruner.scores import Scores
-from ldpruner.scoring import Scoring
+from ldpruner.operators.discovery import Operator, operators_of
+from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
+from ldpruner.pipelines.running import networks
+from ldpruner.profiling.costs import timed_ms
+from ldpruner.pruning.serialization import load_weightless
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.runner import Scoring
 
 MODEL = "stable-diffusion-v1-4"
 GUIDANCE = 7.5

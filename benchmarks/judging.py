@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from benchmarks.subjects import Subject
-from ldpruner.importance import Floats, frechet_distance
-from ldpruner.quality import frechet_interval, mean_interval
+from ldpruner.evaluation.metrics import frechet_interval, mean_interval
+from ldpruner.scoring.importance import Floats, frechet_distance
 from zoo.eye import features_of
 from zoo.quality import reconstructions
 

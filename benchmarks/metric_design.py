@@ -24,10 +24,10 @@ import ldpruner
 from benchmarks.records import ROOT, cell, write_between
 from benchmarks.selection_rules import random_plan
 from benchmarks.subjects import SUBJECTS, Subject, open_subject
-from ldpruner.importance import METRICS
-from ldpruner.scores import Scores
-from ldpruner.scoring import Scoring
-from ldpruner.selection import RULES, Plan, Rule
+from ldpruner.scoring.importance import METRICS
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.runner import Scoring
+from ldpruner.selection.plan import RULES, Plan, Rule
 
 CUTS = (0.1, 0.2, 0.35, 0.5)  # of the latency
 STEPS = 6

@@ -49,9 +49,9 @@ from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, open_subject
 from ldpruner.errors import BudgetError, FinetuningError
 from ldpruner.finetuning import Training
-from ldpruner.pipelines import find_denoiser
-from ldpruner.selection import Plan
-from ldpruner.surgery import prune
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pruning.surgery import prune
+from ldpruner.selection.plan import Plan
 from ldpruner.workflow import fit
 
 MANY_PICTURES = 1024  # for the headline

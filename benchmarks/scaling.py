@@ -24,20 +24,21 @@ import torch
 
 import ldpruner
 from benchmarks.records import ROOT, cell
-from ldpruner.bench import Spread
-from ldpruner.blocks import Block
-from ldpruner.costs import Costs
-from ldpruner.execution import Executor, LocalExecutor, Outcome, Task
-from ldpruner.fingerprints import architecture, count_parameters
-from ldpruner.importance import Floats, Moments
-from ldpruner.knapsack import Problem
-from ldpruner.modifications import modified
-from ldpruner.operators import Operator, denoiser_macs, operators_of
-from ldpruner.pipelines import Denoiser, find_denoiser, uncompiled
-from ldpruner.runs import Ledger
-from ldpruner.saving import load, load_weightless
-from ldpruner.scores import Savings, Score, Scores
-from ldpruner.scoring import Scoring
+from ldpruner.operators.discovery import Operator, denoiser_macs, operators_of
+from ldpruner.operators.patching import modified
+from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
+from ldpruner.pipelines.fingerprints import architecture, count_parameters
+from ldpruner.pipelines.running import uncompiled
+from ldpruner.profiling.benchmark import Spread
+from ldpruner.profiling.costs import Costs
+from ldpruner.pruning.serialization import load, load_weightless
+from ldpruner.scoring.blocks import Block
+from ldpruner.scoring.importance import Floats, Moments
+from ldpruner.scoring.knapsack import Problem
+from ldpruner.scoring.results import Savings, Score, Scores
+from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.worker import Executor, LocalExecutor, Outcome, Task
 
 MODEL = "zoo:satellite"
 SHORT = {"samples": (16, 32, 48), "operators": (4, 8, 16), "steps": (2, 4, 8)}
@@ -182,7 +183,7 @@ def _ray(_: argparse.Namespace) -> dict[str, Any]:
     def measured() -> dict[str, Any]:
         import ray
 
-        from ldpruner.execution_ray import RayExecutor
+        from ldpruner.scoring.ray import RayExecutor
 
         pairs = []
         for _ in range(ROUNDS):

@@ -24,19 +24,19 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, UNSEEN, open_subject
-from ldpruner.bench import Spread
 from ldpruner.errors import BudgetError
-from ldpruner.estimates import steadied
-from ldpruner.importance import damage
-from ldpruner.latents import draw_latents
-from ldpruner.modifications import modified
-from ldpruner.operators import Removal
-from ldpruner.pipelines import find_denoiser
-from ldpruner.quality import mean_interval
-from ldpruner.racing import Race
-from ldpruner.scores import Scores
-from ldpruner.scoring import BATCH, Scoring
-from ldpruner.selection import Plan
+from ldpruner.evaluation.metrics import mean_interval
+from ldpruner.operators.discovery import Removal
+from ldpruner.operators.patching import modified
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.sampling import BATCH, draw_latents
+from ldpruner.profiling.benchmark import Spread
+from ldpruner.scoring.adaptive import Race
+from ldpruner.scoring.estimates import steadied
+from ldpruner.scoring.importance import damage
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.runner import Scoring
+from ldpruner.selection.plan import Plan
 
 KEPT = (0.65, 0.5, 0.35)  # of the latency
 TRIED = 6  # modifications that are drawn both ways

@@ -20,9 +20,9 @@ import torch
 
 import ldpruner
 from benchmarks.records import cell
-from ldpruner.modifications import modified
-from ldpruner.pipelines import find_denoiser
-from ldpruner.scoring import BATCH
+from ldpruner.operators.patching import modified
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.sampling import BATCH
 
 MODEL = "zoo:satellite"
 

@@ -15,10 +15,11 @@ import numpy as np
 
 import ldpruner
 from benchmarks.records import cell, write_between
-from ldpruner.bench import compare, latent_score
-from ldpruner.knapsack import predict
-from ldpruner.scores import Score, Scores
-from ldpruner.selection import Choice
+from ldpruner.evaluation.metrics import latent_score
+from ldpruner.profiling.benchmark import compare
+from ldpruner.scoring.knapsack import predict
+from ldpruner.scoring.results import Score, Scores
+from ldpruner.selection.plan import Choice
 from ldpruner.workflow import ATTEMPTS
 
 MODEL = "zoo:satellite"

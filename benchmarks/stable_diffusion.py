@@ -34,23 +34,23 @@ from benchmarks.criteria import RIVALS, Case
 from benchmarks.full_size import Subject, open_subject
 from benchmarks.records import RESULTS, cell
 from benchmarks.waits import counted_waits
-from ldpruner.bench import Spread, compare
-from ldpruner.costs import peak_memory, timed_ms
 from ldpruner.errors import LdPrunerError
-from ldpruner.execution import Task, Worker
 from ldpruner.finetuning import Finetuning, Training
-from ldpruner.finetuning.calls import predicted
-from ldpruner.finetuning.lesson import Lesson
+from ldpruner.finetuning.conditioning import predicted
+from ldpruner.finetuning.distillation import Lesson
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
-from ldpruner.fingerprints import count_parameters
-from ldpruner.latents import draw_latents
-from ldpruner.modifications import modified
-from ldpruner.operators import Operator, denoiser_macs
-from ldpruner.pipelines import networks, run_pipeline
-from ldpruner.scores import Scores
-from ldpruner.scoring import Scoring
-from ldpruner.selection import Plan
+from ldpruner.operators.discovery import Operator, denoiser_macs
+from ldpruner.operators.patching import modified
+from ldpruner.pipelines.fingerprints import count_parameters
+from ldpruner.pipelines.running import networks, run_pipeline
+from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.profiling.benchmark import Spread, compare
+from ldpruner.profiling.costs import peak_memory, timed_ms
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.worker import Task, Worker
+from ldpruner.selection.plan import Plan
 
 Precision: TypeAlias = Literal["fp16", "bf16"]
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 import ldpruner
 from benchmarks.records import ROOT
-from ldpruner.fingerprints import weights_digest
-from ldpruner.importance import Floats
-from ldpruner.pipelines import networks, run_pipeline
+from ldpruner.pipelines.fingerprints import weights_digest
+from ldpruner.pipelines.running import networks, run_pipeline
+from ldpruner.scoring.importance import Floats
 from zoo.captions import read_captioned
 from zoo.data import read_images
 from zoo.digits import DIGITS, read_pictures

@@ -9,8 +9,9 @@ from diffusers import DiffusionPipeline
 from torch._dynamo.utils import counters
 
 import ldpruner
-from ldpruner.bench import compare, same_latents
 from ldpruner.errors import DenoiserNotFound
+from ldpruner.evaluation.metrics import same_latents
+from ldpruner.profiling.benchmark import compare
 
 FEW = 6
 

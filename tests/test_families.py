@@ -13,9 +13,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 import ldpruner
-from ldpruner.operators import Operator
-from ldpruner.scores import Scores
-from ldpruner.scoring import Scoring
+from ldpruner.operators.discovery import Operator
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.runner import Scoring
 from tests.families import FAMILIES, Family
 from tests.families.parts import PROMPTS
 

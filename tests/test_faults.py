@@ -18,9 +18,9 @@ import torch
 
 import ldpruner
 from ldpruner.errors import LdPrunerError, StorageError
-from ldpruner.racing import Race
-from ldpruner.runs import Ledger
-from ldpruner.scoring import Scoring
+from ldpruner.scoring.adaptive import Race
+from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.store import Ledger
 
 PROBE = ldpruner.Probe(samples=16, steps=2)
 BUDGETS = (ldpruner.Budget(macs=0.5),)

@@ -13,11 +13,11 @@ from diffusers import DiffusionPipeline
 
 import ldpruner
 from ldpruner import cli
-from ldpruner.budgets import Budget
+from ldpruner.budget import Budget
 from ldpruner.finetuning import Training
+from ldpruner.pipelines.meta import open_weightless
 from ldpruner.recipe_cost import estimate
 from ldpruner.recipes import Recipe, RecipeError, read_recipe
-from ldpruner.weightless import open_weightless
 
 Run = Callable[..., tuple[int, str, str]]
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))

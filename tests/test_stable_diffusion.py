@@ -11,7 +11,7 @@ import ldpruner
 from benchmarks.full_size import MODEL, open_subject
 from benchmarks.records import RESULTS, machine
 from benchmarks.waits import WAITED, counted_waits
-from ldpruner.latents import draw_latents
+from ldpruner.pipelines.sampling import draw_latents
 
 
 def test_what_waits_for_a_device_is_counted_by_its_place(tiny: DiffusionPipeline, probe: ldpruner.Probe) -> None:

@@ -2,11 +2,11 @@
 
 from diffusers import DiffusionPipeline
 
-from ldpruner.budgets import Budget
-from ldpruner.dataflow import trace
-from ldpruner.fingerprints import count_parameters
-from ldpruner.operators import denoiser_macs, operators_of
-from ldpruner.pipelines import find_denoiser
+from ldpruner.budget import Budget
+from ldpruner.operators.discovery import denoiser_macs, operators_of
+from ldpruner.operators.tracing import trace
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.recipes import Recipe, RecipeError
 from ldpruner.values import Value
 

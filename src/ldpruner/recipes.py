@@ -8,15 +8,15 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ldpruner.budgets import Budget
+from ldpruner.budget import Budget
 from ldpruner.errors import LdPrunerError, StorageError, one_line
-from ldpruner.evaluation import FEWEST
+from ldpruner.evaluation.evaluate import FEWEST
 from ldpruner.finetuning import Training
-from ldpruner.finetuning.training import SAMPLES
-from ldpruner.importance import Metric
-from ldpruner.probe import Probe
-from ldpruner.scoring import BATCH
-from ldpruner.selection import Rule
+from ldpruner.finetuning.trainer import SAMPLES
+from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.sampling import BATCH
+from ldpruner.scoring.importance import Metric
+from ldpruner.selection.plan import Rule
 from ldpruner.values import Value
 
 Made = TypeVar("Made", bound=Value)

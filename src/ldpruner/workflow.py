@@ -8,16 +8,18 @@ from typing import TypeVar
 import torch
 from diffusers import DiffusionPipeline
 
-from ldpruner.bench import Comparison, compare, latent_score, same_latents
-from ldpruner.budgets import Budget
+from ldpruner.budget import Budget
 from ldpruner.errors import BudgetError
-from ldpruner.pipelines import uncompiled
-from ldpruner.probe import Probe
-from ldpruner.samples import write_samples
-from ldpruner.saving import load, save
-from ldpruner.scores import Scores
-from ldpruner.selection import Plan, Rule, select
-from ldpruner.surgery import prune
+from ldpruner.evaluation.metrics import latent_score, same_latents
+from ldpruner.evaluation.samples import write_samples
+from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.running import uncompiled
+from ldpruner.profiling.benchmark import Comparison, compare
+from ldpruner.pruning.serialization import load, save
+from ldpruner.pruning.surgery import prune
+from ldpruner.scoring.results import Scores
+from ldpruner.selection.plan import Plan, Rule
+from ldpruner.selection.select import select
 from ldpruner.values import Value
 
 Made = TypeVar("Made")

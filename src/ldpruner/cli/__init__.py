@@ -8,7 +8,7 @@ import diffusers.utils.logging
 import transformers.utils.logging
 import typer
 
-from ldpruner.cli import demo, looking, pruning, recipe, recovering  # noqa: F401  (each adds its commands)
+from ldpruner.cli import demo, inspect, prune, recipe, recover  # noqa: F401  (each adds its commands)
 from ldpruner.cli.app import app, errors
 from ldpruner.errors import LdPrunerError
 

@@ -18,12 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ldpruner.cli import parsing
 from ldpruner.errors import LedgerError, one_line
-from ldpruner.execution import Executor
-from ldpruner.importance import METRICS
-from ldpruner.runs import Ledger
-from ldpruner.saving import load
-from ldpruner.scores import Scores
-from ldpruner.selection import RULES
+from ldpruner.pruning.serialization import load
+from ldpruner.scoring.importance import METRICS
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.worker import Executor
+from ldpruner.selection.plan import RULES
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune latent diffusion models."
@@ -94,7 +94,7 @@ def executor_of(
         return
     if find_spec("ray") is None:
         raise typer.BadParameter("--executor ray needs Ray: pip install 'ld-pruner[ray]'")
-    from ldpruner.execution_ray import RayExecutor  # an extra
+    from ldpruner.scoring.ray import RayExecutor  # an extra
 
     opener = functools.partial(open_pipeline, resolved(model), device, dtype)
     with RayExecutor(opener, address) as executor:

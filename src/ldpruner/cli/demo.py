@@ -8,10 +8,10 @@ from rich.console import Console
 import ldpruner
 from ldpruner.cli import tables
 from ldpruner.cli.app import DRY, JSON, app, print_json
-from ldpruner.cli.pruning import outcome_json, run_all, show_outcome
-from ldpruner.cli.recovering import finetune_run, show_history, write_evaluation
-from ldpruner.samples import write_samples
-from ldpruner.saving import load
+from ldpruner.cli.prune import outcome_json, run_all, show_outcome
+from ldpruner.cli.recover import finetune_run, show_history, write_evaluation
+from ldpruner.evaluation.samples import write_samples
+from ldpruner.pruning.serialization import load
 
 MODEL = "zoo:satellite"
 BUDGET = ldpruner.Budget(latency=0.5)

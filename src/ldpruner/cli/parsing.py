@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import typer
 
-from ldpruner.budgets import Budget
+from ldpruner.budget import Budget
 from ldpruner.errors import DataError
+from ldpruner.evaluation.media import read_picture
 from ldpruner.finetuning import Training
-from ldpruner.media import read_picture
-from ldpruner.probe import Probe
+from ldpruner.pipelines.probe import Probe
 
 
 def probe_of(

@@ -12,15 +12,15 @@ from rich.table import Table
 
 from ldpruner.cli import parsing, tables
 from ldpruner.cli.app import JSON, app, open_pipeline, print_json
-from ldpruner.cli.pruning import outcome_json, run_all, show_outcome
-from ldpruner.cli.recovering import evaluate_run, finetune_run, show_history
+from ldpruner.cli.prune import outcome_json, run_all, show_outcome
+from ldpruner.cli.recover import evaluate_run, finetune_run, show_history
 from ldpruner.errors import PipelineNotFound
-from ldpruner.evaluation import Evaluation
+from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.finetuning import History
-from ldpruner.probe import Probe
+from ldpruner.pipelines.probe import Probe
+from ldpruner.pruning.serialization import load_weightless
 from ldpruner.recipe_cost import TFLOPS, Estimate, estimate
 from ldpruner.recipes import Recipe, read_recipe
-from ldpruner.saving import load_weightless
 from ldpruner.workflow import Outcome
 
 STAGES = ("prune", "finetune", "evaluate")

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from ldpruner.bench import Comparison, Measured, Spread
-from ldpruner.evaluation import Evaluation
+from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.finetuning import History
-from ldpruner.operators import Operator
-from ldpruner.scores import Scores
-from ldpruner.selection import Plan
+from ldpruner.operators.discovery import Operator
+from ldpruner.profiling.benchmark import Comparison, Measured, Spread
+from ldpruner.scoring.results import Scores
+from ldpruner.selection.plan import Plan
 from ldpruner.workflow import Outcome
 
 

@@ -12,6 +12,6 @@ state, checkpoints  what a run is, in memory and on disk
 """
 
 from ldpruner.finetuning.settings import History, Training
-from ldpruner.finetuning.training import Finetuning, finetune
+from ldpruner.finetuning.trainer import Finetuning, finetune
 
 __all__ = ["Finetuning", "History", "Training", "finetune"]

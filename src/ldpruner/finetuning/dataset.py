@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ldpruner.errors import DataError, FinetuningError, one_line
-from ldpruner.media import PICTURES, Folder, find_media, read_picture, read_sound, resampled
-from ldpruner.pipelines import accepted_arguments
+from ldpruner.evaluation.media import PICTURES, Folder, find_media, read_picture, read_sound, resampled
+from ldpruner.pipelines.running import accepted_arguments
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]

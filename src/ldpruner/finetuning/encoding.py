@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError
-from ldpruner.pipelines import (
+from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.running import (
     Interruption,
     keeping_precision,
     networks,
@@ -22,7 +22,7 @@ from ldpruner.pipelines import (
     schedulers,
     stepping,
 )
-from ldpruner.probe import Probe
+from ldpruner.profiling.costs import device_of
 
 EXACT = 1e-3  # relative error of the way back, where the precision allows
 

@@ -14,13 +14,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ldpruner.errors import FinetuningError, StorageError
-from ldpruner.finetuning.calls import Conditions, recorded_calls
+from ldpruner.finetuning.conditioning import Conditions, recorded_calls
 from ldpruner.finetuning.dataset import Item, Rows, items
 from ldpruner.finetuning.encoding import Encoder, find_encoder
-from ldpruner.fingerprints import weights_digest
-from ldpruner.latents import draw_latents
-from ldpruner.pipelines import networks
-from ldpruner.probe import Probe
+from ldpruner.pipelines.fingerprints import weights_digest
+from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.running import networks
+from ldpruner.pipelines.sampling import draw_latents
 
 CHUNK = 64  # examples in one file
 LATENTS = "latents"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldpruner.operators import STAND_INS
+from ldpruner.operators.discovery import STAND_INS
 
 
 def stages(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]:

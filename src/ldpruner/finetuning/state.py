@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ldpruner.costs import device_of
 from ldpruner.errors import FinetuningError
 from ldpruner.finetuning.checkpoints import optimizer_tensors, read_checkpoint, restore_optimizer_, write_checkpoint
 from ldpruner.finetuning.settings import History, Training
+from ldpruner.profiling.costs import device_of
 
 FUSED = ("cpu", "cuda")  # devices on which torch has a fused AdamW
 # after so many steps a slow average follows only every few: it is a pass over all weights

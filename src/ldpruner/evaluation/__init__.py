@@ -1,0 +1,1 @@
+"""Cost and quality of a pruned pipeline beside its original."""

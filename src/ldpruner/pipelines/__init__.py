@@ -1,0 +1,1 @@
+"""Running any diffusers pipeline: its denoiser, its samples, its inputs."""

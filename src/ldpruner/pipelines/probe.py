@@ -1,0 +1,168 @@
+"""The probe: which latents are drawn, the same for every operator and on every machine."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from pydantic import Field, ValidationError, field_serializer, field_validator
+
+from ldpruner.errors import ProbeError, one_line
+from ldpruner.pipelines.running import accepted_arguments
+from ldpruner.values import Value, first_fault
+
+CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
+
+# For text pipelines when the user gives none. An empty prompt would make guidance, and all that reads the text, idle.
+GENERAL_PROMPTS = (
+    "a brown dog running on the grass",
+    "a portrait of an old woman with a hat",
+    "snow on high mountains under a blue sky",
+    "a bowl of soup beside bread and red tomatoes",
+    "a yellow bus in a busy street at night",
+    "children playing with a ball on the beach",
+    "an oil painting of ships on a stormy sea",
+    "a black cat asleep on a green sofa",
+    "a wooden house at the edge of a forest",
+    "a drawing of a smiling face",
+    "two horses pulling a cart of hay",
+    "a vase of white flowers by the window",
+    "a man playing a guitar on a stage",
+    "a glass tower in the rain",
+    "a red apple and a knife on a table",
+    "a flock of birds over a lake at sunset",
+)
+
+
+class Probe(Value):
+    """How latents are drawn: the same for every operator, and for every machine.
+
+    Each sample has its own seed, so that it depends neither on the batch that it is drawn in nor on the
+    other samples.
+
+    Attributes:
+        samples: how many latents (m in the paper).
+        steps: denoising steps of each (k in the paper).
+        seed: from which the samples' own seeds are made.
+        prompts: for text pipelines, a sequence or the path of a text file with one on each line; sample i takes
+            prompt i, starting again when they run out.
+        guidance: the scale of classifier-free guidance; None leaves it to the pipeline.
+        call: further arguments of the pipeline's call, such as `height`. Texts (`negative_prompt`), images and rows of
+            tensors (`image_embeds`) are one for all samples, or several that are gone through like the prompts.
+    """
+
+    samples: int = Field(default=16, ge=1)
+    steps: int = Field(default=25, ge=1)
+    seed: int = Field(default=0, ge=0)
+    prompts: tuple[str, ...] | None = Field(default=None, min_length=1)
+    guidance: float | None = None
+    call: dict[str, Any] = Field(default_factory=dict)
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ProbeError(f"probe {first_fault(error)}") from error
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _read_prompts(cls, prompts: Any) -> Any:
+        if not isinstance(prompts, (str, Path)):
+            return prompts
+        try:
+            lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProbeError(
+                f"probe prompts={str(prompts)!r}: {one_line(error)}; give a text file or a sequence of prompts"
+            ) from error
+        found = tuple(line for line in lines if line.strip())
+        if not found:
+            raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds no prompt; write one on each line")
+        return found
+
+    def sample_seed(self, index: int) -> int:
+        """The seed of one sample, the same on every machine."""
+        (state,) = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)
+        return int(state >> np.uint64(1))
+
+    def prompt(self, index: int) -> str | None:
+        """The prompt of one sample."""
+        return self.prompts[index % len(self.prompts)] if self.prompts else None
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """What each latent is made from: its seed, and the prompt where there is one."""
+        rows = [{"seed": self.sample_seed(index), "prompt": self.prompt(index)} for index in range(self.samples)]
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+    def without(self, argument: str) -> "Probe":
+        """The probe without one of the call's arguments."""
+        return self.model_copy(update={"call": {name: it for name, it in self.call.items() if name != argument}})
+
+    def completed(self, pipeline: DiffusionPipeline) -> "Probe":
+        """The probe with general prompts, if the pipeline takes some and the probe has none."""
+        takes_prompts = bool(accepted_arguments(pipeline, {"prompt": ""}))
+        given = self.prompts is not None or any(name.startswith("prompt") for name in self.call)
+        return self.model_copy(update={"prompts": GENERAL_PROMPTS}) if takes_prompts and not given else self
+
+    def arguments(self, pipeline: DiffusionPipeline, samples: Sequence[int]) -> dict[str, Any]:
+        """What to call a pipeline with to draw the samples of these indices in one batch."""
+        generators = [torch.Generator().manual_seed(self.sample_seed(index)) for index in samples]
+        generator = generators[0] if len(generators) == 1 else generators
+        wanted: dict[str, Any] = {
+            "num_inference_steps": self.steps,
+            "steps": self.steps,
+            "generator": generator,
+            "batch_size": len(samples),
+        }
+        of_samples = {"prompt": self.completed(pipeline).prompts, "class_labels": range(CLASSES), **self.call}
+        given = accepted_arguments(
+            pipeline, {name: _of_samples(name, value, samples) for name, value in of_samples.items()}
+        )
+        if self.guidance is not None:
+            wanted["guidance_scale"] = self.guidance
+        return {**accepted_arguments(pipeline, wanted), **given}
+
+    @field_serializer("call", when_used="json")
+    def _call_as_json(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: _as_json(value) for name, value in call.items()}
+
+
+def _is_of_samples(name: str, value: Any) -> bool:
+    """Whether each sample has its own: texts, images (but an adapter has a list of its own), labels, rows."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim >= 4 or (value.ndim >= 2 and ("prompt" in name or "embed" in name))
+    first = value[0] if isinstance(value, (list, tuple, range)) and len(value) else value
+    is_text = isinstance(first, str) and name.startswith(("prompt", "negative_prompt"))
+    is_image = isinstance(first, Image.Image) and "image" in name and not name.startswith("ip_adapter")
+    return is_text or is_image or (name == "class_labels" and isinstance(first, int))
+
+
+def _of_samples(name: str, value: Any, samples: Sequence[int]) -> Any:
+    """One value for each sample from one for all, or from several that start again when they run out.
+
+    A single sample's is given bare, as some pipelines take no lists; labels are always a list.
+    """
+    if not _is_of_samples(name, value):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value[[index % len(value) for index in samples]]
+    values = value if isinstance(value, (list, tuple, range)) else [value]
+    chosen = [values[index % len(values)] for index in samples]
+    return chosen[0] if len(chosen) == 1 and name != "class_labels" else chosen
+
+
+def _as_json(value: Any) -> Any:
+    """The value itself where JSON has it; of an image or a tensor, what tells it from another."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        if isinstance(value, (list, tuple)):
+            return [_as_json(one) for one in value]
+        digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=8).hexdigest()
+        return f"{type(value).__name__} {digest}"
+    return value

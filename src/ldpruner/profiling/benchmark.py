@@ -1,0 +1,99 @@
+"""Pipelines beside each other: what each costs, timed in turn, and how far their latents are apart."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from diffusers import DiffusionPipeline
+
+from ldpruner.operators.discovery import denoiser_macs
+from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
+from ldpruner.pipelines.fingerprints import count_parameters
+from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.running import run_pipeline
+from ldpruner.profiling.costs import device_of, peak_memory, timed_ms
+from ldpruner.values import Value
+
+ROUNDS = 15  # pairs of timings
+
+
+class Spread(Value):
+    """A measured quantity: its median, and the tenth and ninetieth percentile."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        """The spread of some measurements."""
+        p10, median, p90 = np.percentile(values, [10, 50, 90])
+        return cls(median=float(median), p10=float(p10), p90=float(p90))
+
+
+class Measured(Value):
+    """What one pipeline costs.
+
+    Attributes:
+        pipeline: its name.
+        parameters, macs: of the denoiser, and of one call of it on one sample.
+        latency_ms: of one call of the whole pipeline on one sample.
+        peak_memory_bytes: at the peak of such a call, weights of all components included.
+    """
+
+    pipeline: str
+    parameters: int
+    macs: int
+    latency_ms: Spread
+    peak_memory_bytes: int
+
+
+class Comparison(Value):
+    """Pipelines measured in one run; the ratio is that of the second over the first, pair by pair."""
+
+    pipelines: tuple[Measured, ...]
+    latency_ratio: Spread | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The median of the latency ratio; 1 for a single pipeline."""
+        return self.latency_ratio.median if self.latency_ratio is not None else 1.0
+
+
+def compare(
+    pipelines: Mapping[str, DiffusionPipeline], probe: Probe, *, component: str | None = None, rounds: int = ROUNDS
+) -> Comparison:
+    """Measures pipelines in turn, A B A B, so that a machine whose speed drifts treats them alike.
+
+    Args:
+        pipelines: one or two, by name.
+        probe: what to call them with: its steps, and the prompt of its first sample.
+        component: which network, for pipelines with more than one denoiser.
+        rounds: how many timings of each, after one that does not count.
+    """
+    denoisers = {name: find_denoiser(one, component, probe.arguments(one, [0])) for name, one in pipelines.items()}
+    times: dict[str, list[float]] = {name: [] for name in pipelines}
+    for _ in range(rounds + 1):
+        for name, pipeline in pipelines.items():
+            times[name].append(timed_ms(_call(pipeline, probe), device_of(denoisers[name].module)))
+    counted = {name: values[1:] for name, values in times.items()}
+    measured = [_measured(name, pipelines[name], denoisers[name], probe, counted[name]) for name in pipelines]
+    ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
+    return Comparison(pipelines=tuple(measured), latency_ratio=Spread.of(ratios) if ratios else None)
+
+
+def _measured(
+    name: str, pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe, times: list[float]
+) -> Measured:
+    return Measured(
+        pipeline=name,
+        parameters=count_parameters(denoiser.module),
+        macs=denoiser_macs(denoiser),
+        latency_ms=Spread.of(times),
+        peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probe)),
+    )
+
+
+def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:
+    """One whole call of a pipeline on the first sample of a probe, decoding included."""
+    return functools.partial(run_pipeline, pipeline, probe.arguments(pipeline, [0]), compiled=True)

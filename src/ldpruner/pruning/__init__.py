@@ -1,0 +1,1 @@
+"""Removing operators for good, and saving what is left."""

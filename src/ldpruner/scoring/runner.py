@@ -1,0 +1,214 @@
+"""Scoring operators: every modification on every sample of the probe, as in the paper."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from ldpruner.errors import OperatorNotFound
+from ldpruner.operators.discovery import Candidate, Operator, operators_of
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.fingerprints import architecture, precision, weights_digest
+from ldpruner.pipelines.offload import loaded
+from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.running import networks, schedulers
+from ldpruner.pipelines.sampling import BATCH, largest_batch
+from ldpruner.profiling.costs import Costs, measure_costs, module_shares
+from ldpruner.scoring.drawing import Drawing, key_of
+from ldpruner.scoring.estimates import Estimate, estimated, interval, rank_stability, standard_error
+from ldpruner.scoring.importance import Metric
+from ldpruner.scoring.results import Savings, Score, Scores
+from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.worker import Executor, LocalExecutor
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = Estimate(math.inf)
+
+
+class Scoring:
+    """A scoring run: an iterable with a length that draws everything, as in the paper, then `scores()`.
+
+    The arguments are those of `score_operators`, which draws what matters only.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        operators: Sequence[Operator] | None = None,
+        probe: Probe | None = None,
+        *,
+        component: str | None = None,
+        run: Path | str | None = None,
+        metric: Metric = "mean_std",
+        batch_size: int = BATCH,
+        executor: Executor | None = None,
+    ) -> None:
+        self.pipeline, self.metric = pipeline, metric
+        self.probe = self._completed(probe or Probe())
+        component = operators[0].component if operators else component
+        self.denoiser = find_denoiser(pipeline, component, self.probe.arguments(pipeline, [0]))
+        self.operators = operators_of(self.denoiser) if operators is None else tuple(operators)
+        self._check_operators()
+        self.ledger = Ledger(run, self._identity())
+        try:
+            self.drawing = Drawing(
+                self.denoiser.component,
+                self.probe,
+                self.ledger,
+                executor or LocalExecutor(pipeline),
+                batch_size if self._batches_are_safe() else 1,
+            )
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    def _completed(self, probe: Probe) -> Probe:
+        completed = probe.completed(self.pipeline)
+        if completed is not probe:
+            logger.info("no prompts given: drawing from general ones; some of your own would fit your use better")
+        return completed
+
+    def _batches_are_safe(self) -> bool:
+        """Whether samples may be drawn together; found out once, and kept in the ledger."""
+        known = self.ledger.fact("batches_are_safe")
+        if known is None:
+            known = largest_batch(self.pipeline, self.probe, BATCH) > 1
+            self.ledger.set_fact("batches_are_safe", known)
+            if not known and self.probe.samples > 1:
+                logger.info("%s is drawn one sample at a time: in a batch, one changes another", self._name)
+        return bool(known)
+
+    @property
+    def _name(self) -> str:
+        return type(self.pipeline).__name__
+
+    def __enter__(self) -> "Scoring":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+
+    def __len__(self) -> int:
+        """How many draws the whole run takes, finished ones included."""
+        return len(self.drawing.draws(self._everything))
+
+    def __iter__(self) -> Iterator[str]:
+        """Draws what is not finished yet; yields the operator's name after each draw."""
+        return self.drawing.draw(self._everything)
+
+    @property
+    def _everything(self) -> dict[Candidate, int]:
+        return dict.fromkeys(self.candidates, self.probe.samples)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [candidate for operator in self.operators for candidate in operator.candidates]
+
+    def scores(self, metric: Metric | None = None, first: Mapping[Candidate, int] | None = None) -> Scores:
+        """The scores of what has been drawn; any metric can be read off the same latents.
+
+        Args:
+            metric: which score; that of the run if None.
+            first: of each modification how many samples count, where more may have been drawn.
+        """
+        metric = metric or self.metric
+        costs, shares = self._costs()
+        estimates = self._estimates(metric, first)
+        found = tuple(
+            Score(
+                operator=candidate.operator,
+                kind=operator.kind,
+                modification=candidate.modification,
+                **_told(estimates.get(candidate, UNKNOWN)),
+                saves=self._savings(candidate, costs, shares),
+                candidate=candidate,
+                failure=self.drawing.failures.get(key_of(candidate)),
+            )
+            for operator in self.operators
+            for candidate in operator.candidates
+        )
+        known = [one for one in found if one.interval is not None]
+        errors = [standard_error(one.score, one.interval) for one in known]
+        return Scores(
+            component=self.denoiser.component,
+            architecture=architecture(self.denoiser.module),
+            probe=self.probe,
+            metric=metric,
+            costs=costs,
+            denoiser_calls=self.ledger.denoiser_calls(),
+            scores=found,
+            rank_stability=rank_stability([one.score for one in known], errors),
+        )
+
+    def doubts(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
+        """The relative standard error of each score as one of the whole probe.
+
+        Args:
+            first: of each modification how many samples count.
+        """
+        return {one: estimate.doubt for one, estimate in self._estimates(self.metric, first).items()}
+
+    def _estimates(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Estimate]:
+        curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}
+        possible = [one for one in self.candidates if key_of(one) not in self.drawing.failures]
+        effects = {one: effect for one in possible if (effect := self.drawing.effect(one))}
+        if first is not None:
+            curves = {one: curves[one].first(number) for one, number in first.items() if number and one in curves}
+            effects = {one: effects[one] for one in first if one in effects}
+        return estimated(curves, effects, self.probe.samples, metric)
+
+    def _costs(self) -> tuple[Costs, dict[str, float]]:
+        """Measured once, and kept in the ledger."""
+        known = self.ledger.fact("costs")
+        if known is None:
+            costs = measure_costs(self.pipeline, self.denoiser, self.probe)
+            known = {"costs": costs.model_dump(), "shares": module_shares(self.denoiser)}
+            self.ledger.set_fact("costs", known)
+        return Costs(**known["costs"]), known["shares"]
+
+    def _savings(self, candidate: Candidate, costs: Costs, shares: dict[str, float]) -> Savings:
+        share = sum(shares.get(name, 0.0) for name in (candidate.operator, *candidate.also))
+        if candidate.modification == "shortcut":
+            share -= shares.get(f"{candidate.operator}.{candidate.through}", 0.0)
+        weight_bytes = next(self.denoiser.module.parameters()).element_size()
+        return Savings(
+            parameters=candidate.parameters,
+            macs=candidate.macs,
+            latency_ms=share * costs.denoiser_ms,
+            memory=candidate.parameters * weight_bytes,
+        )
+
+    def _identity(self) -> dict[str, object]:
+        """What the results depend on. The number of samples is not part of it: a run can be extended."""
+        steppers = schedulers(self.pipeline)
+        with loaded(self.pipeline):
+            weights = {name: weights_digest(part) for name, part in networks(self.pipeline).items()}
+        return {
+            "pipeline": self._name,
+            "component": self.denoiser.component,
+            "architecture": architecture(self.denoiser.module).model_dump(),
+            "weights": weights,
+            "precision": str(precision(self.denoiser.module)),
+            "scheduler": [repr((type(one).__name__, _own_settings(one))) for one in steppers],
+            "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
+        }
+
+    def _check_operators(self) -> None:
+        known = {name for name, _ in self.denoiser.module.named_modules()}
+        for operator in self.operators:
+            if operator.name not in known:
+                raise OperatorNotFound(operator.name, known)
+
+
+def _own_settings(scheduler: Any) -> list[tuple[str, Any]]:
+    """What a scheduler is configured with, without what diffusers notes beside it: its version, what was left out."""
+    return sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
+
+
+def _told(known: Estimate) -> dict[str, Any]:
+    around = interval(known.score, known.error) if known.error is not None else None
+    return {"score": known.score, "interval": around, "samples": known.samples, "stopped": known.stopped}

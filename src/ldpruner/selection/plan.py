@@ -1,0 +1,69 @@
+"""Plans: what to remove from a denoiser, and where the choice came from."""
+
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from pydantic import Field
+
+from ldpruner.budget import Budget, Predicted
+from ldpruner.errors import PlanMismatch, StorageError, one_line
+from ldpruner.operators.discovery import Removal
+from ldpruner.pipelines.fingerprints import Architecture
+from ldpruner.values import Value
+
+Rule: TypeAlias = Literal["knapsack", "lowest"]
+
+
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+
+class Choice(Removal):
+    """A removal that a plan makes.
+
+    Attributes:
+        score: for which it was chosen.
+        firm: in which share of the plans it is, had the scores come out otherwise within their intervals: of what is
+            well below 1, another removal would do as well.
+    """
+
+    score: float = 0.0
+    firm: float | None = None
+
+
+class Plan(Value):
+    """What to remove from a denoiser, and where the choice came from.
+
+    Attributes:
+        removed: the removals, in the order in which the operators run.
+        component: the denoiser's name in the pipeline; None for the one that the pipeline calls.
+        architecture: of the denoiser that it was made for; None applies wherever the operators exist.
+        budget, rule: what was asked for.
+        predicted: what is left.
+        provenance: of the scores: probe, metric, whether all were drawn on all samples, denoiser calls, and how much
+            alike other seeds would rank; and whether what is left was measured, where it is a latency.
+    """
+
+    removed: tuple[Choice, ...]
+    component: str | None = None
+    architecture: Architecture | None = None
+    budget: Budget | None = None
+    rule: Rule | None = None
+    predicted: Predicted | None = None
+    provenance: dict[str, object] = Field(default_factory=dict)
+
+    def write(self, path: Path | str) -> None:
+        """Writes the plan as readable JSON."""
+        try:
+            Path(path).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Plan":
+        """Reads a plan that `write` wrote."""
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanMismatch(f"no plan at {path}: {error.strerror}; make one with 'ldpruner select'") from error
+        except ValueError as error:
+            raise PlanMismatch(f"{path} is not a plan: {one_line(error)}") from error

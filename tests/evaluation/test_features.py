@@ -1,0 +1,229 @@
+"""Feature networks: tiny ones of transformers on disk, with random weights."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertModel,
+    ClapAudioConfig,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapTextConfig,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+)
+
+import ldpruner
+from ldpruner.errors import EvaluationError
+from ldpruner.evaluation.drawn import Drawn, draw
+from ldpruner.evaluation.evaluate import evaluate
+from ldpruner.evaluation.features import (
+    Classifier,
+    InceptionFeatures,
+    LatentFeatures,
+    find_extractor,
+    find_prompt_match,
+)
+from tests.conftest import WORDS
+
+CPU = torch.device("cpu")
+RANDOM = np.random.default_rng(0)
+SOUNDS = Drawn(sounds=tuple(RANDOM.normal(0, 0.1, (2, 4000)) for _ in range(3)), sampling_rate=8000)
+VIDEOS = Drawn(
+    pictures=RANDOM.integers(0, 256, (3, 2, 24, 32, 3), dtype=np.uint8), prompts=("a cat", "the sea", "a dog")
+)
+VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def processor() -> Any:
+    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vision")
+    torch.manual_seed(0)
+    CLIPVisionModel(CLIPVisionConfig(**VISION, image_size=16, patch_size=8)).save_pretrained(path)
+    processor().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", model_max_length=8)
+    text = CLIPTextConfig(
+        **VISION, vocab_size=len(WORDS), max_position_embeddings=8, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    config = CLIPConfig(
+        text_config=text.to_dict(),
+        vision_config=CLIPVisionConfig(**VISION, image_size=16, patch_size=8).to_dict(),
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(path)
+    CLIPProcessor(processor(), tokenizer).save_pretrained(path)
+    return path
+
+
+def test_latents_are_pooled_over_space_by_mean_and_deviation() -> None:
+    latents = RANDOM.normal(size=(5, 3, 4, 6))
+    features = LatentFeatures()(Drawn(latents=latents))
+    expected = [[*(one.mean() for one in sample), *(one.std() for one in sample)] for sample in latents]
+    np.testing.assert_allclose(features, expected)
+
+
+def test_tokens_are_pooled_over_their_positions_either_way_round() -> None:
+    tokens = RANDOM.normal(size=(5, 12, 3))
+    turned = LatentFeatures()(Drawn(latents=tokens.swapaxes(1, 2)))
+    np.testing.assert_array_equal(LatentFeatures()(Drawn(latents=tokens)), turned)
+    assert turned.shape == (5, 6)
+
+
+def test_a_network_for_pictures_gives_its_pooled_output_the_mean_over_frames(vision: Path) -> None:
+    features = find_extractor(str(vision), CPU)(VIDEOS)
+    network = CLIPVisionModel.from_pretrained(vision).eval()
+    assert VIDEOS.pictures is not None
+    with torch.no_grad():
+        for row, video in zip(features, VIDEOS.pictures, strict=True):
+            pixels = processor()(images=list(video), return_tensors="pt")
+            expected = network(**pixels).pooler_output.mean(0).double().numpy()
+            np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_of_texts_and_pictures_gives_its_projection_of_pictures(clip: Path) -> None:
+    assert find_extractor(str(clip), CPU)(VIDEOS).shape == (3, 8)
+
+
+def test_the_clip_score_is_that_of_the_whole_model(clip: Path) -> None:
+    scores = find_prompt_match(str(clip), CPU)(VIDEOS)
+    model = CLIPModel.from_pretrained(clip).eval()
+    both = CLIPProcessor.from_pretrained(clip)
+    assert VIDEOS.pictures is not None
+    for score, video, prompt in zip(scores, VIDEOS.pictures, VIDEOS.prompts, strict=True):
+        inputs = both(text=[prompt], images=list(video), return_tensors="pt")
+        with torch.no_grad():
+            cosines = model(**inputs).logits_per_text / model.logit_scale.exp()
+        assert score == pytest.approx(max(0.0, 100 * float(cosines.mean())), rel=1e-4)
+    assert len(set(scores)) > 1
+
+
+def test_an_evaluation_has_the_clip_score_of_pipelines_that_take_prompts(
+    tiny_text: DiffusionPipeline, clip: Path
+) -> None:
+    probe = ldpruner.Probe(samples=5, steps=1, prompts=("a cat", "the sea", "a dog on the moon"))
+    result = evaluate(tiny_text, tiny_text, probe, clip=str(clip), metrics=("clip_score",))
+    (row,) = result.metrics
+    seeds = probe.model_copy(update={"seed": 1})
+    drawn = draw(tiny_text, seeds, range(5))
+    assert drawn.prompts == ("a cat", "the sea", "a dog on the moon", "a cat", "the sea")
+    assert row.pruned == row.original == pytest.approx(find_prompt_match(str(clip), CPU)(drawn).mean(), rel=1e-3)
+    assert row.noise_floor is not None
+    assert result.protocol["clip"] == str(clip)
+
+
+def test_sounds_are_heard_one_by_one_at_the_networks_own_rate(tmp_path: Path) -> None:
+    audio = ClapAudioConfig(
+        hidden_size=16,
+        patch_embeds_hidden_size=8,
+        depths=[1, 1],
+        num_attention_heads=[1, 1],
+        spec_size=64,
+        num_mel_bins=16,
+        window_size=2,
+    )
+    text = ClapTextConfig(vocab_size=9, **VISION, max_position_embeddings=8)
+    torch.manual_seed(0)
+    config = ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=8)
+    ClapModel(config).save_pretrained(tmp_path)
+    hearing = {"feature_size": 16, "sampling_rate": 16000, "max_length_s": 1, "frequency_max": 8000}
+    ClapFeatureExtractor(**hearing, truncation="rand_trunc").save_pretrained(tmp_path)
+    extractor = find_extractor(str(tmp_path), CPU)
+    features = extractor(SOUNDS)
+    assert features.shape == (3, 8)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-4)
+    assert SOUNDS.sounds is not None
+    alone = extractor(Drawn(sounds=SOUNDS.sounds[1:2], sampling_rate=8000))
+    np.testing.assert_array_equal(alone[0], features[1])
+
+
+def test_a_network_without_all_its_weights_is_refused(vision: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((vision / name).read_bytes())
+    weights = load_file(vision / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "post_layernorm" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EvaluationError, match="lacks weights"):
+        find_extractor(str(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("name", ["nothing-here", "no one/at all"])
+def test_a_network_that_is_not_there_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(EvaluationError, match=name) as caught:
+        find_extractor(name, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_for_texts_is_refused(tmp_path: Path) -> None:
+    BertModel(BertConfig(vocab_size=9, **VISION)).save_pretrained(tmp_path)
+    with pytest.raises(EvaluationError, match="neither pictures nor sounds"):
+        find_extractor(str(tmp_path), CPU)
+
+
+def test_a_network_without_texts_gives_no_clip_score(vision: Path) -> None:
+    with pytest.raises(EvaluationError, match="no CLIPModel"):
+        find_prompt_match(str(vision), CPU)
+
+
+def test_features_of_what_is_not_there_are_told(vision: Path) -> None:
+    with pytest.raises(EvaluationError, match="files have no latents"):
+        LatentFeatures()(VIDEOS)
+    with pytest.raises(EvaluationError, match="for pictures"):
+        find_extractor(str(vision), CPU)(SOUNDS)
+
+
+def test_inception_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(EvaluationError, match="torch-fidelity torchvision"):
+        find_extractor("inception", CPU)
+
+
+def test_inception_tells_classes_by_the_features_that_it_gave() -> None:
+    class Network(torch.nn.Module):
+        """With what is asked of torchmetrics' own: features of bytes, and a last layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(3, 4)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            assert pixels.dtype == torch.uint8
+            return pixels.float().mean((2, 3)) / 255
+
+    network = Network()
+    extractor = InceptionFeatures(network, CPU)
+    features = extractor(VIDEOS)
+    assert isinstance(extractor, Classifier)
+    assert VIDEOS.pictures is not None
+    np.testing.assert_allclose(features, VIDEOS.pictures.mean((1, 2, 3)) / 255, rtol=1e-5)
+    logits = torch.from_numpy(features).float() @ network.fc.weight.T
+    np.testing.assert_allclose(extractor.probabilities(features), logits.softmax(1).detach().numpy(), rtol=1e-5)

@@ -1,0 +1,274 @@
+"""The record of one call, on networks small enough to say by hand what it must hold."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldpruner.operators.discovery import Operator, operators_of
+from ldpruner.operators.patching import modified
+from ldpruner.operators.tracing import Dataflow, trace
+from ldpruner.pipelines.denoiser import Denoiser
+
+
+class Residual(nn.Module):
+    """x + g * branch(norm(x)), as blocks of transformers do, and a gate that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.branch = nn.Linear(6, 6)
+        self.gate = nn.Sigmoid()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        values = values + 0.5 * self.branch(self.norm(values))
+        result = self.head(values * self.gate(values) + self.gate(values))
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class Shared(nn.Module):
+    """A norm whose output two branches read, so that it goes with neither of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(values)
+        result = values + self.first(normed) + self.second(normed)
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class Unrelated(nn.Module):
+    """Adds something that the input of the operator has nothing to do with: no residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(6, 6)
+        self.other = nn.Linear(6, 6)
+
+    def forward(self, values: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        result = self.one(values) + self.other(more)
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class InPlace(nn.Module):
+    """A residual that is added in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 6)
+        self.branch = nn.Linear(6, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        stream = self.stem(values)
+        stream += self.branch(stream)
+        assert isinstance(stream, torch.Tensor)
+        return stream
+
+
+class Parallel(nn.Module):
+    """Two branches side by side that share their last projection, as the single blocks of Flux do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.together = nn.Linear(12, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([self.first(values), self.second(values)], dim=-1)
+        result = values + 0.5 * self.together(joined)
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class Sandwich(nn.Module):
+    """A branch with a norm behind it, too, as Z-Image and Lumina have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.RMSNorm(6)
+        self.branch = nn.Sequential(nn.Linear(6, 12), nn.SiLU(), nn.Linear(12, 6))
+        self.behind = nn.RMSNorm(6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        result = values + self.behind(self.branch(self.before(values)))
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class Guided(nn.Module):
+    """Two blocks of a stream, the same tensor added after each, as a ControlNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Residual6(), Residual6()])
+
+    def forward(self, values: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            values = block(values) + control
+        return values
+
+
+class Residual6(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(6, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + self.branch(values)  # type: ignore[no-any-return]
+
+
+class Partial(nn.Module):
+    """A block that returns None beside its stream, and is called by name."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Linear(6, 6)
+
+        def forward(self, context: torch.Tensor, values: torch.Tensor) -> tuple[None, torch.Tensor]:
+            return None, values + self.branch(values) * context.mean()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = self.Block()
+
+    def forward(self, values: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        nothing, values = self.block(context=context, values=values)
+        assert nothing is None
+        return values
+
+
+class Caching(nn.Module):
+    """Keeps a table on the device that it was last asked for, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(6, 6)
+        self.table = torch.arange(6.0)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.table = self.table.to(values.device)
+        return values + self.branch(values) * self.table  # type: ignore[no-any-return]
+
+
+def denoiser(module: nn.Module, inputs: int = 1, rows: int = 2) -> Denoiser:
+    return Denoiser("network", module.eval(), tuple(torch.ones(rows, 5, 6) for _ in range(inputs)), {})
+
+
+def found(module: nn.Module, inputs: int = 1) -> dict[str, Operator]:
+    return {one.name: one for one in operators_of(denoiser(module, inputs))}
+
+
+def all_macs(flow: Dataflow) -> int:
+    return flow.macs(range(len(flow.nodes)))
+
+
+def test_macs_are_those_of_the_layers_and_of_torchs_counter() -> None:
+    one = denoiser(Residual())
+    flow = trace(one)
+    assert all_macs(flow) == 2 * 5 * (6 * 6 + 6 * 3)
+    assert flow.macs(flow.nodes_of("branch")) == 2 * 5 * 6 * 6
+    with FlopCounterMode(display=False) as counter:
+        one()
+    assert 2 * all_macs(flow) == counter.get_total_flops()
+
+
+def test_calls_are_recorded_with_their_shapes() -> None:
+    flow = trace(denoiser(Residual()))
+    assert {name: len(calls) for name, calls in flow.calls.items()} == {"norm": 1, "branch": 1, "gate": 2, "head": 1}
+    (call,) = flow.calls["head"]
+    assert call.inputs[0].shape == (2, 5, 6)
+    assert [value.shape for value in call.results] == [(2, 5, 3)]
+
+
+def test_every_node_reads_only_earlier_ones() -> None:
+    flow = trace(denoiser(Residual()))
+    assert len(flow.nodes) == len(flow.owners) == len(flow.readers) > 5
+    for number, node in enumerate(flow.nodes):
+        assert all(source < number for source in node.inputs)
+        assert all(number in flow.readers[source] for source in node.inputs)
+
+
+def test_a_scaled_residual_branch_is_seen_and_takes_its_norm_along() -> None:
+    (candidate,) = found(Residual())["branch"].candidates
+    assert (candidate.modification, candidate.also) == ("zero", ("norm",))
+    assert candidate.parameters == 6 * 6 + 6 + 2 * 6
+    assert candidate.macs == 5 * 6 * 6  # one of the two rows
+
+
+def test_an_operator_that_is_called_twice_says_so() -> None:
+    assert found(Residual())["gate"].calls == 2
+
+
+def test_a_norm_that_something_else_reads_stays() -> None:
+    (candidate,) = found(Shared())["first"].candidates
+    assert (candidate.modification, candidate.also) == ("zero", ())
+
+
+def test_parallel_branches_are_both_residual() -> None:
+    assert {one.modifications for name, one in found(Shared()).items() if name != "norm"} == {("zero",)}
+
+
+def test_an_addition_of_something_else_makes_no_residual_branch() -> None:
+    assert [one.modifications for one in found(Unrelated(), inputs=2).values()] == [("identity",), ("identity",)]
+
+
+def test_a_residual_that_is_added_in_place_is_seen() -> None:
+    operators = found(InPlace())
+    assert operators["branch"].modifications == ("zero",)
+    assert operators["stem"].modifications == ("identity",)
+
+
+def test_tracing_changes_neither_the_network_nor_what_it_was_given() -> None:
+    one = denoiser(InPlace())
+    before: Any = one()
+    modules = list(one.module.modules())
+    trace(one)
+    assert torch.equal(one(), before)
+    assert torch.equal(one.arguments[0], torch.ones(2, 5, 6))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    assert not any(weight.is_meta for weight in one.module.parameters())
+
+
+def test_parallel_branches_share_their_projection() -> None:
+    operators = found(Parallel())
+    assert operators["first"].modifications == operators["second"].modifications == ("zero",)
+
+
+def test_what_stands_before_a_removed_norm_goes_with_it() -> None:
+    (candidate,) = found(Sandwich())["behind"].candidates
+    assert (candidate.modification, candidate.also) == ("zero", ("before", "branch"))
+    assert candidate.parameters == sum(weight.numel() for weight in Sandwich().parameters())
+
+
+def test_a_block_that_carries_the_stream_is_no_branch() -> None:
+    operators = found(Guided(), inputs=2)
+    assert [operators[f"blocks.{place}"].modifications for place in (0, 1)] == [("identity",), ("identity",)]
+
+
+def test_none_among_the_outputs_stays_none() -> None:
+    network = Partial()
+    (candidate,) = found(network, inputs=2)["block"].candidates
+    assert (candidate.modification, candidate.through) == ("identity", (None, "values"))
+    with modified(network, [candidate.removal]):
+        values = torch.randn(2, 5, 6)
+        assert torch.equal(network(values, torch.ones(3)), values)
+
+
+def test_what_a_network_keeps_stays_its_own() -> None:
+    network = Caching()
+    assert found(network)["branch"].modifications
+    assert network.table.device.type == "cpu"
+    assert network(torch.ones(2, 5, 6)).isfinite().all()

@@ -1,0 +1,117 @@
+"""The probe: which latents are drawn, and what the pipeline's call is given for each."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from ldpruner.errors import ProbeError
+from ldpruner.pipelines.probe import GENERAL_PROMPTS, Probe
+from tests.families import FAMILIES
+
+RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+
+
+def test_prompts_come_from_a_file_or_a_sequence(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  \nthe moon, größer\n", encoding="utf-8")
+    expected = ("a cat", "the moon, größer")
+    given: tuple[Any, ...] = (file, str(file), ["a cat", "the moon, größer"])
+    for prompts in given:
+        assert Probe(prompts=prompts).prompts == expected
+
+
+def test_prompts_start_again_when_they_run_out(tiny_text: DiffusionPipeline) -> None:
+    probe = Probe(prompts=("a cat", "the sea"))
+    assert probe.arguments(tiny_text, [0, 1, 2, 5])["prompt"] == ["a cat", "the sea", "a cat", "the sea"]
+
+
+@pytest.mark.parametrize(
+    "values", [{"samples": 0}, {"steps": 0}, {"seed": -1}, {"samples": 1.5}, {"sample": 3}, {"prompts": 3}]
+)
+def test_a_bad_value_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ProbeError, match=next(iter(values))):
+        Probe(**values)
+
+
+def test_a_probe_is_frozen() -> None:
+    probe = Probe()
+    with pytest.raises(ValueError, match="frozen"):
+        probe.samples = 3
+
+
+def test_a_probe_goes_through_json() -> None:
+    probe = Probe(samples=3, steps=4, seed=5, prompts=("a",), guidance=2.5, call={"width": 32})
+    assert Probe.model_validate_json(probe.model_dump_json()) == probe
+
+
+def test_an_empty_file_of_prompts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n\n")
+    with pytest.raises(ProbeError, match=r"prompts\.txt"):
+        Probe(prompts=tmp_path / "prompts.txt")
+
+
+def test_a_text_pipeline_without_prompts_is_given_general_ones(tiny_text: DiffusionPipeline) -> None:
+    probe = Probe(samples=4).completed(tiny_text)
+    assert probe.prompts == GENERAL_PROMPTS
+    assert probe.arguments(tiny_text, [1, 2])["prompt"] == list(GENERAL_PROMPTS[1:3])
+
+
+def test_what_the_user_says_is_not_completed(tiny_text: DiffusionPipeline, tiny: DiffusionPipeline) -> None:
+    for probe in (Probe(prompts=("a cat",)), Probe(call={"prompt_embeds": torch.zeros(1, 8, 16)})):
+        assert probe.completed(tiny_text) is probe
+    assert Probe().completed(tiny).prompts is None
+
+
+def test_a_negative_prompt_is_one_for_all_or_one_each(tiny_text: DiffusionPipeline) -> None:
+    one, several = (Probe(prompts=("a cat",), call={"negative_prompt": it}) for it in ("dog", ["dog", "sea"]))
+    assert one.arguments(tiny_text, [0, 1])["negative_prompt"] == ["dog", "dog"]
+    assert several.arguments(tiny_text, [0, 1, 2])["negative_prompt"] == ["dog", "sea", "dog"]
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_an_image_is_one_for_all_or_one_each() -> None:
+    pipeline = FAMILIES["stable-diffusion-img2img"].pipeline()
+    one, several = (Probe(prompts=("a cat",), call={"image": it}) for it in (RED, [RED, BLUE]))
+    assert one.arguments(pipeline, [0, 1])["image"] == [RED, RED]
+    assert several.arguments(pipeline, [0, 1, 2])["image"] == [RED, BLUE, RED]
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_single_sample_is_asked_for_without_lists() -> None:
+    """Some pipelines take none."""
+    pipeline = FAMILIES["stable-diffusion-img2img"].pipeline()
+    arguments = Probe(prompts=("a cat", "the sea"), call={"image": [RED, BLUE]}).arguments(pipeline, [1])
+    assert (arguments["prompt"], arguments["image"]) == ("the sea", BLUE)
+    assert isinstance(arguments["generator"], torch.Generator)
+
+
+def test_numbers_stay_as_they_are(tiny_text: DiffusionPipeline) -> None:
+    arguments = Probe(call={"height": 32, "num_images_per_prompt": 1}).arguments(tiny_text, [0, 1])
+    assert (arguments["height"], arguments["num_images_per_prompt"]) == (32, 1)
+
+
+def test_rows_of_a_tensor_belong_to_samples(tiny_text: DiffusionPipeline) -> None:
+    embeddings = torch.randn(2, 8, 16)
+    given = Probe(call={"prompt_embeds": embeddings}).arguments(tiny_text, [0, 1, 2])["prompt_embeds"]
+    assert torch.equal(given, embeddings[[0, 1, 0]])
+
+
+def test_the_probe_says_what_each_latent_was_made_from() -> None:
+    probe = Probe(samples=3, prompts=("a cat", "the sea"))
+    assert [row["prompt"] for row in probe.drawn()] == ["a cat", "the sea", "a cat"]
+    assert [row["seed"] for row in probe.drawn()] == [probe.sample_seed(index) for index in range(3)]
+    assert "prompt" not in Probe(samples=1).drawn()[0]
+
+
+def test_images_are_told_apart_in_json() -> None:
+    red, blue, again = (Probe(call={"image": [it]}).model_dump(mode="json") for it in (RED, BLUE, RED.copy()))
+    assert red == again != blue
+
+
+def test_a_sequence_without_prompts_is_refused() -> None:
+    with pytest.raises(ProbeError, match="prompts"):
+        Probe(prompts=())

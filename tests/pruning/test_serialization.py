@@ -1,0 +1,439 @@
+"""Saving and opening: exact, strict, whole or not at all, and never a pickle."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+import ldpruner
+from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.fingerprints import count_parameters
+from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pruning.serialization import load_weightless
+from ldpruner.selection.plan import Choice
+from tests.families import FAMILIES
+
+PROBE = ldpruner.Probe(samples=2, steps=2, prompts=("a cat", "the sea"))
+
+
+def some_plan(pipeline: DiffusionPipeline) -> ldpruner.Plan:
+    """Removals of every modification that the pipeline allows, no two inside one another."""
+    chosen: list[Any] = []
+    for operator in ldpruner.find_operators(pipeline):
+        (candidate,) = operator.candidates
+        alike = sum(one.modification == candidate.modification for one in chosen)
+        free = all(set(candidate.leaves).isdisjoint(one.leaves) for one in chosen)
+        runs = operator.name != "transformer_blocks.0"  # DiT reads this block's norm from outside
+        if alike < 3 and free and runs and candidate.parameters:
+            chosen.append(candidate)
+    return ldpruner.Plan(removed=tuple(Choice(**one.removal.model_dump()) for one in chosen))
+
+
+def pruned_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    return ldpruner.prune(pipeline, some_plan(pipeline))
+
+
+def latents(pipeline: DiffusionPipeline) -> torch.Tensor:
+    return draw_latents(pipeline, PROBE, range(PROBE.samples))
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny: DiffusionPipeline) -> DiffusionPipeline:
+    return pruned_copy(tiny)
+
+
+@pytest.fixture(scope="module")
+def saved(pruned: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pruned tiny pipeline on disk; not to be changed."""
+    path = tmp_path_factory.mktemp("pruned") / "pipeline"
+    ldpruner.save(pruned, path)
+    return path
+
+
+@pytest.fixture
+def broken(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the saved pruned pipeline, to be broken."""
+    return Path(shutil.copytree(saved, tmp_path / "broken"))
+
+
+@pytest.fixture
+def broken_plain(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the saved untouched pipeline, to be broken."""
+    return Path(shutil.copytree(folder, tmp_path / "plain"))
+
+
+def half(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline with its weights rounded to float16, and kept so."""
+    return pipeline.to(torch.float16)
+
+
+# Opens folders with nothing but diffusers, and keeps what their denoisers compute.
+ELSEWHERE = """
+import sys
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ldpruner":
+            raise ImportError(name)
+
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from diffusers import DiffusionPipeline
+
+for place in sys.argv[1:]:
+    dtype = torch.float16 if "half" in place else None
+    pipeline = DiffusionPipeline.from_pretrained(place, trust_remote_code=True, torch_dtype=dtype)
+    inputs = torch.load(place + ".inputs.pt", weights_only=True)
+    with torch.no_grad():
+        torch.save(pipeline.unet(**inputs, return_dict=False)[0], place + ".outputs.pt")
+    if dtype is None:
+        seeds = torch.load(place + ".seeds.pt", weights_only=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        text = {"prompt": ["a cat", "the sea"]} if "text" in place else {"batch_size": 2}
+        last = []
+        step = pipeline.scheduler.step
+        pipeline.scheduler.step = lambda *a, **k: last.append(step(*a, **k)) or last[-1]
+        pipeline(num_inference_steps=2, generator=generators, output_type="np", **text)
+        final = last[-1]
+        torch.save(final[0] if isinstance(final, tuple) else final.prev_sample, place + ".latents.pt")
+assert "ldpruner" not in sys.modules
+"""
+
+
+def recorded_call(pipeline: DiffusionPipeline, dtype: torch.dtype) -> dict[str, Any]:
+    """A call of the denoiser that any machine can repeat."""
+    generator = torch.Generator().manual_seed(7)
+    call = {"sample": torch.randn(2, 4, 8, 8, generator=generator).to(dtype), "timestep": torch.tensor(500)}
+    if "text_encoder" in pipeline.components:
+        call["encoder_hidden_states"] = torch.randn(2, 8, 16, generator=generator).to(dtype)
+    return call
+
+
+def test_a_folder_opens_exactly_where_ldpruner_is_not_installed(
+    tiny: DiffusionPipeline, tiny_text: DiffusionPipeline, tmp_path: Path
+) -> None:
+    pipelines = {"plain": pruned_copy(tiny), "text": pruned_copy(tiny_text)}
+    pipelines["half"] = half(copy.deepcopy(pipelines["plain"]))
+    expected = {}
+    for name, pipeline in pipelines.items():
+        ldpruner.save(pipeline, tmp_path / name)
+        call = recorded_call(pipeline, torch.float16 if name == "half" else torch.float32)
+        with torch.no_grad():
+            expected[name] = pipeline.unet(**call, return_dict=False)[0]
+        torch.save(call, tmp_path / f"{name}.inputs.pt")
+        torch.save([PROBE.sample_seed(index) for index in range(2)], tmp_path / f"{name}.seeds.pt")
+    modules = tmp_path / "modules"
+    result = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *(str(tmp_path / name) for name in pipelines)],
+        env={**os.environ, "HF_MODULES_CACHE": str(modules)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for name in pipelines:
+        made = torch.load(tmp_path / f"{name}.outputs.pt", weights_only=True)
+        assert torch.equal(made, expected[name]), name
+    for name in ("plain", "text"):
+        assert torch.equal(torch.load(tmp_path / f"{name}.latents.pt", weights_only=True), latents(pipelines[name]))
+    assert list(modules.rglob("pruned*.py"))  # the folder's own code ran
+
+
+@pytest.mark.parametrize("fixture", ["tiny", "tiny_text", "tiny_transformer"])
+def test_load_gives_the_same_latents_to_the_bit(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    pipeline = request.getfixturevalue(fixture)
+    pruned = pruned_copy(pipeline)
+    ldpruner.save(pruned, tmp_path / "pruned")
+    reloaded = ldpruner.load(tmp_path / "pruned")
+    component = find_denoiser(pruned).component
+    modifications = {one["modification"] for one in reloaded.components[component].config["removals"]}
+    assert modifications >= {"identity"}
+    assert count_parameters(reloaded.components[component]) < count_parameters(pipeline.components[component])
+    assert not reloaded.components[component].training
+    assert torch.equal(latents(reloaded), latents(pruned))
+
+
+def test_load_runs_no_code_of_the_folder(broken: Path, pruned: DiffusionPipeline) -> None:
+    (code,) = (broken / "unet").glob("*.py")
+    code.write_text("raise SystemExit('ran')\n")
+    assert torch.equal(latents(ldpruner.load(broken)), latents(pruned))
+
+
+def test_an_untouched_pipeline_saves_and_loads_as_ever(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+    ldpruner.save(tiny, tmp_path / "plain")
+    for opened in (ldpruner.load(tmp_path / "plain"), DiffusionPipeline.from_pretrained(tmp_path / "plain")):
+        assert torch.equal(latents(opened), latents(tiny))
+
+
+def test_a_folder_is_as_much_smaller_as_weights_were_removed(
+    folder: Path, saved: Path, tiny: DiffusionPipeline
+) -> None:
+    before = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    after = sum(path.stat().st_size for path in (saved / "unet").glob("*.safetensors"))
+    removed = count_parameters(tiny.unet) - count_parameters(ldpruner.load(saved).unet)
+    assert removed > 10_000
+    assert before - after == pytest.approx(4 * removed, rel=0.1)
+
+
+def test_half_precision_survives(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+    pruned = half(copy.deepcopy(pruned_copy(tiny)))  # the decoder is shared with the original
+    ldpruner.save(pruned, tmp_path / "half")
+    reloaded = ldpruner.load(tmp_path / "half", torch_dtype=torch.float16)
+    assert reloaded.unet.dtype == torch.float16
+    call = recorded_call(pruned, torch.float16)
+    with torch.no_grad():
+        assert torch.equal(reloaded.unet(**call).sample, pruned.unet(**call).sample)
+    size = sum(path.stat().st_size for path in (tmp_path / "half" / "unet").glob("*.safetensors"))
+    assert size < 2.3 * count_parameters(pruned.unet)
+
+
+def test_a_pruned_pipeline_is_pruned_further_and_saved_again(saved: Path, tmp_path: Path) -> None:
+    once = ldpruner.load(saved)
+    twice = pruned_copy(once)
+    assert count_parameters(twice.unet) < count_parameters(once.unet)
+    ldpruner.save(twice, tmp_path / "twice")
+    again = ldpruner.load(tmp_path / "twice")
+    assert torch.equal(latents(again), latents(twice))
+    assert len(again.unet.config["removals"]) > len(once.unet.config["removals"])
+
+
+def test_a_pruned_folder_needs_no_weights_to_be_understood(saved: Path, pruned: DiffusionPipeline) -> None:
+    weightless = load_weightless(saved)
+    assert count_parameters(weightless.unet) == count_parameters(pruned.unet)
+    assert ldpruner.find_operators(weightless) == ldpruner.find_operators(pruned)
+
+
+# A pruned folder cannot be mistaken for the unpruned one
+
+
+def test_plain_diffusers_refuses_without_remote_code(saved: Path) -> None:
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("network", [UNet2DModel, UNet2DConditionModel])
+def test_the_unpruned_class_refuses(saved: Path, network: Any) -> None:
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        network.from_pretrained(saved / "unet")
+
+
+def rewrite(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    """Changes the weights of a pruned folder."""
+
+    def apply(folder: Path) -> None:
+        path = folder / "unet" / "pruned_model.safetensors"
+        state = load_file(path)
+        change(state)
+        save_file(state, path)
+
+    return apply
+
+
+def without_removals(folder: Path) -> None:
+    path = folder / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    del config["removals"]
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [
+        rewrite(lambda state: state.pop("conv_in.weight")),
+        rewrite(lambda state: state.update(extra=torch.zeros(1))),
+        rewrite(lambda state: state.update({"conv_in.bias": torch.zeros(3)})),
+        without_removals,
+        lambda folder: (folder / "unet" / "pruned_model.safetensors").unlink(),
+        lambda folder: (folder / "unet" / "config.json").unlink(),
+    ],
+    ids=["missing weight", "extra weight", "other shape", "no removals", "no weights", "no configuration"],
+)
+def test_a_damaged_pruned_folder_is_refused(broken: Path, breaking: Callable[[Path], object]) -> None:
+    breaking(broken)
+    assert_refused(broken, PipelineNotFound)
+
+
+# Whole or not at all
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_saving_over_a_pipeline_replaces_it_whole(folder: Path, pruned: DiffusionPipeline, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(folder, tmp_path / "target"))
+    ldpruner.save(pruned, target)
+    assert torch.equal(latents(ldpruner.load(target)), latents(pruned))
+    assert not (target / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_folder_that_is_no_pipeline_is_not_replaced(pruned: DiffusionPipeline, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(StorageError) as caught:
+        ldpruner.save(pruned, tmp_path / "thesis")
+    assert_one_line(caught.value, "thesis")
+    assert contents(tmp_path) == {"thesis/chapter.txt": b"years of work"}
+
+
+def test_a_file_is_not_replaced(pruned: DiffusionPipeline, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("years of work")
+    with pytest.raises(StorageError) as caught:
+        ldpruner.save(pruned, tmp_path / "notes")
+    assert_one_line(caught.value, "notes")
+    assert (tmp_path / "notes").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("no")])
+def test_a_save_that_fails_leaves_the_old_folder_intact(
+    tiny: DiffusionPipeline, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    target = Path(shutil.copytree(saved, tmp_path / "target"))
+    before = contents(target)
+    pipeline = pruned_copy(tiny)
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline.vqvae, "save_pretrained", failing)  # after other parts have been written
+    with pytest.raises((StorageError, KeyboardInterrupt, RuntimeError)):
+        ldpruner.save(pipeline, target)
+    assert contents(target) == before
+    monkeypatch.undo()
+    ldpruner.save(pipeline, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("place", ["/dev/null/pipeline", "/proc/ld-pruner-pipeline"])
+def test_a_place_that_cannot_be_written_is_told(pruned: DiffusionPipeline, place: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        ldpruner.save(pruned, place)
+    assert_one_line(caught.value, place)
+
+
+# What is no pipeline, and what would have to be unpickled
+
+
+def assert_one_line(error: BaseException, *parts: str) -> None:
+    message = str(error)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+def assert_refused(folder: Path | str, error: type[LdPrunerError], *parts: str) -> None:
+    with pytest.raises(error) as caught:
+        ldpruner.load(folder)
+    assert_one_line(caught.value, str(folder), *parts)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["no-such-model", "./no/such/folder", "/no/such/folder", "zoo:no-such-model", "no-such-owner/no-such-model"],
+)
+@pytest.mark.parametrize("opening", [ldpruner.load, load_weightless])
+def test_a_model_that_does_not_exist_is_told(name: str, opening: Callable[[str], DiffusionPipeline]) -> None:
+    with pytest.raises(PipelineNotFound) as caught:
+        opening(name)
+    assert_one_line(caught.value, name)
+
+
+def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path) -> None:
+    assert_refused(tmp_path, PipelineNotFound, "model_index.json")
+
+
+def test_a_file_is_no_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert_refused(tmp_path / "model.safetensors", PipelineNotFound)
+
+
+@pytest.mark.parametrize("content", ["{ not json", "", "[1, 2]", '{"unet": ["diffusers", "UNet2DModel"]}', "\xff"])
+@pytest.mark.parametrize("opening", [ldpruner.load, load_weightless])
+def test_an_index_that_says_nothing_is_told(
+    broken_plain: Path, content: str, opening: Callable[[Path], DiffusionPipeline]
+) -> None:
+    (broken_plain / "model_index.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(PipelineNotFound) as caught:
+        opening(broken_plain)
+    assert_one_line(caught.value, str(broken_plain))
+
+
+def test_an_unknown_pipeline_class_is_told(broken_plain: Path) -> None:
+    path = broken_plain / "model_index.json"
+    path.write_text(path.read_text().replace("LDMPipeline", "TeaPotPipeline"))
+    assert_refused(broken_plain, PipelineNotFound, "TeaPotPipeline")
+
+
+WEIGHTS = ("unet", "diffusion_pytorch_model.safetensors")
+
+
+class Bomb:
+    """What a hostile pickle does when it is opened."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def test_a_zip_named_safetensors_is_refused(broken_plain: Path) -> None:
+    path = broken_plain.joinpath(*WEIGHTS)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
+    assert_refused(broken_plain, UnsafeFile, path.name, "zip")
+
+
+def test_a_pickle_named_safetensors_is_refused(broken_plain: Path) -> None:
+    path = broken_plain.joinpath(*WEIGHTS)
+    path.write_bytes(pickle.dumps(Bomb()))
+    assert_refused(broken_plain, UnsafeFile, path.name, "pickle")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08", b"nothing at all"])
+def test_garbage_named_safetensors_is_refused(broken_plain: Path, content: bytes) -> None:
+    path = broken_plain.joinpath(*WEIGHTS)
+    path.write_bytes(content)
+    assert_refused(broken_plain, UnsafeFile, path.name)
+
+
+def test_a_file_cut_short_is_refused(broken_plain: Path) -> None:
+    path = broken_plain.joinpath(*WEIGHTS)
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert_refused(broken_plain, LdPrunerError)
+
+
+@pytest.mark.parametrize("component", ["unet", "vqvae"])
+def test_weights_that_come_as_a_pickle_alone_are_refused(broken_plain: Path, component: str) -> None:
+    path = broken_plain / component / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    path.with_suffix(".bin").write_bytes(pickle.dumps(Bomb()))
+    assert_refused(broken_plain, UnsafeFile, "diffusion_pytorch_model.bin")
+
+
+def test_a_pickle_beside_safetensors_is_not_opened(broken_plain: Path, tiny: DiffusionPipeline) -> None:
+    (broken_plain / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    assert torch.equal(latents(ldpruner.load(broken_plain)), latents(tiny))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_component_that_diffusers_has_moved_is_found(tmp_path: Path) -> None:
+    """Audio pipelines of before 2023 name the mel pictures of a module that is now among the deprecated."""
+    FAMILIES["audio-diffusion"].pipeline().save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "mel": ["audio_diffusion", "Mel"]}))
+    assert type(ldpruner.load(tmp_path).components["mel"]).__name__ == "Mel"
+    assert type(load_weightless(tmp_path).components["mel"]).__name__ == "Mel"

@@ -1,0 +1,170 @@
+"""Scoring on Ray's workers: the same to the bit, and neither lost nor stuck when workers are killed, hang, or fail."""
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from diffusers import DiffusionPipeline
+
+import ldpruner
+from ldpruner.errors import ExecutionError, PipelineNotFound
+from ldpruner.scoring import ray as execution_ray
+from ldpruner.scoring.ray import RayExecutor
+from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.worker import Task
+
+PROBE = ldpruner.Probe(samples=16, steps=2)
+FEW = 12  # operators
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """One Ray for all tests; its workers do not stand back for other work on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        with RayExecutor(os.getpid):  # whoever starts Ray also stops it
+            yield
+
+
+@pytest.fixture(scope="module")
+def executor(folder: Path, ray: None) -> Iterator[RayExecutor]:
+    with RayExecutor(functools.partial(ldpruner.load, folder), patience=3) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def local(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]) -> ldpruner.Scores:
+    return ldpruner.score_operators(tiny, operators[:FEW], PROBE, budgets=None)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes in which Ray's workers do their tasks."""
+    return [one for one in psutil.Process().children(recursive=True) if "ray::_Worker" in " ".join(one.cmdline())]
+
+
+def values(scores: ldpruner.Scores) -> list[float]:
+    return [one.score for one in scores.scores]
+
+
+def test_a_cluster_that_is_not_there_is_told() -> None:
+    started = time.monotonic()
+    with pytest.raises(ExecutionError, match="no Ray cluster at"):
+        RayExecutor(os.getpid, "127.0.0.1:1")
+    assert time.monotonic() - started < 60
+
+
+# Before the others, whose workers hold all there is.
+
+
+def test_a_pipeline_that_workers_cannot_open_is_told_as_here(ray: None, tmp_path: Path) -> None:
+    task = Task("unet", PROBE, None, (0,), 1)
+    opener = functools.partial(ldpruner.load, tmp_path / "nowhere")
+    with RayExecutor(opener) as executor, pytest.raises(PipelineNotFound) as caught:
+        list(executor.run([task]))
+    assert "nowhere" in str(caught.value)
+
+
+@pytest.mark.extensive
+def test_workers_that_always_die_end_the_run(ray: None) -> None:
+    task = Task("unet", PROBE, None, (0,), 1)
+    with RayExecutor(functools.partial(os._exit, 1)) as executor, pytest.raises(ExecutionError) as caught:
+        list(executor.run([task]))
+    assert "opening the pipeline" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_come_to_the_same_scores_to_the_bit(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], executor: RayExecutor, local: ldpruner.Scores
+) -> None:
+    scores = ldpruner.score_operators(tiny, operators[:FEW], PROBE, budgets=None, executor=executor)
+    assert values(scores) == values(local)
+    assert scores.denoiser_calls == local.denoiser_calls
+    assert {one.pid for one in workers()}.isdisjoint({os.getpid()})
+
+
+def test_a_race_on_workers_is_the_race_of_this_process(
+    folder: Path, operators: tuple[ldpruner.Operator, ...], executor: RayExecutor
+) -> None:
+    # opened as workers open it: where weights lie in memory decides the last bit of a single sample
+    opened, budgets = ldpruner.load(folder), [ldpruner.Budget(macs=0.95)]
+    here, there = (
+        ldpruner.score_operators(opened, operators, PROBE, budgets=budgets, executor=one) for one in (None, executor)
+    )
+    assert values(there) == values(here)
+    assert [one.samples for one in there.scores] == [one.samples for one in here.scores]
+    assert [one.stopped for one in there.scores] == [one.stopped for one in here.scores]
+    assert any(one.stopped for one in here.scores)
+
+
+@pytest.mark.parametrize(
+    ("what", "times"), [(signal.SIGKILL, 3), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.extensive)]
+)
+def test_workers_that_are_killed_or_hang_are_replaced(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    executor: RayExecutor,
+    local: ldpruner.Scores,
+    what: signal.Signals,
+    times: int,
+) -> None:
+    hit: list[int] = []
+    with Scoring(tiny, operators[:FEW], PROBE, executor=executor) as scoring:
+        for done, _ in enumerate(scoring):
+            if done % 4 == 0 and len(hit) < times and (there := workers()):
+                there[0].send_signal(what)
+                hit.append(there[0].pid)
+        scores = scoring.scores()
+    assert len(hit) == times
+    assert values(scores) == values(local)
+    assert scores.denoiser_calls == local.denoiser_calls
+    for one in workers():
+        if one.pid in hit:
+            one.kill()  # what was only stopped
+
+
+@pytest.mark.extensive
+def test_all_workers_that_died_while_they_had_nothing_to_do_are_one_loss(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_ray, "TRIES", 1)
+    tasks = [Task("unet", PROBE, None, (sample,), 1) for sample in range(16)]
+    while len(executor._idle) < 2:  # as soon as the second one is open
+        assert len(list(executor.run(tasks))) == 16
+    idle = workers()
+    for one in idle:
+        one.kill()
+    psutil.wait_procs(idle, timeout=10)
+    ((_, outcome),) = executor.run(tasks[:1])
+    assert len(idle) > 1
+    assert outcome.latents is not None
+
+
+def test_a_run_that_was_left_is_gone_on_with(
+    tiny: DiffusionPipeline,
+    operators: tuple[ldpruner.Operator, ...],
+    executor: RayExecutor,
+    local: ldpruner.Scores,
+    tmp_path: Path,
+) -> None:
+    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
+        draws = iter(scoring)
+        for _ in range(4):
+            next(draws)
+    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
+        list(scoring)
+        assert values(scoring.scores()) == values(local)
+
+
+def test_what_others_have_done_comes_before_a_failure(executor: RayExecutor) -> None:
+    tasks = [Task(name, PROBE, None, (0,), 1) for name in ("unet", "unet", "nothing")]
+    outcomes = executor.run(tasks)
+    for _ in range(2):
+        next(outcomes)
+        time.sleep(3)  # until all are finished
+    with pytest.raises(KeyError, match="nothing"):
+        next(outcomes)

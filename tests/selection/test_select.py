@@ -1,0 +1,319 @@
+"""Selection: the knapsack against brute force, the paper's rule against its text, budgets and plans."""
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldpruner.budget import QUANTITIES, Budget
+from ldpruner.errors import BudgetError, PlanMismatch, StorageError
+from ldpruner.operators.discovery import Candidate
+from ldpruner.pipelines.fingerprints import Architecture
+from ldpruner.pipelines.probe import Probe
+from ldpruner.profiling.costs import Costs
+from ldpruner.scoring.knapsack import predict
+from ldpruner.scoring.results import Savings, Score, Scores
+from ldpruner.selection.plan import RULES, Plan, Rule
+from ldpruner.selection.select import select
+
+TOTAL = 1000
+
+
+def score(name: str, value: float, leaves: tuple[str, ...], parameters: int, macs: int | None = None) -> Score:
+    macs = parameters if macs is None else macs
+    candidate = Candidate(operator=name, modification="identity", leaves=leaves, parameters=parameters, macs=macs)
+    saves = Savings(parameters=parameters, macs=macs, latency_ms=float(macs), memory=4 * parameters)
+    return Score(
+        operator=name,
+        kind="resnet",
+        modification="identity",
+        score=value,
+        samples=1,
+        saves=saves,
+        candidate=candidate,
+        failure=None if math.isfinite(value) else "RuntimeError: no",
+    )
+
+
+def known(*scores: Score) -> Scores:
+    return Scores(
+        component="unet",
+        architecture=Architecture(name="UNet2DModel", parameters=TOTAL, digest="0"),
+        probe=Probe(samples=1),
+        metric="mean_std",
+        costs=Costs(parameters=TOTAL, macs=TOTAL, latency_ms=TOTAL, denoiser_ms=TOTAL, memory=8 * TOTAL),
+        denoiser_calls=1,
+        scores=scores,
+    )
+
+
+def random_scores(seed: int) -> Scores:
+    """Leaves, blocks of two or three of them, and one stage around two blocks; one score is infinite."""
+    random = np.random.default_rng(seed)
+    leaves = [f"stage.{block}.{leaf}" for block in range(3) for leaf in range(2)]
+    costs = random.integers(20, 120, (2, len(leaves)))
+    groups: dict[str, tuple[str, ...]] = {leaf: (leaf,) for leaf in leaves}
+    groups |= {f"stage.{block}": tuple(leaves[2 * block : 2 * block + 2]) for block in range(3)}
+    groups["stage"] = tuple(leaves[:4])
+    scores = []
+    for name, members in groups.items():
+        parameters, macs = (int(sum(row[leaves.index(leaf)] for leaf in members)) for row in costs)
+        scores.append(score(name, float(random.gamma(2.0, len(members))), members, parameters, macs))
+    scores[int(random.integers(len(leaves)))] = score(leaves[0], math.inf, (leaves[0],), 900)
+    return known(*scores)
+
+
+def brute_force(scores: Scores, budget: Budget) -> float | None:
+    """The least sum of squared scores of any allowed set that meets the budget."""
+    finite = [one for one in scores.scores if math.isfinite(one.score)]
+    best = None
+    for size in range(len(finite) + 1):
+        for chosen in itertools.combinations(finite, size):
+            leaves = [leaf for one in chosen for leaf in one.candidate.leaves]
+            if len(set(leaves)) != len(leaves) or (budget.operators is not None and size != budget.operators):
+                continue
+            if any(left(chosen, name) > kept + 1e-9 for name, kept in budget.kept.items()):
+                continue
+            damage = sum(one.score**2 for one in chosen)
+            best = damage if best is None else min(best, damage)
+    return best
+
+
+def left(chosen: tuple[Score, ...], name: str) -> float:
+    saved = {
+        "latency": sum(one.saves.latency_ms for one in chosen),
+        "parameters": sum(one.saves.parameters for one in chosen),
+        "macs": sum(one.saves.macs for one in chosen),
+        "memory": sum(one.saves.memory for one in chosen) / 8,
+    }
+    return 1 - saved[name] / TOTAL
+
+
+def chosen_from(scores: Scores, plan: Plan) -> tuple[Score, ...]:
+    names = [one.operator for one in plan.removed]
+    return tuple(one for one in scores.scores if one.operator in names and math.isfinite(one.score))
+
+
+BUDGETS: list[dict[str, Any]] = [
+    {"parameters": 0.8},
+    {"macs": 0.65},
+    {"latency": 0.7, "parameters": 0.75},
+    {"memory": 0.9},
+    {"operators": 3},
+    {"operators": 2, "parameters": 0.8},
+    {"parameters": 1.0},
+]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("seed", range(6))
+def test_the_knapsack_finds_what_brute_force_finds(seed: int, budget: dict[str, Any]) -> None:
+    scores, wanted = random_scores(seed), Budget(**budget)
+    expected = brute_force(scores, wanted)
+    if expected is None:
+        with pytest.raises(BudgetError):
+            select(scores, wanted)
+        return
+    plan = select(scores, wanted)
+    assert sum(one.score**2 for one in plan.removed) == pytest.approx(expected)
+    chosen = chosen_from(scores, plan)
+    leaves = [leaf for one in chosen for leaf in one.candidate.leaves]
+    assert len(leaves) == len(set(leaves))
+    assert all(left(chosen, name) <= kept + 1e-9 for name, kept in wanted.kept.items())
+    assert wanted.operators is None or len(plan.removed) == wanted.operators
+
+
+def test_the_problems_of_the_brute_force_test_are_mostly_feasible() -> None:
+    solved = [brute_force(random_scores(seed), Budget(**budget)) for seed in range(6) for budget in BUDGETS]
+    assert sum(one is not None for one in solved) > len(solved) / 2
+
+
+BLOCK = ("b.0", "b.1")
+NESTED = known(
+    score("a", 1.0, ("a",), 100),
+    score("b", 3.0, BLOCK, 400),
+    score("b.0", 2.0, ("b.0",), 100),
+    score("b.1", 4.0, ("b.1",), 300),
+    score("c", 5.0, ("c",), 200),
+)
+
+
+@pytest.mark.parametrize(
+    ("kept", "removed"),
+    [
+        (0.95, ["a"]),
+        (0.85, ["a", "b.0"]),
+        (0.75, ["a", "b"]),  # the block comes next, and takes the place of its first half
+        (0.45, ["a", "b", "c"]),  # its second half is gone with it, and skipped
+    ],
+)
+def test_lowest_first_is_the_papers_rule_and_an_outer_operator_replaces_its_inner_ones(
+    kept: float, removed: list[str]
+) -> None:
+    plan = select(NESTED, Budget(parameters=kept), rule="lowest")
+    assert [one.operator for one in plan.removed] == removed
+    assert plan.rule == "lowest"
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_lowest_first_takes_the_lowest_scores(seed: int, count: int) -> None:
+    scores = random_scores(seed)
+    plan = select(scores, Budget(operators=count), rule="lowest")
+    chosen = chosen_from(scores, plan)
+    assert len(chosen) == len(plan.removed) == count
+    taken = {leaf for one in chosen for leaf in one.candidate.leaves}
+    highest = max(one.score for one in chosen)
+    below = [one for one in scores.scores if one.score < highest and one not in chosen]
+    assert all(set(one.candidate.leaves) & taken for one in below)
+
+
+@pytest.mark.parametrize("rule", ["knapsack", "lowest"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_budget_of_operators_removes_as_many(rule: Rule, count: int) -> None:
+    assert len(select(NESTED, Budget(operators=count), rule=rule).removed) == count
+
+
+@pytest.mark.parametrize("rule", ["knapsack", "lowest"])
+def test_what_is_predicted_is_the_sum_of_the_savings(rule: Rule) -> None:
+    plan = select(NESTED, Budget(parameters=0.5), rule=rule)
+    chosen = chosen_from(NESTED, plan)
+    assert plan.predicted is not None
+    for name in QUANTITIES:
+        assert getattr(plan.predicted, name) == pytest.approx(left(chosen, name))
+    assert predict(NESTED, chosen) == plan.predicted
+
+
+def test_a_plan_lists_removals_as_the_operators_run() -> None:
+    places = {one.operator: place for place, one in enumerate(NESTED.scores)}
+    for rule in RULES:
+        plan = select(NESTED, Budget(parameters=0.5), rule=rule)
+        order = [places[one.operator] for one in plan.removed]
+        assert order == sorted(order)
+
+
+def test_a_plan_of_the_real_pipeline_knows_where_it_came_from(scores: Scores) -> None:
+    plan = select(scores, Budget(parameters=0.7, macs=0.9))
+    assert plan.architecture == scores.architecture
+    assert (plan.component, plan.rule) == ("unet", "knapsack")
+    assert plan.provenance["denoiser_calls"] == scores.denoiser_calls
+    assert plan.provenance["metric"] == "mean_std"
+    of = {one.operator: one for one in scores.scores}
+    assert all(one.score == of[one.operator].score for one in plan.removed)
+
+
+def test_a_plan_goes_through_json(scores: Scores, tmp_path: Path) -> None:
+    plan = select(scores, Budget(parameters=0.7))
+    path = tmp_path / "plan.json"
+    plan.write(path)
+    assert Plan.read(path) == plan
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert [one["operator"] for one in content["removed"]] == [one.operator for one in plan.removed]
+    assert path.read_text(encoding="utf-8").count("\n") > len(plan.removed)  # readable, and diffs by the line
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [("nonsense {", "plan.json"), ("[]", "plan.json"), ('{"removed": [{"operator": 3}]}', "operator")],
+)
+def test_a_file_that_is_no_plan_is_told(tmp_path: Path, content: str, seen: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(PlanMismatch) as caught:
+        Plan.read(path)
+    assert_one_line(caught.value, "plan.json", seen)
+
+
+def test_a_plan_that_is_not_there_or_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(PlanMismatch) as missing:
+        Plan.read(tmp_path / "no.json")
+    assert_one_line(missing.value, "no.json")
+    with pytest.raises(StorageError) as unwritable:
+        Plan(removed=()).write("/dev/null/plan.json")
+    assert_one_line(unwritable.value, "/dev/null/plan.json")
+
+
+def assert_one_line(error: BaseException, *parts: str) -> None:
+    message = str(error)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+@pytest.mark.parametrize("kept", [0.0, -0.5, 1.01, 65.0, math.nan, math.inf])
+def test_a_budget_outside_0_to_1_is_refused(name: str, kept: float) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(**{name: kept})
+    assert_one_line(caught.value, f"{name}={kept:g}")
+
+
+@pytest.mark.parametrize(
+    ("quantities", "seen"),
+    [
+        ({"speed": 0.5}, "speed=0.5"),
+        ({"latency": "fast"}, "'fast'"),
+        ({"operators": 0}, "operators=0"),
+        ({"operators": -2}, "operators=-2"),
+        ({"operators": 1.5}, "operators=1.5"),
+        ({}, "empty budget"),
+        ({"latency": None}, "empty budget"),
+    ],
+)
+def test_a_budget_that_means_nothing_is_refused(quantities: dict[str, Any], seen: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(**quantities)
+    assert_one_line(caught.value, seen)
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(scores: Scores, name: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        select(scores, Budget(**{name: 0.001}))
+    assert_one_line(caught.value, f"{name}=0.001")
+    offered = re.search(rf"ask for {name}=([0-9.]+) or more", str(caught.value))
+    assert offered is not None
+    kept = float(offered[1])
+    plan = select(scores, Budget(**{name: kept}))
+    assert plan.predicted is not None
+    assert getattr(plan.predicted, name) <= kept + 1e-9
+    with pytest.raises(BudgetError):
+        select(scores, Budget(**{name: kept - 0.002}))
+
+
+@pytest.mark.parametrize("rule", ["knapsack", "lowest"])
+def test_more_operators_than_there_are_is_told_with_how_many_can_go(rule: Rule) -> None:
+    with pytest.raises(BudgetError) as caught:
+        select(NESTED, Budget(operators=77), rule=rule)
+    assert_one_line(caught.value, "operators=77", "4")  # a, both halves of b, c
+
+
+def test_nothing_is_removable_where_no_score_is_finite() -> None:
+    scores = known(score("a", math.inf, ("a",), 100))
+    with pytest.raises(BudgetError) as caught:
+        select(scores, Budget(parameters=0.9))
+    assert_one_line(caught.value, "parameters=0.9")
+    assert select(scores, Budget(parameters=1.0)).removed == ()
+
+
+def test_a_plan_says_which_removals_are_firm_and_which_are_a_toss_up() -> None:
+    def between(one: Score, low: float, high: float) -> Score:
+        return one.model_copy(update={"interval": (low, high)})
+
+    scores = known(
+        between(score("free", 0.01, ("a",), 200), 0.009, 0.011),
+        between(score("one", 1.0, ("b",), 300), 0.5, 2.0),
+        between(score("other", 1.1, ("c",), 300), 0.5, 2.2),
+        between(score("dear", 9.0, ("d",), 500), 8.0, 10.0),
+    )
+    plan = select(scores, Budget(parameters=0.5))
+    firm = {one.operator: one.firm for one in plan.removed}
+    assert set(firm) == {"free", "one"}
+    assert firm["free"] == 1
+    assert firm["one"] is not None
+    assert 0 < firm["one"] < 1
+    assert all(one.firm is None for one in select(scores, Budget(parameters=0.5), rule="lowest").removed)
