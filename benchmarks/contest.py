@@ -18,7 +18,7 @@ from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.running import schedulers
 from ldpruner.pipelines.sampling import draw_latents
-from ldpruner.profiling.benchmark import Spread
+from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.profiling.costs import timed_ms
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
@@ -38,7 +38,13 @@ OWN_SAMPLES = 1024  # of the original, where there is no data
 BUDGETS = {"satellite": 500, "emoji": 300, "digits": 500}
 RATES = {"satellite": 1e-4, "emoji": 3e-4, "digits": 3e-4}
 # the same for every rival; early stopping would give some of them fewer steps than others
-SETTINGS: dict[str, Any] = {"batch": 32, "warmup": 20, "average": 0.99, "patience": None, "check_every": 50}
+SETTINGS: dict[str, Any] = {
+    "train_batch_size": 32,
+    "lr_warmup_steps": 20,
+    "ema_decay": 0.99,
+    "early_stopping_patience": None,
+    "validation_steps": 50,
+}
 PICTURES = 256
 
 OURS, ORIGINAL, FEWER = "ld-pruner", "original", "fewer steps"
@@ -111,10 +117,12 @@ class Bench:
             "task": float(not taught),
             "output": float(taught or name == ALL_LOSSES),
             "features": FEATURES * (name in (TAUGHT, LED, ALL_LOSSES) and not led),
-            "autoguidance": led * (self.training.autoguidance or AUTOGUIDANCE),
+            "autoguidance_scale": led * (self.training.autoguidance_scale or AUTOGUIDANCE),
         }
-        steps = self.first if first else self.training.steps
-        return self.training.model_copy(update={"seed": seed, "steps": steps, "balanced": name != PLAIN, **losses})
+        steps = self.first if first else self.training.max_train_steps
+        return self.training.model_copy(
+            update={"seed": seed, "max_train_steps": steps, "snr_weighting": name != PLAIN, **losses}
+        )
 
     def names(self, cut: float) -> tuple[str, ...]:
         """What is measured of this model when a share of the latency is removed."""
@@ -129,10 +137,9 @@ class Bench:
     def idle(self, training: Training) -> set[str]:
         """Settings that change nothing here, of which older cells know nothing."""
         used = {
-            "autoguidance": training.autoguidance > 0,
-            "led_above": training.led_above > 0,
-            "led_below": training.led_below < 1,
-            "balanced": self.finds_noise,
+            "autoguidance_scale": training.autoguidance_scale > 0,
+            "guidance_interval": training.guidance_interval != (0.0, 1.0),
+            "snr_weighting": self.finds_noise,
         }
         return {name for name, is_used in used.items() if not is_used}
 
@@ -149,7 +156,7 @@ class Bench:
         rows = self.subject.train if data else None
         return Finetuning(pipeline, self.subject.pipeline, rows, probe=probe, training=training, run=run)
 
-    def latency(self, pipeline: DiffusionPipeline, steps: int, seed: int) -> Spread:
+    def latency(self, pipeline: DiffusionPipeline, steps: int, seed: int) -> Percentiles:
         """The time of drawing one sample's latents over the original's, in turn.
 
         On a processor it is the time that this process was given: others on the machine do not count. With one thread
@@ -158,7 +165,7 @@ class Bench:
         probe = self.probe(seed)
         other = probe.model_copy(update={"steps": steps})
         pairs = [(_timed(self.subject.pipeline, probe), _timed(pipeline, other)) for _ in range(ROUNDS + 1)]
-        return Spread.of([second / first for first, second in pairs[1:]])
+        return Percentiles.of([second / first for first, second in pairs[1:]])
 
     def costs(self, pipeline: DiffusionPipeline, steps: int, seed: int) -> dict[str, Any]:
         pair = [find_denoiser(one) for one in (self.subject.pipeline, pipeline)]
@@ -180,12 +187,14 @@ class Bench:
         trained = sum(schedule.steps * schedule.batch for schedule in schedules if schedule)
         calls = 0.0
         for training in (self.training_of(name, 0), self.training_of(name, 0, first=True)):
-            calls += training.steps * (3 * kept + training.is_taught + kept * (training.autoguidance > 0))
-        return calls * self.training.batch / (3 * trained)
+            calls += training.max_train_steps * (
+                3 * kept + training.is_taught + kept * (training.autoguidance_scale > 0)
+            )
+        return calls * self.training.train_batch_size / (3 * trained)
 
 
 def usual_training(model: str) -> Training:
-    return Training(steps=BUDGETS[model], rate=RATES[model], **SETTINGS)
+    return Training(max_train_steps=BUDGETS[model], learning_rate=RATES[model], **SETTINGS)
 
 
 def _timed(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> float:

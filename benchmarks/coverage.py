@@ -23,7 +23,7 @@ from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, ope
 from ldpruner.operators.tracing import trace
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pruning.serialization import load_weightless
+from ldpruner.pruning.serialization import load_meta
 from ldpruner.scoring.knapsack import exclusions
 
 FOLDERS = ROOT / "tests" / "architectures"
@@ -71,7 +71,7 @@ def _timed(action: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]
 
 
 def _discover(folder: Path) -> dict[str, Any]:
-    pipeline = load_weightless(folder)
+    pipeline = load_meta(folder)
     denoiser = find_denoiser(pipeline, call={"image": Image.new("RGB", IMAGE_SIZE)})
     flow = trace(denoiser)
     operators = operators_of(denoiser, flow)

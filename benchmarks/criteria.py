@@ -26,11 +26,11 @@ import ldpruner
 from ldpruner.errors import BudgetError
 from ldpruner.operators.discovery import Candidate
 from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
-from ldpruner.pipelines.sampling import BATCH, draw_latents, largest_batch
+from ldpruner.pipelines.sampling import BATCH_SIZE, draw_latents, largest_batch
 from ldpruner.runtime import replacement
 from ldpruner.scoring.knapsack import TOLERANCE, predict
 from ldpruner.scoring.results import Score, Scores
-from ldpruner.selection.plan import Choice, Plan, Rule
+from ldpruner.selection.plan import Plan, PlannedRemoval, Rule
 
 CALLS = 6  # of the denoiser, at as many noise levels, on which its output is compared
 PAIR = re.compile(r"(?P<way>down|up)_blocks\.(?P<level>\d+)\.(resnets|attentions)\.(?P<place>\d+)$")
@@ -69,13 +69,13 @@ def knapsack(case: Case) -> Planner:
 
 def paper(case: Case) -> Planner:
     """LD-Pruner as published (Castells et al. 2024, arXiv 2404.11936): lowest score first."""
-    return functools.partial(_selected, case.scores, "lowest", "ld-pruner")
+    return functools.partial(_selected, case.scores, "greedy", "ld-pruner")
 
 
 def random_order(case: Case) -> Planner:
     """The paper's rule on scores that are drawn at random: the same order for every cut."""
     values = np.random.default_rng(case.seed).permutation(len(case.scores.scores)).tolist()
-    return functools.partial(_selected, _revalued(case.scores, values), "lowest", "random")
+    return functools.partial(_selected, _revalued(case.scores, values), "greedy", "random")
 
 
 def fewest_parameters(case: Case) -> Planner:
@@ -85,7 +85,7 @@ def fewest_parameters(case: Case) -> Planner:
     weight and next to no time.
     """
     sizes = [float(one.candidate.parameters) or math.inf for one in case.scores.scores]
-    return functools.partial(_selected, _revalued(case.scores, sizes), "lowest", "parameters")
+    return functools.partial(_selected, _revalued(case.scores, sizes), "greedy", "parameters")
 
 
 def hand_rule(case: Case) -> Planner:
@@ -156,7 +156,7 @@ def block_influence(case: Case) -> Planner:
     """ShortGPT's criterion (Men et al. 2024, arXiv 2403.03853), least influence first."""
     influences = block_influences(case)
     values = [influences.get(one.operator, math.inf) for one in case.scores.scores]
-    return functools.partial(_selected, _revalued(case.scores, values), "lowest", "block influence")
+    return functools.partial(_selected, _revalued(case.scores, values), "greedy", "block influence")
 
 
 def block_influences(case: Case) -> dict[str, float]:
@@ -182,7 +182,7 @@ def _blocks(case: Case) -> Iterator[Candidate]:
 def _note(
     candidate: Candidate, found: list[float], module: nn.Module, arguments: Any, options: Any, result: Any
 ) -> None:
-    stand_in = replacement(module, candidate.modification, candidate.through)
+    stand_in = replacement(module, candidate.modification, candidate.source)
     without, output = _tensor(stand_in(*arguments, **options)), _tensor(result)
     # pictures have their channels behind the batch, tokens at the end
     turned = 1 - cosine_similarity(without, output, dim=1 if output.ndim == 4 else -1)
@@ -241,7 +241,7 @@ RIVALS: Mapping[str, Callable[[Case], Planner]] = {
 def _watch(case: Case, hooks: Mapping[str, Hook]) -> None:
     """Draws all samples of the probe; the hooks are told of every call of the submodules that they are named for."""
     probe = case.scores.probe
-    size = largest_batch(case.pipeline, probe, BATCH)
+    size = largest_batch(case.pipeline, probe, BATCH_SIZE)
     with contextlib.ExitStack() as stack:
         for name, hook in hooks.items():
             handle = case.denoiser.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
@@ -272,7 +272,7 @@ def _selected(scores: Scores, rule: Rule, criterion: str, cut: float) -> Plan:
 
 def _plan(scores: Scores, chosen: Sequence[Score]) -> Plan:
     ordered = [one for one in scores.scores if one in chosen]
-    removed = tuple(Choice(**one.candidate.removal.model_dump(), score=one.score) for one in ordered)
+    removed = tuple(PlannedRemoval(**one.candidate.removal.model_dump(), score=one.score) for one in ordered)
     return Plan(
         removed=removed,
         component=scores.component,

@@ -25,7 +25,7 @@ from ldpruner.finetuning import Finetuning, Training
 from ldpruner.finetuning.conditioning import predicted
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
-from ldpruner.profiling.benchmark import Spread
+from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.selection.plan import Plan
 
 BATCHES = (16, 32)
@@ -53,38 +53,48 @@ def main() -> None:
 
 def _measured(name: str, rounds: int, steps: int, batch: int) -> dict[str, Any]:
     teacher = ldpruner.load(f"zoo:{name}")
-    training = Training(steps=MANY, batch=batch, task=1.0, check_every=MANY, checkpoint_every=MANY)
+    training = Training(
+        max_train_steps=MANY,
+        train_batch_size=batch,
+        task_loss_weight=1.0,
+        validation_steps=MANY,
+        checkpointing_steps=MANY,
+    )
     probe = ldpruner.Probe(samples=64, steps=4)
     work = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
     bare = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
-    work.state.step, work.state.held_out = UNDER_WAY, {0: math.inf}
+    work.state.step, work.state.validation_losses = UNDER_WAY, {0: math.inf}
     loops = iter(work), _bare(bare)
     pairs = [[_time(loop, steps) for loop in loops] for _ in range(rounds + 1)]
     ratios = [other / ours for ours, other in pairs[1:]]
     return {
-        "steps_per_second_ratio": Spread.of(ratios).model_dump(),
-        "seconds_per_step": Spread.of([ours / steps for ours, _ in pairs[1:]]).model_dump(),
+        "steps_per_second_ratio": Percentiles.of(ratios).model_dump(),
+        "seconds_per_step": Percentiles.of([ours / steps for ours, _ in pairs[1:]]).model_dump(),
     }
 
 
 def _bare(work: Finetuning) -> Iterator[None]:
     """The same passes, and nothing else."""
-    lesson, training, module = work.lesson, work.training, work.state.module
-    optimizer = torch.optim.AdamW(module.parameters(), training.rate, fused=True)
-    indices = torch.arange(training.batch)
-    latents, given = lesson.examples.batch(indices, torch.zeros_like(indices))
-    levels = random_levels(training.batch, torch.Generator())
-    noisy, target, times = lesson.objective.noised(latents, torch.randn_like(latents), levels)
-    call = lesson.conditions.arguments(noisy, times, given)
-    names = stages(lesson.teacher, module)
+    distillation, training, module = work.distillation, work.training, work.state.module
+    optimizer = torch.optim.AdamW(module.parameters(), training.learning_rate, fused=True)
+    indices = torch.arange(training.train_batch_size)
+    latents, given = distillation.examples.batch(indices, torch.zeros_like(indices))
+    levels = random_levels(training.train_batch_size, torch.Generator())
+    noisy, target, times = distillation.objective.noised(latents, torch.randn_like(latents), levels)
+    call = distillation.conditions.arguments(noisy, times, given)
+    names = stages(distillation.teacher, module)
     mse = torch.nn.functional.mse_loss
-    with features_of(lesson.teacher, names) as taught, features_of(module, names) as learnt:
+    with features_of(distillation.teacher, names) as taught, features_of(module, names) as learnt:
         while True:
             with torch.no_grad():
-                shown = predicted(lesson.teacher(**call), noisy)
+                shown = predicted(distillation.teacher(**call), noisy)
             found = predicted(module(**call), noisy)
-            loss = (training.task or 0.0) * mse(found, target) + training.output * mse(found, shown)
-            loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
+            loss = (training.task_loss_weight or 0.0) * mse(found, target) + training.output_kd_weight * mse(
+                found, shown
+            )
+            loss = loss + training.feature_kd_weight * feature_loss(
+                taught, learnt, normalised=training.normalize_features
+            )
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

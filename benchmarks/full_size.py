@@ -16,7 +16,7 @@ from ldpruner.operators.discovery import Operator, operators_of
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.running import networks
 from ldpruner.profiling.costs import timed_ms
-from ldpruner.pruning.serialization import load_weightless
+from ldpruner.pruning.serialization import load_meta
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
 
@@ -91,7 +91,7 @@ class Subject:
 
 def open_subject(device: torch.device, *, small: bool) -> Subject:
     """The pipeline of the published configurations, or of narrow ones, with random weights."""
-    pipeline = load_weightless(FOLDERS / MODEL)
+    pipeline = load_meta(FOLDERS / MODEL)
     if device.type == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -35,7 +35,7 @@ DOCUMENT = ROOT / "docs" / "metric-design.md"
 RANDOM = "random"
 ORIGINAL = ("original", "", 0.0)
 # what a plan was chosen by: rule, score, cut
-Choice: TypeAlias = tuple[str, str, float]
+PlannedRemoval: TypeAlias = tuple[str, str, float]
 
 
 def main() -> None:
@@ -54,9 +54,9 @@ def main() -> None:
     write_between("tables", "\n".join(_tables(rises, options.rules)), DOCUMENT)
 
 
-def _rises(subject: Subject, options: argparse.Namespace) -> dict[Choice, list[float]]:
+def _rises(subject: Subject, options: argparse.Namespace) -> dict[PlannedRemoval, list[float]]:
     """For each choice the rise of the distance over the original's, seed by seed; and the original's own."""
-    rises: dict[Choice, list[float]] = {}
+    rises: dict[PlannedRemoval, list[float]] = {}
     for seed in range(options.seeds):
         found = _choices(subject, seed, options)
         original = found.pop(ORIGINAL)
@@ -66,7 +66,7 @@ def _rises(subject: Subject, options: argparse.Namespace) -> dict[Choice, list[f
     return rises
 
 
-def _choices(subject: Subject, seed: int, options: argparse.Namespace) -> dict[Choice, float]:
+def _choices(subject: Subject, seed: int, options: argparse.Namespace) -> dict[PlannedRemoval, float]:
     """For each choice on one seed the distance of its plan: from these cells alone the tables are written."""
     asked = {"samples": options.samples, "pictures": options.pictures, "rules": options.rules}
     settings = {"model": subject.name, "weights": subject.weights, "seed": seed, "steps": STEPS, **asked}
@@ -94,7 +94,7 @@ def _scores(subject: Subject, seed: int, options: argparse.Namespace) -> dict[st
 
 def _plans(
     found: Mapping[str, Scores], costs: Scores, rules: Sequence[Rule], seed: int
-) -> Iterator[tuple[Choice, Plan]]:
+) -> Iterator[tuple[PlannedRemoval, Plan]]:
     for cut in CUTS:
         for rule in rules:
             for metric, scores in found.items():
@@ -105,7 +105,7 @@ def _plans(
 
 def _with_costs(scores: Scores, costs: Scores) -> Scores:
     pairs = zip(scores.scores, costs.scores, strict=True)
-    priced = tuple(score.model_copy(update={"saves": other.saves}) for score, other in pairs)
+    priced = tuple(score.model_copy(update={"savings": other.savings}) for score, other in pairs)
     return scores.model_copy(update={"costs": costs.costs, "scores": priced})
 
 
@@ -125,7 +125,7 @@ def _distance(subject: Subject, plan: Plan | None, seed: int, pictures: int) -> 
     return float(found["result"]["frechet_distance"])
 
 
-def _tables(rises: Mapping[str, Mapping[Choice, Sequence[float]]], rules: Sequence[Rule]) -> Iterator[str]:
+def _tables(rises: Mapping[str, Mapping[PlannedRemoval, Sequence[float]]], rules: Sequence[Rule]) -> Iterator[str]:
     for name, table in rises.items():
         yield f"### zoo:{name}\n\nThe original's own distance is {_interval(table[ORIGINAL], '{:.2f}')}.\n"
         yield "| rule | score | " + " | ".join(f"-{cut:.0%}" for cut in CUTS) + " |"
@@ -143,7 +143,7 @@ def _tables(rises: Mapping[str, Mapping[Choice, Sequence[float]]], rules: Sequen
     yield ""
 
 
-def _ranks(rises: Mapping[str, Mapping[Choice, Sequence[float]]], rule: str) -> np.ndarray:
+def _ranks(rises: Mapping[str, Mapping[PlannedRemoval, Sequence[float]]], rule: str) -> np.ndarray:
     """The place of each score among all, 1 for least damage, for each model, cut and seed: [scores, cases]."""
     cases = [
         [table[rule, metric, cut][seed] for metric in METRICS]

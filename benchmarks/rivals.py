@@ -56,7 +56,7 @@ from ldpruner.workflow import fit
 
 MANY_PICTURES = 1024  # for the headline
 # at most a tenth of the training's compute; in small batches, of which that makes more steps
-SMALL_BATCH: Mapping[str, Any] = {"batch": 8, "average": 0.997, "check_every": 400}
+SMALL_BATCH: Mapping[str, Any] = {"train_batch_size": 8, "ema_decay": 0.997, "validation_steps": 400}
 
 
 class Headline(NamedTuple):
@@ -73,14 +73,14 @@ class Headline(NamedTuple):
     cut: float
     steps: int
     first: int = 0
-    changes: Mapping[str, float] = MappingProxyType({})
+    changes: Mapping[str, Any] = MappingProxyType({})
 
 
 # strength and noise levels were chosen on training images
-LED_SOMEWHERE: Mapping[str, float] = {"rate": 3e-4, "autoguidance": 3.0, "led_above": 0.2, "led_below": 0.7}
-FASTER: Mapping[str, float] = {"rate": 1e-3}
-LED_FAR: Mapping[str, float] = {"rate": 1e-3, "autoguidance": 1.5}
-LED_FARTHER: Mapping[str, float] = {"rate": 1e-3, "autoguidance": 2.0}
+LED_SOMEWHERE: Mapping[str, Any] = {"learning_rate": 3e-4, "autoguidance_scale": 3.0, "guidance_interval": (0.2, 0.7)}
+FASTER: Mapping[str, Any] = {"learning_rate": 1e-3}
+LED_FAR: Mapping[str, Any] = {"learning_rate": 1e-3, "autoguidance_scale": 1.5}
+LED_FARTHER: Mapping[str, Any] = {"learning_rate": 1e-3, "autoguidance_scale": 2.0}
 HEADLINE: Mapping[str, Headline] = {
     "satellite": Headline(LED, 0.5, 3500, first=500, changes=LED_SOMEWHERE),
     "emoji": Headline(GUIDED, 0.5, 900),
@@ -148,7 +148,7 @@ def _headline(bench: Bench, seed: int) -> None:
 
 def _longer(bench: Bench, headlines: Iterable[Headline], seed: int) -> None:
     for one in headlines:
-        training = bench.training.model_copy(update={"steps": one.steps, **SMALL_BATCH, **one.changes})
+        training = bench.training.model_copy(update={"max_train_steps": one.steps, **SMALL_BATCH, **one.changes})
         longer = dataclasses.replace(
             bench, training=training, first=one.first, pictures=MANY_PICTURES, plans_anew=True
         )
@@ -171,7 +171,7 @@ def _cell(bench: Bench, name: str, cut: float, seed: int) -> dict[str, Any]:
         "training": training.model_dump(exclude=unused) if name != FEWER else None,
         **({"first": bench.first} if bench.first else {}),
     }
-    place = f"rivals/{model}/{name.replace(' ', '-')}-{cut:g}-{seed}-{bench.training.steps}"
+    place = f"rivals/{model}/{name.replace(' ', '-')}-{cut:g}-{seed}-{bench.training.max_train_steps}"
     return cell(place, settings, lambda: _measured(bench, name, cut, seed, place.replace("/", "-")))
 
 
@@ -214,9 +214,9 @@ def _finetune_(
         pass
     history = work.finish()
     # the last ones for all, as the best by a held-out loss of some rivals are those at the start
-    work.state.put_(work.state.average)
+    work.state.load_weights_(work.state.average)
     shutil.rmtree(bench.folder / "cells" / place, ignore_errors=True)
-    return history.held_out
+    return history.validation_losses
 
 
 def _pruned(bench: Bench, name: str, cut: float, seed: int) -> tuple[DiffusionPipeline, Plan | None]:
@@ -275,9 +275,9 @@ def _renew_(network: nn.Module, seed: int) -> None:
 
 def _gradients(bench: Bench, seed: int) -> dict[str, torch.Tensor]:
     copy = prune(bench.subject.pipeline, Plan(removed=()))
-    lesson = bench.finetuning(copy, bench.training_of(ORIGINAL, seed), "gradients").lesson
-    chosen = torch.randperm(len(lesson.examples), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]
-    latents, given = lesson.examples.batch(chosen, torch.full_like(chosen, lesson.copies - 1))
+    distillation = bench.finetuning(copy, bench.training_of(ORIGINAL, seed), "gradients").distillation
+    chosen = torch.randperm(len(distillation.examples), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]
+    latents, given = distillation.examples.batch(chosen, torch.full_like(chosen, distillation.copies - 1))
     names = ("encoder_hidden_states",)[: len(given)]
     conditions = {name: one.flatten(0, 1) for name, one in zip(names, given, strict=True)}
     return denoising_gradients(bench.subject.pipeline, Examples(latents, conditions), seed=seed)

@@ -29,15 +29,15 @@ from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.fingerprints import architecture, count_parameters
 from ldpruner.pipelines.running import uncompiled
-from ldpruner.profiling.benchmark import Spread
+from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.profiling.costs import Costs
-from ldpruner.pruning.serialization import load, load_weightless
+from ldpruner.pruning.serialization import load, load_meta
 from ldpruner.scoring.blocks import Block
 from ldpruner.scoring.importance import Floats, Moments
 from ldpruner.scoring.knapsack import Problem
 from ldpruner.scoring.results import Savings, Score, Scores
 from ldpruner.scoring.runner import Scoring
-from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Executor, LocalExecutor, Outcome, Task
 
 MODEL = "zoo:satellite"
@@ -106,7 +106,7 @@ def _choice(_: argparse.Namespace) -> dict[str, Any]:
     settings = {"pipeline": LARGE.name, "kept": list(KEPT), "seed": 0}
 
     def measured() -> dict[str, Any]:
-        denoiser = find_denoiser(load_weightless(LARGE))
+        denoiser = find_denoiser(load_meta(LARGE))
         scores = _made_up(denoiser, seed=0)
         return {"modifications": len(scores.scores), "seconds": [_chosen(scores, kept) for kept in KEPT]}
 
@@ -132,7 +132,7 @@ def _made_up(denoiser: Denoiser, seed: int) -> Scores:
                 modification=one.modification,
                 score=float((one.macs / macs + 1e-5) ** 0.5 * factor),
                 samples=1,
-                saves=Savings(parameters=one.parameters, macs=one.macs, latency_ms=one.macs / macs, memory=0),
+                savings=Savings(parameters=one.parameters, macs=one.macs, latency_ms=one.macs / macs, memory=0),
                 candidate=one,
             )
             for one, factor in zip(candidates, scatter, strict=True)
@@ -144,7 +144,7 @@ def _chosen(scores: Scores, kept: float) -> float:
     problem = Problem(scores, scores.scores, ldpruner.Budget(macs=kept))
     started = time.perf_counter()
     problem.check_reachable()
-    plan = problem.relaxed(problem.damages)
+    plan = problem.relaxed(problem.removal_costs)
     for _ in problem.redrawn(np.ones(len(plan)), 0, plan):
         pass
     return time.perf_counter() - started
@@ -195,7 +195,7 @@ def _ray(_: argparse.Namespace) -> dict[str, Any]:
                     pair.append(_scored(_every(40), samples=16, steps=10, executor=executor)[0])
                 ray.shutdown()
             pairs.append(pair)
-        return {"seconds_ratio": Spread.of([two / one for one, two in pairs]).model_dump(), "seconds": pairs}
+        return {"seconds_ratio": Percentiles.of([two / one for one, two in pairs]).model_dump(), "seconds": pairs}
 
     return cell("scaling/ray", {"operators": 40, "samples": 16, "steps": 10}, measured)
 
@@ -211,13 +211,13 @@ def _ledger(options: argparse.Namespace) -> dict[str, Any]:
             )
             blocks = [Block(start, start + 8) for start in range(0, 8 * BLOCKS, 8)]
             started = time.perf_counter()
-            with Ledger(folder) as ledger:
+            with RunStore(folder) as store:
                 for place in range(MODIFICATIONS):
-                    ledger.record((f"operator {place}", "identity"), dict.fromkeys(blocks, one), 25)
+                    store.record((f"operator {place}", "identity"), dict.fromkeys(blocks, one), 25)
             written = time.perf_counter() - started
             started = time.perf_counter()
-            with Ledger(folder) as ledger:
-                finished, calls = ledger.finished_blocks(), ledger.denoiser_calls()
+            with RunStore(folder) as store:
+                finished, calls = store.finished_blocks(), store.denoiser_calls()
             opened = time.perf_counter() - started
             size = sum(path.stat().st_size for path in Path(folder).iterdir())
         held = sum(map(len, finished.values()))
@@ -266,8 +266,8 @@ def _compile(_: argparse.Namespace) -> dict[str, Any]:
         with modified(network, [operator.candidates[0].removal]):
             seconds()
         return {
-            "seconds_ratio": Spread.of([compiled / plain for plain, compiled in pairs]).model_dump(),
-            "seconds_plain": Spread.of([plain for plain, _ in pairs]).model_dump(),
+            "seconds_ratio": Percentiles.of([compiled / plain for plain, compiled in pairs]).model_dump(),
+            "seconds_plain": Percentiles.of([plain for plain, _ in pairs]).model_dump(),
             "seconds_to_compile": first,
             "seconds_to_compile_again": time.perf_counter() - started,
         }

@@ -29,11 +29,11 @@ from ldpruner.evaluation.metrics import mean_interval
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.sampling import BATCH, draw_latents
-from ldpruner.profiling.benchmark import Spread
-from ldpruner.scoring.adaptive import Race
-from ldpruner.scoring.estimates import steadied
-from ldpruner.scoring.importance import damage
+from ldpruner.pipelines.sampling import BATCH_SIZE, draw_latents
+from ldpruner.profiling.benchmark import Percentiles
+from ldpruner.scoring.adaptive import AdaptiveScorer
+from ldpruner.scoring.estimates import shrunk_score
+from ldpruner.scoring.importance import cost
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
 from ldpruner.selection.plan import Plan
@@ -70,7 +70,7 @@ def _measured(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> dict[str, A
     with Scoring(pipeline, None, probe) as scoring:
         scoring.scores()  # costs are measured before the clock starts
         seconds = _seconds(lambda: list(scoring))
-        whole, known, errors = scoring.scores(), scoring.ledger.fact("costs"), _errors(scoring)
+        whole, known, errors = scoring.scores(), scoring.store.fact("costs"), _errors(scoring)
     return {
         "modifications": len(whole.scores),
         "denoiser_calls": whole.denoiser_calls,
@@ -87,8 +87,8 @@ def _errors(scoring: Scoring) -> list[dict[str, float]]:
     known = [one for one in curves if one is not None and 0 < one.score < math.inf]
     found = []
     for few in sorted(known[0].scores)[:-1]:
-        plain = [damage(one.scores[few] / one.score, scoring.metric) for one in known]
-        used = [damage(steadied(one, few, one.samples, scoring.metric) / one.score, scoring.metric) for one in known]
+        plain = [cost(one.scores[few] / one.score, scoring.metric) for one in known]
+        used = [cost(shrunk_score(one, few, one.samples, scoring.metric) / one.score, scoring.metric) for one in known]
         found.append({"samples": few, "plain": float(np.log(plain).std()), "steadied": float(np.log(used).std())})
     return found
 
@@ -99,8 +99,8 @@ def _raced(
     """A race for one budget beside all samples of all, and both plans on samples of other seeds."""
     budget = ldpruner.Budget(latency=kept)
     with Scoring(pipeline, None, whole.probe) as scoring:
-        scoring.ledger.set_fact("costs", costs)  # so that both mean the same by a latency
-        taken = _seconds(lambda: list(Race(scoring, [budget])))
+        scoring.store.set_fact("costs", costs)  # so that both mean the same by a latency
+        taken = _seconds(lambda: list(AdaptiveScorer(scoring, [budget])))
         scores = scoring.scores()
     found = {
         "kept": kept,
@@ -119,7 +119,7 @@ def _raced(
 
 def _objective(plan: Plan, scores: Scores) -> float:
     """The damage of a plan by scores that need not have made it."""
-    known = {(one.operator, one.modification): damage(one.score, scores.metric) for one in scores.scores}
+    known = {(one.operator, one.modification): cost(one.score, scores.metric) for one in scores.scores}
     return sum(known[one.operator, one.modification] for one in plan.removed)
 
 
@@ -127,7 +127,7 @@ def _moved(pipeline: DiffusionPipeline, plan: Plan, probe: ldpruner.Probe) -> di
     """How far a plan moves the latents of other seeds: the mean over samples of their squared distance."""
     other = probe.model_copy(update={"seed": probe.seed + UNSEEN})
     pruned = ldpruner.prune(pipeline, plan)
-    batches = [range(first, min(first + BATCH, other.samples)) for first in range(0, other.samples, BATCH)]
+    batches = [range(first, min(first + BATCH_SIZE, other.samples)) for first in range(0, other.samples, BATCH_SIZE)]
     drawn = [[draw_latents(one, other, batch).double() for batch in batches] for one in (pipeline, pruned)]
     distances = (torch.cat(drawn[0]) - torch.cat(drawn[1])).square().flatten(1).mean(1).numpy()
     return {"squared_distance": float(distances.mean()), "interval": mean_interval(distances)}
@@ -143,19 +143,22 @@ def _beside_peers(pipeline: DiffusionPipeline, scores: Scores) -> dict[str, Any]
         for _ in range(ROUNDS)
         for removal in removals
     ]
-    return {"seconds_ratio": Spread.of([theirs / ours for ours, theirs in pairs]).model_dump(), "samples": BATCH}
+    return {
+        "seconds_ratio": Percentiles.of([theirs / ours for ours, theirs in pairs]).model_dump(),
+        "samples": BATCH_SIZE,
+    }
 
 
 def _draw_together(pipeline: DiffusionPipeline, probe: ldpruner.Probe, removal: Removal) -> None:
     with modified(find_denoiser(pipeline).module, [removal]):
-        draw_latents(pipeline, probe, range(BATCH))
+        draw_latents(pipeline, probe, range(BATCH_SIZE))
 
 
 def _draw_on_copies(pipeline: DiffusionPipeline, probe: ldpruner.Probe, removal: Removal) -> None:
     """A copy of the whole pipeline is modified, and draws one sample after the other."""
     other = copy.deepcopy(pipeline)
     with modified(find_denoiser(other).module, [removal]):
-        for sample in range(BATCH):
+        for sample in range(BATCH_SIZE):
             draw_latents(other, probe, [sample])
 
 

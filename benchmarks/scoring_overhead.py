@@ -22,7 +22,7 @@ import ldpruner
 from benchmarks.records import cell
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.sampling import BATCH
+from ldpruner.pipelines.sampling import BATCH_SIZE
 
 MODEL = "zoo:satellite"
 
@@ -67,7 +67,7 @@ def _times(probe: ldpruner.Probe, rounds: int) -> dict[str, Any]:
 def _bare_loop(pipeline: Any, probe: ldpruner.Probe) -> None:
     """The denoiser calls of an exhaustive scoring run, and nothing else."""
     samples = list(range(probe.samples))
-    batches = [samples[first : first + BATCH] for first in range(0, len(samples), BATCH)]
+    batches = [samples[first : first + BATCH_SIZE] for first in range(0, len(samples), BATCH_SIZE)]
     denoisers = [find_denoiser(pipeline, None, probe.arguments(pipeline, batch)) for batch in batches]
     candidates = [one for operator in ldpruner.find_operators(pipeline) for one in operator.candidates]
     for removals in [[], *([one.removal] for one in candidates)]:
@@ -92,7 +92,7 @@ def _peak(what: str, probe: ldpruner.Probe) -> dict[str, int]:
     if what == "scoring":
         ldpruner.score_operators(pipeline, None, probe, budgets=None)
     else:
-        pipeline(**probe.arguments(pipeline, range(min(BATCH, probe.samples))))
+        pipeline(**probe.arguments(pipeline, range(min(BATCH_SIZE, probe.samples))))
     unit = 1 if sys.platform == "darwin" else 1024
     return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 

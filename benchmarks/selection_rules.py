@@ -19,11 +19,11 @@ from ldpruner.evaluation.metrics import latent_score
 from ldpruner.profiling.benchmark import compare
 from ldpruner.scoring.knapsack import predict
 from ldpruner.scoring.results import Score, Scores
-from ldpruner.selection.plan import Choice
+from ldpruner.selection.plan import PlannedRemoval
 from ldpruner.workflow import ATTEMPTS
 
 MODEL = "zoo:satellite"
-RULES = {"knapsack": "knapsack (default)", "lowest": "lowest first (the paper)", "random": "random, three draws"}
+RULES = {"knapsack": "knapsack (default)", "greedy": "lowest first (the paper)", "random": "random, three draws"}
 OTHER_SEEDS = (1, 2, 3)
 
 
@@ -53,13 +53,13 @@ def main() -> None:
 def _row(pipeline: Any, scores: Scores, rule: str, budget: float) -> str:
     cells = [_measured(pipeline, scores, rule, budget, draw) for draw in range(3 if rule == "random" else 1)]
     results = [one["result"] for one in cells]
-    damages = [value for one in results for value in one["damage"]]
+    removal_costs = [value for one in results for value in one["damage"]]
     columns = [
         _range([one["removals"] for one in results], "{:.0f}"),
         _range([one["predicted"]["latency"] for one in results], "{:.1%}"),
         _range([one["measured"]["latency_ratio"]["median"] for one in results], "{:.1%}"),
         _range([one["predicted"]["macs"] for one in results], "{:.1%}"),
-        _range(damages, "{:.2g}"),
+        _range(removal_costs, "{:.2g}"),
     ]
     return f"| {budget:.0%} | {RULES[rule]} | " + " | ".join(columns) + " |"
 
@@ -99,7 +99,7 @@ def _cell(pipeline: Any, scores: Scores, rule: str, budget: float, draw: int) ->
 def _plan(scores: Scores, rule: str, budget: float, draw: int) -> ldpruner.Plan:
     if rule == "random":
         return random_plan(scores, budget, np.random.default_rng(draw))
-    return ldpruner.select(scores, ldpruner.Budget(latency=budget), rule="lowest" if rule == "lowest" else "knapsack")
+    return ldpruner.select(scores, ldpruner.Budget(latency=budget), rule="greedy" if rule == "greedy" else "knapsack")
 
 
 def random_plan(scores: Scores, budget: float, generator: np.random.Generator) -> ldpruner.Plan:
@@ -112,7 +112,7 @@ def random_plan(scores: Scores, budget: float, generator: np.random.Generator) -
             chosen.append(score)
         if predict(scores, chosen).latency <= budget:
             break
-    removed = tuple(Choice(**one.candidate.removal.model_dump(), score=one.score) for one in chosen)
+    removed = tuple(PlannedRemoval(**one.candidate.removal.model_dump(), score=one.score) for one in chosen)
     return ldpruner.Plan(removed=removed, component=scores.component, predicted=predict(scores, chosen))
 
 

@@ -37,7 +37,7 @@ from benchmarks.waits import counted_waits
 from ldpruner.errors import LdPrunerError
 from ldpruner.finetuning import Finetuning, Training
 from ldpruner.finetuning.conditioning import predicted
-from ldpruner.finetuning.distillation import Lesson
+from ldpruner.finetuning.distillation import Distillation
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
 from ldpruner.operators.discovery import Operator, denoiser_macs
@@ -45,7 +45,7 @@ from ldpruner.operators.patching import modified
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.running import networks, run_pipeline
 from ldpruner.pipelines.sampling import draw_latents
-from ldpruner.profiling.benchmark import Spread, compare
+from ldpruner.profiling.benchmark import Percentiles, compare
 from ldpruner.profiling.costs import peak_memory, timed_ms
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
@@ -99,8 +99,8 @@ def _latency(subject: Subject) -> dict[str, Any]:
         "dtype": str(pipeline.dtype),
         "parameters": count_parameters(denoiser.module),
         "macs": denoiser_macs(denoiser),
-        "call_ms": Spread.of(subject.milliseconds(denoiser, 3 * extent.rounds)).model_dump(),
-        "draw_ms": Spread.of(subject.milliseconds(draw, extent.rounds)).model_dump(),
+        "call_ms": Percentiles.of(subject.milliseconds(denoiser, 3 * extent.rounds)).model_dump(),
+        "draw_ms": Percentiles.of(subject.milliseconds(draw, extent.rounds)).model_dump(),
         "call_peak_bytes": peak_memory(pipeline, denoiser),
         "draw_peak_bytes": peak_memory(pipeline, draw),
     }
@@ -116,8 +116,8 @@ def _scoring(subject: Subject) -> dict[str, Any]:
     return {
         "draws": 1 + len(operators),
         "ms": rounds,
-        "ratio": Spread.of([one["scoring"] / one["denoiser"] for one in rounds]).model_dump(),
-        "ratio_to_pipeline": Spread.of([one["scoring"] / one["pipeline"] for one in rounds]).model_dump(),
+        "ratio": Percentiles.of([one["scoring"] / one["denoiser"] for one in rounds]).model_dump(),
+        "ratio_to_pipeline": Percentiles.of([one["scoring"] / one["pipeline"] for one in rounds]).model_dump(),
         "waits": _waits(subject, operators[0]),
     }
 
@@ -127,7 +127,7 @@ def _in_turn(subject: Subject, operators: Sequence[Operator]) -> dict[str, float
     pipeline, probe, denoiser = subject.pipeline, subject.probe(subject.extent.scored_steps), subject.denoiser
     with tempfile.TemporaryDirectory() as run, Scoring(pipeline, operators, probe, run=run) as scoring:
         scored = timed_ms(lambda: list(scoring), subject.device)
-        calls = scoring.ledger.denoiser_calls() // (1 + len(operators))
+        calls = scoring.store.denoiser_calls() // (1 + len(operators))
 
     def drawn(draw: Callable[[], Any]) -> float:
         return timed_ms(lambda: _modified_one_by_one(denoiser.module, operators, draw), subject.device)
@@ -181,8 +181,8 @@ def _scores(subject: Subject) -> Scores:
     is_short = each * len(profile.scores) <= subject.extent.seconds
     operators = [one for one in subject.operators if is_short or one.kind in LARGE]
     scores = ldpruner.score_operators(pipeline, operators, probe, budgets=None)
-    saves = {one.candidate: one.saves for one in profile.scores}
-    saving = tuple(one.model_copy(update={"saves": saves[one.candidate]}) for one in scores.scores)
+    savings = {one.candidate: one.savings for one in profile.scores}
+    saving = tuple(one.model_copy(update={"savings": savings[one.candidate]}) for one in scores.scores)
     return scores.model_copy(update={"scores": saving, "costs": profile.costs})
 
 
@@ -223,39 +223,48 @@ def _finetuning(subject: Subject) -> dict[str, Any]:
 
 
 def _trained(subject: Subject, plan: Plan, precision: Precision) -> dict[str, Any]:
-    training = Training(steps=MANY, batch=4, task=1.0, precision=precision, check_every=MANY, checkpoint_every=MANY)
+    training = Training(
+        max_train_steps=MANY,
+        train_batch_size=4,
+        task_loss_weight=1.0,
+        mixed_precision=precision,
+        validation_steps=MANY,
+        checkpointing_steps=MANY,
+    )
     pruned = ldpruner.prune(subject.pipeline, plan)
     bare = copy.deepcopy(networks(pruned)[subject.denoiser.component])
     probe = subject.probe(4).model_copy(update={"samples": 8})
     work = Finetuning(pruned, subject.pipeline, probe=probe, training=training)
-    work.state.step, work.state.held_out = UNDER_WAY, {0: math.inf}
-    loops = iter(work), _bare(work.lesson, bare, training, subject.device)
+    work.state.step, work.state.validation_losses = UNDER_WAY, {0: math.inf}
+    loops = iter(work), _bare(work.distillation, bare, training, subject.device)
     advances = [lambda loop=loop: list(itertools.islice(loop, STEPS)) for loop in loops]
     rounds = [[timed_ms(one, subject.device) / STEPS for one in advances] for _ in range(1 + 2 * subject.extent.pairs)]
     return {
-        "steps_per_second": Spread.of([1000 / ours for ours, _ in rounds[1:]]).model_dump(),
-        "ratio": Spread.of([other / ours for ours, other in rounds[1:]]).model_dump(),
+        "steps_per_second": Percentiles.of([1000 / ours for ours, _ in rounds[1:]]).model_dump(),
+        "ratio": Percentiles.of([other / ours for ours, other in rounds[1:]]).model_dump(),
         "ms_per_step": rounds,
     }
 
 
-def _bare(lesson: Lesson, module: nn.Module, training: Training, device: torch.device) -> Iterator[None]:
+def _bare(distillation: Distillation, module: nn.Module, training: Training, device: torch.device) -> Iterator[None]:
     """The same forward and backward passes on latents that lie ready, and torch's optimizer."""
-    optimizer = torch.optim.AdamW(module.float().requires_grad_(True).parameters(), training.rate, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
-    indices, names = torch.arange(training.batch), stages(lesson.teacher, module)
-    latents, given = lesson.examples.batch(indices, torch.zeros_like(indices))
-    levels = random_levels(training.batch, torch.Generator())
-    noisy, target, times = lesson.noised(latents, torch.randn_like(latents), levels)
+    optimizer = torch.optim.AdamW(module.float().requires_grad_(True).parameters(), training.learning_rate, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=training.mixed_precision == "fp16")
+    indices, names = torch.arange(training.train_batch_size), stages(distillation.teacher, module)
+    latents, given = distillation.examples.batch(indices, torch.zeros_like(indices))
+    levels = random_levels(training.train_batch_size, torch.Generator())
+    noisy, target, times = distillation.noised(latents, torch.randn_like(latents), levels)
     noisy, target = noisy.to(device), target.to(device)
-    call = lesson.conditions.arguments(noisy, times, given)
-    with features_of(lesson.teacher, names) as taught, features_of(module, names) as learnt:
+    call = distillation.conditions.arguments(noisy, times, given)
+    with features_of(distillation.teacher, names) as taught, features_of(module, names) as learnt:
         while True:
-            with torch.autocast(device.type, AUTOCAST[training.precision]):
+            with torch.autocast(device.type, AUTOCAST[training.mixed_precision]):
                 found = predicted(module(**call), noisy).float()
-                shown = lesson.shown(lesson.teacher, noisy, times, given)
-                loss = mse_loss(found, target) + training.output * mse_loss(found, shown)
-                loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
+                shown = distillation.shown(distillation.teacher, noisy, times, given)
+                loss = mse_loss(found, target) + training.output_kd_weight * mse_loss(found, shown)
+                loss = loss + training.feature_kd_weight * feature_loss(
+                    taught, learnt, normalised=training.normalize_features
+                )
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -278,8 +287,8 @@ def _compile(subject: Subject) -> dict[str, Any]:
     found = {
         "seconds_to_compile": first[0],
         "graphs": first[1],
-        "eager_ms": Spread.of([eager for eager, _ in pairs[1:]]).model_dump(),
-        "ratio": Spread.of([ours / eager for eager, ours in pairs[1:]]).model_dump(),
+        "eager_ms": Percentiles.of([eager for eager, _ in pairs[1:]]).model_dump(),
+        "ratio": Percentiles.of([ours / eager for eager, ours in pairs[1:]]).model_dump(),
     }
     if first[0] > PATIENCE:
         return found

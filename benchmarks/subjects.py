@@ -28,7 +28,7 @@ from zoo.quality import frechet_distance
 
 SUBJECTS = ("satellite", "emoji", "digits")
 UNSEEN = 1000  # added to a seed: what measures a plan shares no noise with the latents that chose it
-BATCH = 64
+BATCH_SIZE = 64
 MATCHED = 256  # pictures whose captions are looked for, and captions that there are
 FITTING = 5  # captions among which a picture's own shall be
 
@@ -104,7 +104,7 @@ class Subject:
         """Pictures of a pipeline, bytes; one that reads captions is given those of the test images."""
         settings = {"samples": pictures, "steps": steps, "seed": UNSEEN + seed, "guidance": self.guidance}
         probe = ldpruner.Probe(prompts=self.unseen, call={"output_type": "np"}, **settings)
-        batches = torch.arange(pictures).split(BATCH)
+        batches = torch.arange(pictures).split(BATCH_SIZE)
         drawn = [run_pipeline(pipeline, probe.arguments(pipeline, batch.tolist())).images for batch in batches]
         return torch.cat([pixels_of(images) for images in drawn])
 

@@ -59,7 +59,7 @@ def test_it_teaches_what_was_pruned(
 ) -> None:
     compiled(num_inference_steps=1)  # what is compiled by now may not call hooks that come later
     pruned = ldpruner.prune(compiled, ldpruner.select(scores, ldpruner.Budget(parameters=0.8)))
-    training = ldpruner.Training(steps=2, batch=2, warmup=1)
+    training = ldpruner.Training(max_train_steps=2, train_batch_size=2, lr_warmup_steps=1)
     history = ldpruner.finetune(pruned, compiled, probe=probe.model_copy(update={"samples": 6}), training=training)
     assert history.steps == 2
 

@@ -18,9 +18,9 @@ import torch
 
 import ldpruner
 from ldpruner.errors import LdPrunerError, StorageError
-from ldpruner.scoring.adaptive import Race
+from ldpruner.scoring.adaptive import AdaptiveScorer
 from ldpruner.scoring.runner import Scoring
-from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.store import RunStore
 
 PROBE = ldpruner.Probe(samples=16, steps=2)
 BUDGETS = (ldpruner.Budget(macs=0.5),)
@@ -40,7 +40,7 @@ def score(folder: Path, run: Path, pipe: Connection | None = None, largest_file:
         with Scoring(ldpruner.load(folder), None, PROBE, run=run) as scoring:
             if pipe is not None:
                 pipe.send("begun")
-            for _ in Race(scoring, BUDGETS):
+            for _ in AdaptiveScorer(scoring, BUDGETS):
                 pass
             return scoring.scores()
     except LdPrunerError as error:
@@ -147,7 +147,7 @@ def test_a_last_page_that_was_torn_costs_what_was_written_last(
     torn = tmp_path / "torn"
     torn.mkdir()
     with Scoring(ldpruner.load(folder), None, PROBE, run=tmp_path) as scoring:
-        draws = iter(Race(scoring, BUDGETS))
+        draws = iter(AdaptiveScorer(scoring, BUDGETS))
         for _ in range(20):
             next(draws)
         for file in ("run.sqlite", "run.sqlite-wal"):  # as a machine leaves them that loses its power
@@ -161,7 +161,7 @@ def test_a_last_page_that_was_torn_costs_what_was_written_last(
 
 def _same_costs(there: Path, here: Path) -> None:
     """Latency is measured once for a run; another measurement is another race."""
-    with Ledger(there) as known:
+    with RunStore(there) as known:
         costs, identity = known.fact("costs"), known.fact("identity")
-    with Ledger(here, identity) as ledger:
-        ledger.set_fact("costs", costs)
+    with RunStore(here, identity) as store:
+        store.set_fact("costs", costs)

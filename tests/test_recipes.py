@@ -15,7 +15,7 @@ import ldpruner
 from ldpruner import cli
 from ldpruner.budget import Budget
 from ldpruner.finetuning import Training
-from ldpruner.pipelines.meta import open_weightless
+from ldpruner.pipelines.meta import open_meta
 from ldpruner.recipe_cost import estimate
 from ldpruner.recipes import Recipe, RecipeError, read_recipe
 
@@ -32,7 +32,7 @@ model: {model}
 run: {run}
 probe: {{samples: 2, steps: 2}}
 budget: {{parameters: 0.7}}
-training: {{steps: 3, batch: 2, warmup: 0, check_every: 2, checkpoint_every: 1}}
+training: {{max_train_steps: 3, train_batch_size: 2, lr_warmup_steps: 0, validation_steps: 2, checkpointing_steps: 1}}
 examples: 4
 evaluation: {{samples: 8}}
 """
@@ -94,14 +94,14 @@ def test_the_numbers_of_stable_diffusion_are_those_of_the_formulas(run: Run) -> 
 
 def test_the_audio_model_has_its_published_size() -> None:
     """Its weights in float32 are a file of 455 MB."""
-    pipeline = open_weightless(ARCHITECTURES / "latent-audio-diffusion-256")
+    pipeline = open_meta(ARCHITECTURES / "latent-audio-diffusion-256")
     assert 4 * sum(weight.numel() for weight in pipeline.unet.parameters()) / 1e6 == pytest.approx(455, rel=0.002)
 
 
 def test_full_precision_is_what_yaml_takes_for_false(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: zoo:satellite\nrun: r\nbudget: {latency: 0.5}\ntraining: {precision: no}\n")
-    assert read_recipe(path).training.precision == "no"
+    assert read_recipe(path).training.mixed_precision == "no"
 
 
 def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPipeline) -> None:
@@ -114,8 +114,10 @@ def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPip
 def test_autoguidance_costs_a_call_of_the_pruned_denoiser_too(tiny: DiffusionPipeline) -> None:
     """Beside the teacher's; so it is also where nothing else asks the teacher."""
     recipe = Recipe(model="m", run=Path("r"), budget=Budget(macs=0.5), data=Path("pictures"))
-    training = Training(steps=10, batch=4, task=1, output=0, features=0)
-    led = training.model_copy(update={"autoguidance": 1.0})
+    training = Training(
+        max_train_steps=10, train_batch_size=4, task_loss_weight=1, output_kd_weight=0, feature_kd_weight=0
+    )
+    led = training.model_copy(update={"autoguidance_scale": 1.0})
     alone, with_both = (estimate(recipe.model_copy(update={"training": one}), tiny) for one in (training, led))
     assert (alone.stages["finetuning"].calls, with_both.stages["finetuning"].calls) == (40, 120)
     assert with_both.stages["finetuning"].macs == pytest.approx(40 * (1 + 0.5 + 3 * 0.5) * with_both.macs)
@@ -135,7 +137,7 @@ def test_a_table_is_for_people(run: Run) -> None:
     [
         ({"colour": 3}, "no field colour (=3)"),
         ({"training": {"rat": 1}}, "no field training.rat (=1); use one of rate"),
-        ({"training": {"rate": -1}}, "training.rate=-1: Input should be greater than 0"),
+        ({"training": {"learning_rate": -1}}, "training.learning_rate=-1: Input should be greater than 0"),
         ({"training": {"task": 0, "output": 0, "features": 0}}, "training.task=0"),
         ({"training": 7}, "training=7: write its fields below it"),
         ({"probe": {"samples": "many"}}, "probe.samples='many': Input should be a valid integer"),
@@ -143,7 +145,7 @@ def test_a_table_is_for_people(run: Run) -> None:
         ({"probe": {"prompts": 3}}, "probe.prompts=3"),
         ({"budget": {"latency": 1.5}}, "budget.latency=1.5 is outside (0, 1]"),
         ({"budget": {}}, "an empty budget"),
-        ({"rule": "dice"}, "rule='dice': Input should be 'knapsack' or 'lowest'"),
+        ({"rule": "dice"}, "rule='dice': Input should be 'knapsack' or 'greedy'"),
         ({"metric": "taste"}, "metric='taste'"),
         ({"dtype": "int99"}, "dtype='int99'"),
         ({"evaluation": {"samples": 2}}, "evaluation.samples=2"),

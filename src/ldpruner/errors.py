@@ -69,7 +69,7 @@ class DataError(LdPrunerError):
     """Pictures or sounds are missing or broken."""
 
 
-class LedgerError(LdPrunerError):
+class RunStoreError(LdPrunerError):
     """A run folder's ledger is corrupt, or belongs to another model or probe."""
 
 

@@ -106,15 +106,19 @@ def _scoring(recipe: Recipe, modifications: int, rows: int) -> tuple[int, float]
 def _finetuning(recipe: Recipe, rows: int) -> tuple[int, float]:
     training = recipe.training
     drawn = recipe.examples * recipe.probe.steps * rows if recipe.data is None else 0
-    shown, taught, led = training.steps * training.batch, int(training.is_taught), int(training.autoguidance > 0)
+    shown, taught, led = (
+        training.max_train_steps * training.train_batch_size,
+        int(training.is_taught),
+        int(training.autoguidance_scale > 0),
+    )
     learnt = _kept(recipe.budget) * (4 if training.gradient_checkpointing else 3)
     return drawn + shown * (1 + taught + led), drawn + shown * (taught + learnt + led * _kept(recipe.budget))
 
 
 def _evaluation(recipe: Recipe, rows: int) -> tuple[int, float]:
     """The original draws twice, the pruned pipeline once."""
-    once = recipe.evaluation.samples * recipe.probe.steps * rows
-    return 3 * once, (2 + _kept(recipe.budget)) * once
+    point_estimate = recipe.evaluation.samples * recipe.probe.steps * rows
+    return 3 * point_estimate, (2 + _kept(recipe.budget)) * point_estimate
 
 
 def _kept(budget: Budget) -> float:

@@ -14,7 +14,7 @@ from ldpruner.evaluation.evaluate import FEWEST
 from ldpruner.finetuning import Training
 from ldpruner.finetuning.trainer import SAMPLES
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.sampling import BATCH
+from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
 from ldpruner.values import Value
@@ -108,7 +108,7 @@ class Recipe(Value):
     rule: Rule = "knapsack"
     budget: Budget
     exhaustive: bool = False
-    batch: int = Field(default=BATCH, ge=1)
+    batch: int = Field(default=BATCH_SIZE, ge=1)
     training: Training = Training()
     data: Path | None = None
     examples: int = Field(default=SAMPLES, ge=2)

@@ -34,23 +34,23 @@ def select_input(selector: int | str | None, args: Sequence[Any], kwargs: Mappin
 
 
 class Identity(nn.Module):
-    """Stands in for an operator: each output is the input that `through` names.
+    """Stands in for an operator: each output is the input that `source` names.
 
-    A list in `through` means that the operator returned a tuple.
+    A list in `source` means that the operator returned a tuple.
     """
 
-    def __init__(self, through: Any = 0) -> None:
+    def __init__(self, source: Any = 0) -> None:
         super().__init__()
-        self.through = through
+        self.source = source
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self.through, (list, tuple)):
-            return tuple(select_input(selector, args, kwargs) for selector in self.through)
-        return select_input(self.through, args, kwargs)
+        if isinstance(self.source, (list, tuple)):
+            return tuple(select_input(selector, args, kwargs) for selector in self.source)
+        return select_input(self.source, args, kwargs)
 
 
 class Zero(Identity):
-    """Stands in for a residual branch: each output is zero, in the shape of the input that `through` names."""
+    """Stands in for a residual branch: each output is zero, in the shape of the input that `source` names."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = super().forward(*args, **kwargs)
@@ -71,22 +71,22 @@ class Shortcut(nn.Module):
         return projection(select_input(0, args, kwargs))
 
 
-def replacement(module: nn.Module, modification: str, through: Any) -> nn.Module:
+def replacement(module: nn.Module, modification: str, source: Any) -> nn.Module:
     """The module that stands in for `module`, with its settings: other parts of a network may read them."""
-    stand_in = _stand_in(module, modification, through)
+    stand_in = _stand_in(module, modification, source)
     for name, value in vars(module).items():
         if isinstance(value, SETTINGS) and not name.startswith("_") and name not in vars(stand_in):
             setattr(stand_in, name, value)
     return stand_in
 
 
-def _stand_in(module: nn.Module, modification: str, through: Any) -> nn.Module:
+def _stand_in(module: nn.Module, modification: str, source: Any) -> nn.Module:
     if modification == "identity":
-        return Identity(through)
+        return Identity(source)
     if modification == "zero":
-        return Zero(through)
+        return Zero(source)
     if modification == "shortcut":
-        return Shortcut(through, module.get_submodule(through))
+        return Shortcut(source, module.get_submodule(source))
     raise ValueError(f"unknown modification {modification!r}")
 
 
@@ -95,11 +95,11 @@ def replacements(denoiser: nn.Module, removal: Mapping[str, Any]) -> list[tuple[
 
     Args:
         denoiser: the network.
-        removal: a mapping with the keys operator, modification, through and also (the operators that fed only this
+        removal: a mapping with the keys operator, modification, source and cascaded (the operators that fed only this
             one).
     """
-    targets = [(removal["operator"], removal["modification"], removal["through"])]
-    targets += [(name, "identity", 0) for name in removal["also"]]
+    targets = [(removal["operator"], removal["modification"], removal["source"])]
+    targets += [(name, "identity", 0) for name in removal["cascaded"]]
     modules = [(denoiser.get_submodule(name), *rest) for name, *rest in targets]
     return [(module, replacement(module, *rest)) for module, *rest in modules]
 

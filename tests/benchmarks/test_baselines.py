@@ -81,7 +81,7 @@ def score(operator: ldpruner.Operator, candidate: Candidate, value: float) -> Sc
         modification=candidate.modification,
         score=value,
         samples=1,
-        saves=Savings(parameters=size, macs=macs, latency_ms=macs, memory=4 * size),
+        savings=Savings(parameters=size, macs=macs, latency_ms=macs, memory=4 * size),
         candidate=candidate,
     )
 

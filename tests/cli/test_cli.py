@@ -80,8 +80,8 @@ def test_score_prints_the_fields_of_the_contract_and_resumes(run: Run, model: Pa
     draws = sum(one["samples"] for one in answer["scores"])
     assert 2 * draws <= answer["denoiser_calls"] <= 2 * 2 * (1 + len(answer["scores"]))
     first = answer["scores"][0]
-    assert {"operator", "kind", "modification", "score", "interval", "samples", "saves"} <= first.keys()
-    assert {"parameters", "macs", "latency_ms"} <= first["saves"].keys()
+    assert {"operator", "kind", "modification", "score", "interval", "samples", "savings"} <= first.keys()
+    assert {"parameters", "macs", "latency_ms"} <= first["savings"].keys()
 
 
 def test_select_and_prune_print_the_plan_and_write_it(run: Run, scored: Path) -> None:

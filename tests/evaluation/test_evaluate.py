@@ -16,14 +16,14 @@ from PIL import Image
 import ldpruner
 from ldpruner.errors import DataError, EvaluationError, LdPrunerError, NonFiniteLatents
 from ldpruner.evaluation import evaluate as evaluation
-from ldpruner.evaluation.drawn import Drawn, draw, read_samples
+from ldpruner.evaluation.drawn import SampleBatch, draw, read_samples
 from ldpruner.evaluation.evaluate import COSTS, METRICS, Evaluation, evaluate
 from ldpruner.evaluation.features import LatentFeatures
 from ldpruner.evaluation.media import find_media
 from ldpruner.pipelines.sampling import draw_latents
 from ldpruner.profiling import benchmark as bench
 from ldpruner.scoring.importance import Floats, frechet_distance
-from ldpruner.selection.plan import Choice
+from ldpruner.selection.plan import PlannedRemoval
 from tests.families import FAMILIES
 
 PROBE = ldpruner.Probe(samples=8, steps=2)
@@ -37,7 +37,7 @@ class Colours:
 
     name = "colours"
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         assert drawn.pictures is not None
         return np.asarray(drawn.pictures.mean((1, 2, 3)))
 
@@ -52,7 +52,7 @@ def satellite() -> DiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def pruned(satellite: DiffusionPipeline) -> DiffusionPipeline:
-    removed = (Choice(operator="mid_block.resnets.0", modification="identity"),)
+    removed = (PlannedRemoval(operator="mid_block.resnets.0", modification="identity"),)
     return ldpruner.prune(satellite, ldpruner.Plan(removed=removed))
 
 
@@ -101,7 +101,7 @@ def test_distances_are_of_the_latents_that_the_pipelines_draw(
     apart = np.sqrt(np.square(moved - original).mean((1, 2, 3)))
     assert result["latent_distance"].pruned == pytest.approx(apart.mean(), rel=1e-4)
     assert result["latent_distance"].original == 0
-    features = [LatentFeatures()(Drawn(latents=one)) for one in (original, other, moved)]
+    features = [LatentFeatures()(SampleBatch(latents=one)) for one in (original, other, moved)]
     row = result["frechet_distance"]
     assert row.pruned == pytest.approx(frechet_distance(features[2], features[1]), rel=1e-4)
     assert row.original == row.noise_floor
@@ -204,7 +204,7 @@ def test_real_pictures_are_cut_and_scaled_to_drawn_ones(tmp_path: Path) -> None:
     wide = np.zeros((20, 60, 3), dtype=np.uint8)
     wide[:, 20:40] = 200
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    like = Drawn(pictures=np.zeros((1, 1, 10, 10, 3), dtype=np.uint8))
+    like = SampleBatch(pictures=np.zeros((1, 1, 10, 10, 3), dtype=np.uint8))
     read = read_samples(find_media(tmp_path).files, like)
     assert read.pictures is not None
     assert read.pictures.shape == (1, 1, 10, 10, 3)
@@ -223,7 +223,7 @@ def test_a_folder_has_another_digest_when_a_file_changes(tmp_path: Path) -> None
 def test_sounds_are_read_at_the_rate_and_cut_to_the_length_of_drawn_ones(tmp_path: Path) -> None:
     wave = np.sin(2 * np.pi * 200 * np.arange(16000) / 16000)
     scipy.io.wavfile.write(tmp_path / "a.wav", 16000, (wave * 32767).astype(np.int16))
-    like = Drawn(sounds=(np.zeros((1, 6000)),), sampling_rate=8000)
+    like = SampleBatch(sounds=(np.zeros((1, 6000)),), sampling_rate=8000)
     read = read_samples(find_media(tmp_path).files, like)
     assert read.sounds is not None
     expected = np.sin(2 * np.pi * 200 * np.arange(6000) / 8000)
@@ -276,7 +276,7 @@ def test_files_of_another_kind_than_what_is_drawn_are_told(tiny: DiffusionPipeli
 
 def test_a_broken_picture_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    like = Drawn(pictures=np.zeros((1, 1, 10, 10, 3), dtype=np.uint8))
+    like = SampleBatch(pictures=np.zeros((1, 1, 10, 10, 3), dtype=np.uint8))
     with pytest.raises(DataError, match="cannot read"):
         read_samples(find_media(tmp_path).files, like)
 

@@ -30,21 +30,21 @@ from transformers import (
 
 import ldpruner
 from ldpruner.errors import EvaluationError
-from ldpruner.evaluation.drawn import Drawn, draw
+from ldpruner.evaluation.drawn import SampleBatch, draw
 from ldpruner.evaluation.evaluate import evaluate
 from ldpruner.evaluation.features import (
     Classifier,
     InceptionFeatures,
     LatentFeatures,
+    find_clip_score,
     find_extractor,
-    find_prompt_match,
 )
 from tests.conftest import WORDS
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)
-SOUNDS = Drawn(sounds=tuple(RANDOM.normal(0, 0.1, (2, 4000)) for _ in range(3)), sampling_rate=8000)
-VIDEOS = Drawn(
+SOUNDS = SampleBatch(sounds=tuple(RANDOM.normal(0, 0.1, (2, 4000)) for _ in range(3)), sampling_rate=8000)
+VIDEOS = SampleBatch(
     pictures=RANDOM.integers(0, 256, (3, 2, 24, 32, 3), dtype=np.uint8), prompts=("a cat", "the sea", "a dog")
 )
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -87,15 +87,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_latents_are_pooled_over_space_by_mean_and_deviation() -> None:
     latents = RANDOM.normal(size=(5, 3, 4, 6))
-    features = LatentFeatures()(Drawn(latents=latents))
+    features = LatentFeatures()(SampleBatch(latents=latents))
     expected = [[*(one.mean() for one in sample), *(one.std() for one in sample)] for sample in latents]
     np.testing.assert_allclose(features, expected)
 
 
 def test_tokens_are_pooled_over_their_positions_either_way_round() -> None:
     tokens = RANDOM.normal(size=(5, 12, 3))
-    turned = LatentFeatures()(Drawn(latents=tokens.swapaxes(1, 2)))
-    np.testing.assert_array_equal(LatentFeatures()(Drawn(latents=tokens)), turned)
+    turned = LatentFeatures()(SampleBatch(latents=tokens.swapaxes(1, 2)))
+    np.testing.assert_array_equal(LatentFeatures()(SampleBatch(latents=tokens)), turned)
     assert turned.shape == (5, 6)
 
 
@@ -115,7 +115,7 @@ def test_a_network_of_texts_and_pictures_gives_its_projection_of_pictures(clip: 
 
 
 def test_the_clip_score_is_that_of_the_whole_model(clip: Path) -> None:
-    scores = find_prompt_match(str(clip), CPU)(VIDEOS)
+    scores = find_clip_score(str(clip), CPU)(VIDEOS)
     model = CLIPModel.from_pretrained(clip).eval()
     both = CLIPProcessor.from_pretrained(clip)
     assert VIDEOS.pictures is not None
@@ -136,7 +136,7 @@ def test_an_evaluation_has_the_clip_score_of_pipelines_that_take_prompts(
     seeds = probe.model_copy(update={"seed": 1})
     drawn = draw(tiny_text, seeds, range(5))
     assert drawn.prompts == ("a cat", "the sea", "a dog on the moon", "a cat", "the sea")
-    assert row.pruned == row.original == pytest.approx(find_prompt_match(str(clip), CPU)(drawn).mean(), rel=1e-3)
+    assert row.pruned == row.original == pytest.approx(find_clip_score(str(clip), CPU)(drawn).mean(), rel=1e-3)
     assert row.noise_floor is not None
     assert result.protocol["clip"] == str(clip)
 
@@ -162,7 +162,7 @@ def test_sounds_are_heard_one_by_one_at_the_networks_own_rate(tmp_path: Path) ->
     assert features.shape == (3, 8)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-4)
     assert SOUNDS.sounds is not None
-    alone = extractor(Drawn(sounds=SOUNDS.sounds[1:2], sampling_rate=8000))
+    alone = extractor(SampleBatch(sounds=SOUNDS.sounds[1:2], sampling_rate=8000))
     np.testing.assert_array_equal(alone[0], features[1])
 
 
@@ -191,7 +191,7 @@ def test_a_network_for_texts_is_refused(tmp_path: Path) -> None:
 
 def test_a_network_without_texts_gives_no_clip_score(vision: Path) -> None:
     with pytest.raises(EvaluationError, match="no CLIPModel"):
-        find_prompt_match(str(vision), CPU)
+        find_clip_score(str(vision), CPU)
 
 
 def test_features_of_what_is_not_there_are_told(vision: Path) -> None:

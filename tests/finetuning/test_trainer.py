@@ -25,8 +25,8 @@ import ldpruner
 from ldpruner.errors import FinetuningError, LdPrunerError
 from ldpruner.evaluation.media import read_picture
 from ldpruner.finetuning import Finetuning, Training, finetune
-from ldpruner.finetuning.conditioning import named_arguments, watch_conditions
-from ldpruner.finetuning.distillation import prepare_lesson
+from ldpruner.finetuning.conditioning import named_arguments, watch_call_signature
+from ldpruner.finetuning.distillation import prepare_distillation
 from ldpruner.finetuning.encoding import find_encoder
 from ldpruner.finetuning.losses import features_of, stages
 from ldpruner.finetuning.objectives import objective_of
@@ -37,7 +37,14 @@ from ldpruner.pipelines.sampling import draw_latents
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
 
-SHORT = Training(steps=6, batch=4, task=1.0, warmup=2, check_every=3, checkpoint_every=2)
+SHORT = Training(
+    max_train_steps=6,
+    train_batch_size=4,
+    task_loss_weight=1.0,
+    lr_warmup_steps=2,
+    validation_steps=3,
+    checkpointing_steps=2,
+)
 PROBE = ldpruner.Probe(samples=8, steps=3)
 EVERY = 7  # steps there is a checkpoint, where a run is killed
 
@@ -82,7 +89,7 @@ def test_a_call_is_repeated_as_the_pipeline_makes_it(name: str) -> None:
     pipeline = family.pipeline()
     probe = ldpruner.Probe(samples=3, steps=3, prompts=PROMPTS, call=dict(family.call))
     denoiser = find_denoiser(pipeline, family.component, probe.arguments(pipeline, [0]))
-    conditions = watch_conditions(pipeline, denoiser.component, probe, batches=True)
+    conditions = watch_call_signature(pipeline, denoiser.component, probe, batches=True)
     recorded = named_arguments(find_denoiser(pipeline, denoiser.component, probe.arguments(pipeline, [1, 2])))
     whole = recorded[conditions.sample]
     for place in range(conditions.copies):
@@ -115,10 +122,15 @@ def test_a_pipeline_that_cannot_be_finetuned_says_so_in_one_line(name: str) -> N
 def test_it_learns_in_place_and_leaves_the_teacher_alone(tiny: DiffusionPipeline, pruned: DiffusionPipeline) -> None:
     teacher, before = weights(tiny), weights(pruned)
     history = finetune(
-        pruned, tiny, probe=PROBE, training=Training(steps=40, batch=8, rate=2e-3, warmup=2, average=0.5)
+        pruned,
+        tiny,
+        probe=PROBE,
+        training=Training(
+            max_train_steps=40, train_batch_size=8, learning_rate=2e-3, lr_warmup_steps=2, ema_decay=0.5
+        ),
     )
     assert history.steps == len(history.losses) == 40
-    assert history.held_out[history.best] < 0.9 * history.held_out[0]
+    assert history.validation_losses[history.best_step] < 0.9 * history.validation_losses[0]
     assert all(torch.equal(one, other) for one, other in zip(teacher, weights(tiny), strict=True))
     assert any(not torch.equal(one, other) for one, other in zip(before, weights(pruned), strict=True))
     assert draw_latents(pruned, PROBE, [0]).isfinite().all()
@@ -127,11 +139,13 @@ def test_it_learns_in_place_and_leaves_the_teacher_alone(tiny: DiffusionPipeline
 def test_autoguidance_leads_beyond_the_teacher_away_from_the_pruned_network_as_it_came(
     tiny: DiffusionPipeline, pruned: DiffusionPipeline
 ) -> None:
-    usual = SHORT.model_copy(update={"task": 0.0, "features": 0.0, "rate": 1e-3, "average": 0.0})
+    usual = SHORT.model_copy(
+        update={"task_loss_weight": 0.0, "feature_kd_weight": 0.0, "learning_rate": 1e-3, "ema_decay": 0.0}
+    )
     found = [
         finetune(
             copy.deepcopy(pruned), tiny, probe=PROBE, training=usual.model_copy(update={"autoguidance": strength})
-        ).held_out
+        ).validation_losses
         for strength in (0.0, 1.5)
     ]
     assert found[1][0] == pytest.approx((1 + 1.5) ** 2 * found[0][0], rel=1e-4)
@@ -141,10 +155,17 @@ def test_autoguidance_leads_beyond_the_teacher_away_from_the_pruned_network_as_i
 
 
 def test_autoguidance_leads_at_some_noise_levels_only(tiny: DiffusionPipeline, pruned: DiffusionPipeline) -> None:
-    usual = SHORT.model_copy(update={"task": 0.0, "features": 0.0, "autoguidance": 1.5})
+    usual = SHORT.model_copy(update={"task_loss_weight": 0.0, "feature_kd_weight": 0.0, "autoguidance_scale": 1.5})
     losses = [
-        finetune(copy.deepcopy(pruned), tiny, probe=PROBE, training=usual.model_copy(update=between)).held_out[0]
-        for between in ({"autoguidance": 0.0}, {}, {"led_below": 0.3}, {"led_above": 0.3})
+        finetune(
+            copy.deepcopy(pruned), tiny, probe=PROBE, training=usual.model_copy(update=between)
+        ).validation_losses[0]
+        for between in (
+            {"autoguidance_scale": 0.0},
+            {},
+            {"guidance_interval": (0.0, 0.3)},
+            {"guidance_interval": (0.3, 1.0)},
+        )
     ]
     plain, whole, low, high = losses
     assert plain < low < whole
@@ -159,7 +180,7 @@ def test_a_step_runs_neither_autoencoder_nor_text_encoder(tiny_text: DiffusionPi
     for name in ("vae", "text_encoder"):
         for part in networks(tiny_text)[name].modules():
             part.register_forward_hook(lambda *_, name=name: called.append(name))
-    assert len(list(work)) == SHORT.steps
+    assert len(list(work)) == SHORT.max_train_steps
     assert not called
 
 
@@ -168,8 +189,9 @@ def test_the_same_command_goes_on_after_each_kill(folder: Path, tmp_path: Path) 
         "import sys, torch, ldpruner; from ldpruner.finetuning import Finetuning, Training\n"
         "torch.set_num_threads(1)\n"
         "teacher, student = ldpruner.load(sys.argv[1]), ldpruner.load(sys.argv[1])\n"
-        f"rhythm = {{'check_every': 20, 'checkpoint_every': {EVERY}, 'patience': None}}\n"
-        "training = Training(steps=60, batch=4, task=1.0, warmup=2, **rhythm)\n"
+        f"rhythm = {{'validation_steps': 20, 'checkpointing_steps': {EVERY}, 'early_stopping_patience': None}}\n"
+        "short = {'max_train_steps': 60, 'train_batch_size': 4, 'task_loss_weight': 1.0, 'lr_warmup_steps': 2}\n"
+        "training = Training(**short, **rhythm)\n"
         "probe = ldpruner.Probe(samples=8, steps=3)\n"
         "work = Finetuning(student, teacher, probe=probe, training=training, run=sys.argv[2])\n"
         "for step in work: print(step, flush=True)\n"
@@ -201,7 +223,8 @@ def test_two_processes_learn_as_one(folder: Path, tmp_path: Path) -> None:
         "import sys, torch, ldpruner; from ldpruner.finetuning import Finetuning, Training\n"
         "torch.set_num_threads(1)\n"
         "teacher, student = ldpruner.load(sys.argv[1]), ldpruner.load(sys.argv[1])\n"
-        "training = Training(steps=5, batch=4, task=1.0, warmup=2, check_every=5)\n"
+        "short = {'max_train_steps': 5, 'train_batch_size': 4, 'task_loss_weight': 1.0, 'lr_warmup_steps': 2}\n"
+        "training = Training(**short, validation_steps=5)\n"
         "probe = ldpruner.Probe(samples=8, steps=3)\n"
         "work = Finetuning(student, teacher, probe=probe, training=training, run=sys.argv[2])\n"
         "for step in work: pass\n"
@@ -217,25 +240,27 @@ def test_two_processes_learn_as_one(folder: Path, tmp_path: Path) -> None:
         count, _, history = done.stdout.strip().splitlines()[-1].partition(" ")
         found[int(count)] = json.loads(history)
     np.testing.assert_allclose(found[2]["losses"], found[1]["losses"], rtol=1e-4)
-    np.testing.assert_allclose(list(found[2]["held_out"].values()), list(found[1]["held_out"].values()), rtol=1e-4)
+    np.testing.assert_allclose(
+        list(found[2]["validation_losses"].values()), list(found[1]["validation_losses"].values()), rtol=1e-4
+    )
 
 
 def test_a_batch_in_several_passes_is_the_same_batch(tiny: DiffusionPipeline) -> None:
     found = [
-        finetune(copy.deepcopy(tiny), tiny, probe=PROBE, training=SHORT.model_copy(update={"accumulate": passes}))
-        for passes in (1, 2)
+        finetune(copy.deepcopy(tiny), tiny, probe=PROBE, training=training)
+        for training in (SHORT, SHORT.model_copy(update={"gradient_accumulation_steps": 2}))
     ]
     np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-4)
     with pytest.raises(FinetuningError, match="choose a multiple of 3"):
-        Finetuning(tiny, tiny, probe=PROBE, training=SHORT.model_copy(update={"accumulate": 3}))
+        Finetuning(tiny, tiny, probe=PROBE, training=SHORT.model_copy(update={"gradient_accumulation_steps": 3}))
 
 
 def test_the_average_of_every_few_steps_is_that_of_all_steps() -> None:
-    state = State(torch.nn.Linear(4, 4), Training(average=0.99, steps=403))
+    state = State(torch.nn.Linear(4, 4), Training(ema_decay=0.99, max_train_steps=403))
     walk = 0.1 * torch.randn(403, 4, 4, generator=torch.Generator().manual_seed(0)).cumsum(0)
     exact = state.average[0].clone()
     for step in range(403):
-        state.put_([walk[step], torch.zeros(4)])
+        state.load_weights_([walk[step], torch.zeros(4)])
         state.step = step
         state.average_()
         exact.lerp_(walk[step], 1 - min(0.99, (1 + step) / (10 + step)))
@@ -244,10 +269,19 @@ def test_the_average_of_every_few_steps_is_that_of_all_steps() -> None:
 
 
 def test_it_stops_when_the_held_out_loss_rises(tiny: DiffusionPipeline, fresh: DiffusionPipeline) -> None:
-    training = Training(steps=50, batch=4, rate=0.5, warmup=0, average=0.0, check_every=2, patience=2, clip=100.0)
+    training = Training(
+        max_train_steps=50,
+        train_batch_size=4,
+        learning_rate=0.5,
+        lr_warmup_steps=0,
+        ema_decay=0.0,
+        validation_steps=2,
+        early_stopping_patience=2,
+        max_grad_norm=100.0,
+    )
     before = weights(fresh)
     history = finetune(fresh, tiny, probe=PROBE, training=training)
-    assert (history.best, history.steps) == (0, 4)
+    assert (history.best_step, history.steps) == (0, 4)
     assert all(torch.equal(one, other) for one, other in zip(before, weights(fresh), strict=True))
 
 
@@ -265,7 +299,7 @@ def test_a_checkpoint_of_other_settings_is_refused(
 ) -> None:
     finetune(fresh, tiny, probe=PROBE, training=SHORT, run=tmp_path)
     with pytest.raises(FinetuningError, match=r"rate was 0\.0001, is 0\.001; delete it"):
-        finetune(fresh, tiny, probe=PROBE, training=SHORT.model_copy(update={"rate": 1e-3}), run=tmp_path)
+        finetune(fresh, tiny, probe=PROBE, training=SHORT.model_copy(update={"learning_rate": 1e-3}), run=tmp_path)
     (tmp_path / "finetuning" / "state.safetensors").write_bytes(b"PK\x03\x04")
     with pytest.raises(FinetuningError, match="is no checkpoint"):
         finetune(fresh, tiny, probe=PROBE, training=SHORT, run=tmp_path)
@@ -302,8 +336,8 @@ class Notes(GeneralTracker):
 
 def test_trackers_hear_of_every_step(tiny: DiffusionPipeline, fresh: DiffusionPipeline) -> None:
     notes = Notes()
-    history = finetune(fresh, tiny, probe=PROBE, training=SHORT, trackers=[notes])
-    assert notes.settings["batch"] == SHORT.batch
+    history = finetune(fresh, tiny, probe=PROBE, training=SHORT, report_to=[notes])
+    assert notes.settings["train_batch_size"] == SHORT.train_batch_size
     assert [values["loss"] for _, values in notes.told if "loss" in values] == list(history.losses)
 
 
@@ -348,13 +382,13 @@ def test_pictures_of_a_folder_are_learnt_with_their_captions(
     tiny_text: DiffusionPipeline, pictures: Path, tmp_path: Path
 ) -> None:
     work = Finetuning(copy.deepcopy(tiny_text), tiny_text, pictures, probe=PROBE, training=SHORT, run=tmp_path / "run")
-    (text,) = [chunk["given.0"] for chunk in work.lesson.examples.chunks]
-    assert (len(work.lesson.examples), *work.lesson.examples.shape) == (6, 4, 8, 8)
+    (text,) = [chunk["given.0"] for chunk in work.distillation.examples.chunks]
+    assert (len(work.distillation.examples), *work.distillation.examples.shape) == (6, 4, 8, 8)
     assert text.shape[:2] == (6, 2)
     assert torch.equal(text[0], text[2])
     assert not torch.equal(text[0, 1], text[1, 1])  # captions
     assert torch.equal(text[0, 0], text[1, 0])  # none
-    assert len(list(work)) == SHORT.steps
+    assert len(list(work)) == SHORT.max_train_steps
     assert len(list(tmp_path.glob("run/examples/*/*.safetensors"))) == 1
 
 
@@ -379,7 +413,7 @@ def test_sounds_of_a_folder_become_mel_pictures(tmp_path: Path) -> None:
     for index in range(3):
         scipy.io.wavfile.write(folder / f"{index}.wav", mel.get_sample_rate(), (wave * 9000).astype(np.int16))
     work = Finetuning(FAMILIES["audio-diffusion"].pipeline(), pipeline, folder, probe=PROBE, training=SHORT)
-    assert len(work.lesson.examples) >= 3
+    assert len(work.distillation.examples) >= 3
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -400,11 +434,11 @@ def test_data_that_does_not_fit_is_told(tiny_text: DiffusionPipeline, data: Any,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "training steps=0"),
-        ({"rate": -1.0}, r"training rate=-1\.0"),
+        ({"max_train_steps": 0}, "training max_train_steps=0"),
+        ({"learning_rate": -1.0}, r"training learning_rate=-1\.0"),
         ({"speed": 3}, "training speed=3"),
         ({"task": 0, "output": 0, "features": 0}, "nothing is learnt"),
-        ({"led_above": 0.5, "led_below": 0.4}, "no noise level lies between"),
+        ({"guidance_interval": (0.5, 0.4)}, "give two noise levels"),
     ],
 )
 def test_settings_that_make_no_sense_are_told(settings: dict[str, Any], message: str) -> None:
@@ -437,11 +471,11 @@ def test_guidance_in_separate_calls_is_learnt_from_both() -> None:
     family = FAMILIES["wan"]
     probe = ldpruner.Probe(samples=4, steps=3, prompts=PROMPTS, call=dict(family.call))
     work = Finetuning(family.pipeline(), family.pipeline(), probe=probe, training=SHORT)
-    (text,) = [chunk["given.0"] for chunk in work.lesson.examples.chunks]
-    assert work.lesson.copies == text.shape[1] == 2
+    (text,) = [chunk["given.0"] for chunk in work.distillation.examples.chunks]
+    assert work.distillation.copies == text.shape[1] == 2
     assert not torch.equal(text[0, 0], text[0, 1])
     assert torch.equal(text[0, 1], text[1, 1])
-    torch.testing.assert_close(work.lesson.shares, torch.tensor([0.8, 0.2]))
+    torch.testing.assert_close(work.distillation.shares, torch.tensor([0.8, 0.2]))
 
 
 class Turned(torch.nn.Module):
@@ -457,9 +491,9 @@ class Turned(torch.nn.Module):
 
 def test_a_pipeline_that_turns_round_what_is_found_is_noticed() -> None:
     satellite = ldpruner.load("zoo:satellite")
-    lesson = prepare_lesson(satellite, None, PROBE, None, None)
-    assert lesson.sign == 1
-    assert replace(lesson, teacher=Turned(lesson.teacher)).rehearsed("one").sign == -1
+    distillation = prepare_distillation(satellite, None, PROBE, None, None)
+    assert distillation.sign == 1
+    assert replace(distillation, teacher=Turned(distillation.teacher)).validate_teacher("one").sign == -1
 
 
 def test_flow_matching_leads_back_along_a_straight_path() -> None:
@@ -499,10 +533,10 @@ def test_balance_changes_what_a_denoiser_of_noise_learns(
     scheduler = components["scheduler"].from_config(components["scheduler"].config, prediction_type=prediction)
     teacher = type(tiny)(**{**components, "scheduler": scheduler})
     found = [
-        finetune(copy.deepcopy(teacher), teacher, probe=PROBE, training=SHORT.model_copy(update={"balanced": one}))
-        for one in (True, False)
+        finetune(copy.deepcopy(teacher), teacher, probe=PROBE, training=training)
+        for training in (SHORT, SHORT.model_copy(update={"snr_weighting": False}))
     ]
-    assert (found[0].held_out == found[1].held_out) == is_alike
+    assert (found[0].validation_losses == found[1].validation_losses) == is_alike
 
 
 def test_features_are_seen_through_a_wrapper(tiny: DiffusionPipeline, pruned: DiffusionPipeline) -> None:
@@ -525,13 +559,17 @@ def test_command_line_finetunes_a_run(folder: Path, tmp_path: Path) -> None:
 
     run = str(tmp_path / "run")
     ldprune("run", str(folder), "--run", run, "--budget", "parameters=0.7", "--samples", "2", "--steps", "3")
-    answer = json.loads(ldprune("finetune", "--run", run, "--samples", "8", "--training", "steps=3,batch=2", "--json"))
+    answer = json.loads(
+        ldprune(
+            "finetune", "--run", run, "--samples", "8", "--training", "max_train_steps=3,train_batch_size=2", "--json"
+        )
+    )
     assert answer["steps"] == 3
     recovered = ldpruner.load(tmp_path / "run" / "recovered")
     assert type(networks(recovered)["unet"]).__name__ == "PrunedUNet2DModel"
 
 
 def test_without_data_the_teacher_alone_tells_what_is_to_be_found(tiny: DiffusionPipeline) -> None:
-    assert Finetuning(copy.deepcopy(tiny), tiny, probe=PROBE).training.task == 0
-    assert Training().resolved(data=True).task == 1
-    assert Training(task=0.5).resolved(data=False).task == 0.5
+    assert Finetuning(copy.deepcopy(tiny), tiny, probe=PROBE).training.task_loss_weight == 0
+    assert Training().resolved(data=True).task_loss_weight == 1
+    assert Training(task_loss_weight=0.5).resolved(data=False).task_loss_weight == 0.5

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldpruner.errors import DenoiserNotFound
 from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, find_operators, operators_of
-from ldpruner.operators.module_types import kind_of
+from ldpruner.operators.module_types import module_type
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pruning.serialization import load_weightless
+from ldpruner.pruning.serialization import load_meta
 
 ARCHITECTURES = Path(__file__).parents[1] / "architectures"
 PIPELINES = ("tiny", "tiny_text", "tiny_transformer")
@@ -64,7 +64,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_pipeline_is_understood_from_its_configuration(name: str) -> None:
     expected = PUBLISHED[name]
-    pipeline = load_weightless(ARCHITECTURES / name)
+    pipeline = load_meta(ARCHITECTURES / name)
     start = time.process_time()
     found = find_operators(pipeline)
     assert time.process_time() - start < GENEROUS
@@ -154,7 +154,7 @@ def test_a_residual_branch_takes_the_norm_in_front_of_it_along(
     candidate = the(find_operators(tiny_text), f"{BLOCK}.{branch}")
     block = tiny_text.unet.get_submodule(BLOCK)
     assert candidate.modification == "zero"
-    assert candidate.also == (f"{BLOCK}.{norm}",)
+    assert candidate.cascaded == (f"{BLOCK}.{norm}",)
     assert candidate.parameters == count_parameters(block.get_submodule(branch)) + count_parameters(
         block.get_submodule(norm)
     )
@@ -181,7 +181,7 @@ def test_an_attention_that_adds_its_own_input_becomes_the_identity(operators: tu
 
 def test_a_block_that_changes_its_width_keeps_its_shortcut(operators: tuple[Operator, ...]) -> None:
     candidate = the(operators, "down_blocks.1.resnets.0")
-    assert (candidate.modification, candidate.through) == ("shortcut", "conv_shortcut")
+    assert (candidate.modification, candidate.source) == ("shortcut", "conv_shortcut")
     assert not any("conv_shortcut" in leaf for leaf in candidate.leaves)
 
 
@@ -197,7 +197,7 @@ def test_a_block_comes_before_what_is_in_it(operators: tuple[Operator, ...]) -> 
 
 
 def test_operators_are_the_same_with_and_without_weights(tiny: DiffusionPipeline, folder: Path) -> None:
-    assert find_operators(load_weightless(folder)) == find_operators(tiny)
+    assert find_operators(load_meta(folder)) == find_operators(tiny)
 
 
 def test_finding_operators_changes_nothing(tiny: DiffusionPipeline) -> None:
@@ -218,6 +218,6 @@ def test_the_kind_of_a_class_that_nobody_knows_is_its_name() -> None:
     class Kaleidoscope(nn.Module):
         pass
 
-    assert kind_of(Kaleidoscope()) == "kaleidoscope"
-    assert kind_of(nn.Conv2d(1, 1, 1)) == "convolution"
-    assert kind_of(nn.GroupNorm(1, 1)) == "normalisation"
+    assert module_type(Kaleidoscope()) == "kaleidoscope"
+    assert module_type(nn.Conv2d(1, 1, 1)) == "convolution"
+    assert module_type(nn.GroupNorm(1, 1)) == "normalisation"

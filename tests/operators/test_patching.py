@@ -190,7 +190,7 @@ def test_removals_that_cannot_be_made_are_told_and_nothing_is_modified(
     denoiser: Denoiser, removals: list[tuple[str, Any, Any]]
 ) -> None:
     before = Snapshot(denoiser)
-    wanted = [Removal(operator=name, modification=what, through=through) for name, what, through in removals]
+    wanted = [Removal(operator=name, modification=what, source=source) for name, what, source in removals]
     with pytest.raises(LdPrunerError) as caught, modified(denoiser.module, wanted):
         pass
     assert "\n" not in str(caught.value)

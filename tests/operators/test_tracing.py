@@ -203,7 +203,7 @@ def test_every_node_reads_only_earlier_ones() -> None:
 
 def test_a_scaled_residual_branch_is_seen_and_takes_its_norm_along() -> None:
     (candidate,) = found(Residual())["branch"].candidates
-    assert (candidate.modification, candidate.also) == ("zero", ("norm",))
+    assert (candidate.modification, candidate.cascaded) == ("zero", ("norm",))
     assert candidate.parameters == 6 * 6 + 6 + 2 * 6
     assert candidate.macs == 5 * 6 * 6  # one of the two rows
 
@@ -214,7 +214,7 @@ def test_an_operator_that_is_called_twice_says_so() -> None:
 
 def test_a_norm_that_something_else_reads_stays() -> None:
     (candidate,) = found(Shared())["first"].candidates
-    assert (candidate.modification, candidate.also) == ("zero", ())
+    assert (candidate.modification, candidate.cascaded) == ("zero", ())
 
 
 def test_parallel_branches_are_both_residual() -> None:
@@ -249,7 +249,7 @@ def test_parallel_branches_share_their_projection() -> None:
 
 def test_what_stands_before_a_removed_norm_goes_with_it() -> None:
     (candidate,) = found(Sandwich())["behind"].candidates
-    assert (candidate.modification, candidate.also) == ("zero", ("before", "branch"))
+    assert (candidate.modification, candidate.cascaded) == ("zero", ("before", "branch"))
     assert candidate.parameters == sum(weight.numel() for weight in Sandwich().parameters())
 
 
@@ -261,7 +261,7 @@ def test_a_block_that_carries_the_stream_is_no_branch() -> None:
 def test_none_among_the_outputs_stays_none() -> None:
     network = Partial()
     (candidate,) = found(network, inputs=2)["block"].candidates
-    assert (candidate.modification, candidate.through) == ("identity", (None, "values"))
+    assert (candidate.modification, candidate.source) == ("identity", (None, "values"))
     with modified(network, [candidate.removal]):
         values = torch.randn(2, 5, 6)
         assert torch.equal(network(values, torch.ones(3)), values)

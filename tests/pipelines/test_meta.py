@@ -19,8 +19,8 @@ from ldpruner.errors import PipelineNotFound
 from ldpruner.operators.discovery import Operator, operators_of
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.meta import is_weightless, shapes_only
-from ldpruner.pruning.serialization import load_weightless
+from ldpruner.pipelines.meta import is_meta, shapes_only
+from ldpruner.pruning.serialization import load_meta
 
 ARCHITECTURES = Path(__file__).parents[1] / "architectures"
 # Millions of parameters of the denoiser, as published.
@@ -62,14 +62,14 @@ def of_diffusers(test: Callable[..., None]) -> Callable[..., None]:
 def discovered(name: str) -> tuple[nn.Module, tuple[Operator, ...], float]:
     """The denoiser of a published pipeline, its operators, and the seconds of this process that it took."""
     start = time.process_time()
-    denoiser = find_denoiser(load_weightless(ARCHITECTURES / name), call={"image": Image.new("RGB", (512, 512))})
+    denoiser = find_denoiser(load_meta(ARCHITECTURES / name), call={"image": Image.new("RGB", (512, 512))})
     return denoiser.module, operators_of(denoiser), time.process_time() - start
 
 
 @of_diffusers
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_denoiser_has_its_published_size(name: str) -> None:
-    pipeline = load_weightless(ARCHITECTURES / name)
+    pipeline = load_meta(ARCHITECTURES / name)
     denoiser = pipeline.unet if "unet" in pipeline.components else pipeline.transformer
     assert count_parameters(denoiser) / 1e6 == pytest.approx(PUBLISHED[name], rel=0.003)
 
@@ -113,13 +113,13 @@ def test_a_network_may_be_reached_past_its_own_call() -> None:
 
 
 def test_a_tokenizer_without_a_vocabulary_keeps_its_class_and_ends_each_text() -> None:
-    pipeline = load_weightless(ARCHITECTURES / "audioldm2")
+    pipeline = load_meta(ARCHITECTURES / "audioldm2")
     assert isinstance(pipeline.tokenizer_2, transformers.T5TokenizerFast)
     assert pipeline.tokenizer_2("", return_tensors="pt").input_ids.shape == (1, 1)
 
 
 def test_an_image_processor_is_built_where_it_has_a_configuration() -> None:
-    pipeline = load_weightless(ARCHITECTURES / "stable-video-diffusion-img2vid")
+    pipeline = load_meta(ARCHITECTURES / "stable-video-diffusion-img2vid")
     assert pipeline.feature_extractor.crop_size["height"] == 224
 
 
@@ -131,26 +131,26 @@ def test_a_pipeline_is_the_same_without_its_weights(
     pipeline.save_pretrained(tmp_path)
     for weights in tmp_path.glob("*/*.safetensors"):
         weights.unlink()
-    weightless = load_weightless(tmp_path)
-    assert type(weightless) is type(pipeline)
-    assert is_weightless(weightless)
-    assert not is_weightless(pipeline)
-    assert ldpruner.find_operators(weightless) == ldpruner.find_operators(pipeline)
+    meta = load_meta(tmp_path)
+    assert type(meta) is type(pipeline)
+    assert is_meta(meta)
+    assert not is_meta(pipeline)
+    assert ldpruner.find_operators(meta) == ldpruner.find_operators(pipeline)
 
 
 def test_running_leaves_the_pipeline_as_it_was(folder: Path) -> None:
-    weightless = load_weightless(folder)
-    before = type(weightless)
+    meta = load_meta(folder)
+    before = type(meta)
     for _ in range(2):
-        assert find_denoiser(weightless).component == "unet"
-    assert type(weightless) is before
-    modules = [module for part in (weightless.unet, weightless.vqvae) for module in part.modules()]
+        assert find_denoiser(meta).component == "unet"
+    assert type(meta) is before
+    modules = [module for part in (meta.unet, meta.vqvae) for module in part.modules()]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-    assert all(weight.is_meta for weight in weightless.unet.parameters())
+    assert all(weight.is_meta for weight in meta.unet.parameters())
 
 
 def test_a_published_configuration_without_a_vocabulary_gets_tokens_of_the_right_shape() -> None:
-    pipeline = load_weightless(ARCHITECTURES / "stable-diffusion-v1-4")
+    pipeline = load_meta(ARCHITECTURES / "stable-diffusion-v1-4")
     tokens = pipeline.tokenizer(["a cat"], padding="max_length", truncation=True, return_tensors="pt").input_ids
     assert tokens.shape == (1, 77)
     assert pipeline.safety_checker is None
@@ -180,7 +180,7 @@ def test_a_component_of_a_foreign_library_is_not_imported(
     index["unet"] = entry
     (target / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(PipelineNotFound) as caught:
-        load_weightless(target)
+        load_meta(target)
     assert "\n" not in str(caught.value)
     if seen != "unet":
         assert seen in str(caught.value)
@@ -191,7 +191,7 @@ def test_a_missing_configuration_is_told(folder: Path, tmp_path: Path, missing: 
     target = shutil.copytree(folder, tmp_path / "model")
     (target / missing).unlink()
     with pytest.raises(PipelineNotFound) as caught:
-        load_weightless(target)
+        load_meta(target)
     assert "\n" not in str(caught.value)
     assert str(target) in str(caught.value)
 
@@ -201,11 +201,11 @@ def test_an_unknown_pipeline_class_is_told(folder: Path, tmp_path: Path) -> None
     path = target / "model_index.json"
     path.write_text(path.read_text().replace("LDMPipeline", "TeaPotPipeline"))
     with pytest.raises(PipelineNotFound, match="'TeaPotPipeline'"):
-        load_weightless(target)
+        load_meta(target)
 
 
 def test_the_recorded_call_has_the_shapes_of_a_real_one(folder: Path) -> None:
-    denoiser = find_denoiser(load_weightless(folder))
+    denoiser = find_denoiser(load_meta(folder))
     assert [argument.shape for argument in denoiser.arguments if argument.ndim] == [(1, 4, 8, 8)]
     assert denoiser.rows == 1
 

@@ -10,7 +10,7 @@ import ldpruner
 from ldpruner.pipelines.offload import execution_device, hooks_of, is_offloaded
 from ldpruner.pipelines.sampling import draw_latents
 from ldpruner.profiling.costs import device_of
-from ldpruner.selection.plan import Choice
+from ldpruner.selection.plan import PlannedRemoval
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
 
@@ -80,7 +80,7 @@ def test_a_pruned_pipeline_is_offloaded_alike_and_shares_what_it_shared(
     probe: ldpruner.Probe,
     operators: tuple[ldpruner.Operator, ...],
 ) -> None:
-    removed = tuple(Choice(**one.candidates[0].removal.model_dump()) for one in operators[1:2])
+    removed = tuple(PlannedRemoval(**one.candidates[0].removal.model_dump()) for one in operators[1:2])
     plan = ldpruner.Plan(removed=removed)
     before = draw_latents(offloaded, probe, [0])
     expected, pruned = (ldpruner.prune(one, plan) for one in (plain, offloaded))

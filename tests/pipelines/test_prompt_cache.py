@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 import ldpruner
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.prompt_cache import Reuse
+from ldpruner.pipelines.prompt_cache import CallCache
 from ldpruner.pipelines.running import networks
 from ldpruner.pipelines.sampling import draw_latents
 from ldpruner.scoring.worker import Task, Worker
@@ -61,21 +61,21 @@ def pipeline() -> DiffusionPipeline:
     return FAMILIES["stable-diffusion"].pipeline()
 
 
-def encoded(reuse: Reuse, pipeline: DiffusionPipeline, *tokens: int) -> torch.Tensor:
+def encoded(reuse: CallCache, pipeline: DiffusionPipeline, *tokens: int) -> torch.Tensor:
     with torch.no_grad(), reuse.until_called(pipeline, "unet"):
         states: torch.Tensor = pipeline.text_encoder(torch.tensor([tokens]))[0]
     return states
 
 
 def test_what_a_pipeline_writes_into_an_answer_does_not_come_back(pipeline: DiffusionPipeline) -> None:
-    reuse = Reuse()
+    reuse = CallCache()
     first = encoded(reuse, pipeline, 2, 3).clone()
     for _ in range(3):
         assert torch.equal(encoded(reuse, pipeline, 2, 3).mul_(2), 2 * first)
 
 
 def test_other_inputs_and_other_kinds_of_inputs_are_told_apart(pipeline: DiffusionPipeline) -> None:
-    reuse, runs = Reuse(), counted(pipeline)
+    reuse, runs = CallCache(), counted(pipeline)
     different = [(2, 3), (3, 2), (2, 3, 1)]
     answers = [encoded(reuse, pipeline, *tokens) for tokens in different]
     assert runs["text_encoder"] == len(different)
@@ -88,7 +88,7 @@ def test_other_inputs_and_other_kinds_of_inputs_are_told_apart(pipeline: Diffusi
 
 def test_the_last_used_answers_are_kept_within_the_limit(pipeline: DiffusionPipeline) -> None:
     size = sum(one.nbytes for one in pipeline.text_encoder(torch.tensor([[2, 3]])).values())
-    reuse, runs = Reuse(limit=2 * size), counted(pipeline)
+    reuse, runs = CallCache(limit=2 * size), counted(pipeline)
     for tokens in [(2, 3), (3, 4), (2, 3), (4, 5), (2, 3), (3, 4)]:
         encoded(reuse, pipeline, *tokens)
     assert runs["text_encoder"] == 4

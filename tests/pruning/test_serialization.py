@@ -22,8 +22,8 @@ from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, Unsaf
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.sampling import draw_latents
-from ldpruner.pruning.serialization import load_weightless
-from ldpruner.selection.plan import Choice
+from ldpruner.pruning.serialization import load_meta
+from ldpruner.selection.plan import PlannedRemoval
 from tests.families import FAMILIES
 
 PROBE = ldpruner.Probe(samples=2, steps=2, prompts=("a cat", "the sea"))
@@ -39,7 +39,7 @@ def some_plan(pipeline: DiffusionPipeline) -> ldpruner.Plan:
         runs = operator.name != "transformer_blocks.0"  # DiT reads this block's norm from outside
         if alike < 3 and free and runs and candidate.parameters:
             chosen.append(candidate)
-    return ldpruner.Plan(removed=tuple(Choice(**one.removal.model_dump()) for one in chosen))
+    return ldpruner.Plan(removed=tuple(PlannedRemoval(**one.removal.model_dump()) for one in chosen))
 
 
 def pruned_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
@@ -203,19 +203,19 @@ def test_half_precision_survives(tiny: DiffusionPipeline, tmp_path: Path) -> Non
 
 
 def test_a_pruned_pipeline_is_pruned_further_and_saved_again(saved: Path, tmp_path: Path) -> None:
-    once = ldpruner.load(saved)
-    twice = pruned_copy(once)
-    assert count_parameters(twice.unet) < count_parameters(once.unet)
+    point_estimate = ldpruner.load(saved)
+    twice = pruned_copy(point_estimate)
+    assert count_parameters(twice.unet) < count_parameters(point_estimate.unet)
     ldpruner.save(twice, tmp_path / "twice")
     again = ldpruner.load(tmp_path / "twice")
     assert torch.equal(latents(again), latents(twice))
-    assert len(again.unet.config["removals"]) > len(once.unet.config["removals"])
+    assert len(again.unet.config["removals"]) > len(point_estimate.unet.config["removals"])
 
 
 def test_a_pruned_folder_needs_no_weights_to_be_understood(saved: Path, pruned: DiffusionPipeline) -> None:
-    weightless = load_weightless(saved)
-    assert count_parameters(weightless.unet) == count_parameters(pruned.unet)
-    assert ldpruner.find_operators(weightless) == ldpruner.find_operators(pruned)
+    meta = load_meta(saved)
+    assert count_parameters(meta.unet) == count_parameters(pruned.unet)
+    assert ldpruner.find_operators(meta) == ldpruner.find_operators(pruned)
 
 
 # A pruned folder cannot be mistaken for the unpruned one
@@ -346,7 +346,7 @@ def assert_refused(folder: Path | str, error: type[LdPrunerError], *parts: str) 
     "name",
     ["no-such-model", "./no/such/folder", "/no/such/folder", "zoo:no-such-model", "no-such-owner/no-such-model"],
 )
-@pytest.mark.parametrize("opening", [ldpruner.load, load_weightless])
+@pytest.mark.parametrize("opening", [ldpruner.load, load_meta])
 def test_a_model_that_does_not_exist_is_told(name: str, opening: Callable[[str], DiffusionPipeline]) -> None:
     with pytest.raises(PipelineNotFound) as caught:
         opening(name)
@@ -363,7 +363,7 @@ def test_a_file_is_no_pipeline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{ not json", "", "[1, 2]", '{"unet": ["diffusers", "UNet2DModel"]}', "\xff"])
-@pytest.mark.parametrize("opening", [ldpruner.load, load_weightless])
+@pytest.mark.parametrize("opening", [ldpruner.load, load_meta])
 def test_an_index_that_says_nothing_is_told(
     broken_plain: Path, content: str, opening: Callable[[Path], DiffusionPipeline]
 ) -> None:
@@ -436,4 +436,4 @@ def test_a_component_that_diffusers_has_moved_is_found(tmp_path: Path) -> None:
     index = json.loads(path.read_text())
     path.write_text(json.dumps({**index, "mel": ["audio_diffusion", "Mel"]}))
     assert type(ldpruner.load(tmp_path).components["mel"]).__name__ == "Mel"
-    assert type(load_weightless(tmp_path).components["mel"]).__name__ == "Mel"
+    assert type(load_meta(tmp_path).components["mel"]).__name__ == "Mel"

@@ -15,7 +15,7 @@ from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture, count_parameters
 from ldpruner.pipelines.sampling import draw_latents
-from ldpruner.selection.plan import Choice
+from ldpruner.selection.plan import PlannedRemoval
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_what_was_scored_is_what_is_removed_to_the_bit(
     denoiser = find_denoiser(pipeline)
     for operator in ldpruner.find_operators(pipeline)[4::7]:
         (candidate,) = operator.candidates
-        plan = ldpruner.Plan(removed=(Choice(**candidate.removal.model_dump()),))
+        plan = ldpruner.Plan(removed=(PlannedRemoval(**candidate.removal.model_dump()),))
         with modified(denoiser.module, [candidate.removal]):
             scored = draw_latents(pipeline, probe, [0])
         assert torch.equal(draw_latents(ldpruner.prune(pipeline, plan), probe, [0]), scored), operator.name
@@ -122,18 +122,18 @@ def test_a_pruned_pipeline_decodes_images(tiny: DiffusionPipeline, plan: ldprune
 def test_a_pruned_pipeline_is_pruned_further(
     tiny: DiffusionPipeline, plan: ldpruner.Plan, probe: ldpruner.Probe
 ) -> None:
-    once = ldpruner.prune(tiny, plan)
-    found = ldpruner.find_operators(once)
+    point_estimate = ldpruner.prune(tiny, plan)
+    found = ldpruner.find_operators(point_estimate)
     gone = {one.operator for one in plan.removed}
     assert gone.isdisjoint(one.name for one in found)
-    scores = ldpruner.score_operators(once, found[:8], probe)
+    scores = ldpruner.score_operators(point_estimate, found[:8], probe)
     further = ldpruner.select(scores, ldpruner.Budget(operators=2))
-    twice = ldpruner.prune(once, further)
+    twice = ldpruner.prune(point_estimate, further)
     assert further.predicted is not None
-    left = round(further.predicted.parameters * count_parameters(once.unet))
-    assert count_parameters(twice.unet) == left <= count_parameters(once.unet)
-    with modified(once.unet, removals(further)):
-        expected = draw_latents(once, probe, [0])
+    left = round(further.predicted.parameters * count_parameters(point_estimate.unet))
+    assert count_parameters(twice.unet) == left <= count_parameters(point_estimate.unet)
+    with modified(point_estimate.unet, removals(further)):
+        expected = draw_latents(point_estimate, probe, [0])
     assert torch.equal(draw_latents(twice, probe, [0]), expected)
     assert len(twice.unet.config["removals"]) == len(plan.removed) + 2
 
@@ -185,8 +185,8 @@ def test_a_plan_for_another_component_is_refused(fresh: DiffusionPipeline) -> No
 
 def test_an_unknown_operator_in_a_plan_is_refused(fresh: DiffusionPipeline) -> None:
     removed = (
-        Choice(operator="mid_block.resnets.0", modification="identity"),
-        Choice(operator="mid_block.resnets.7", modification="identity"),
+        PlannedRemoval(operator="mid_block.resnets.0", modification="identity"),
+        PlannedRemoval(operator="mid_block.resnets.7", modification="identity"),
     )
     message = assert_untouched(fresh, ldpruner.Plan(removed=removed), OperatorNotFound)
     assert "'mid_block.resnets.7'" in message
@@ -197,8 +197,8 @@ def test_an_operator_inside_another_of_the_same_plan_changes_nothing_or_is_remov
     fresh: DiffusionPipeline,
 ) -> None:
     removed = (
-        Choice(operator="mid_block", modification="identity"),
-        Choice(operator="mid_block.resnets.0", modification="identity"),
+        PlannedRemoval(operator="mid_block", modification="identity"),
+        PlannedRemoval(operator="mid_block.resnets.0", modification="identity"),
     )
     outer = ldpruner.prune(fresh, ldpruner.Plan(removed=removed[:1]))
     before = weights(fresh)

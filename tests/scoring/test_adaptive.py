@@ -8,8 +8,8 @@ import scipy.stats
 from diffusers import DiffusionPipeline
 
 import ldpruner
-from ldpruner.scoring.adaptive import Race
-from ldpruner.scoring.importance import damage
+from ldpruner.scoring.adaptive import AdaptiveScorer
+from ldpruner.scoring.importance import cost
 from ldpruner.scoring.runner import Scoring
 
 PROBE = ldpruner.Probe(samples=32, steps=2)
@@ -25,7 +25,7 @@ def exhaustive(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 def finished(tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]) -> tuple[ldpruner.Scores, int]:
     """The scores of a race, and how many draws it took."""
     with Scoring(tiny, operators, PROBE) as scoring:
-        draws = sum(1 for _ in Race(scoring, BUDGETS))
+        draws = sum(1 for _ in AdaptiveScorer(scoring, BUDGETS))
         return scoring.scores(), draws
 
 
@@ -37,7 +37,7 @@ def raced(finished: tuple[ldpruner.Scores, int]) -> ldpruner.Scores:
 def objective(plan: ldpruner.Plan, scores: ldpruner.Scores) -> float:
     """The damage of a plan by scores that may not be those that made it."""
     known = {(one.operator, one.modification): one.score for one in scores.scores}
-    return sum(damage(known[one.operator, one.modification], scores.metric) for one in plan.removed)
+    return sum(cost(known[one.operator, one.modification], scores.metric) for one in plan.removed)
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
@@ -59,25 +59,25 @@ def test_what_saves_too_little_to_matter_is_not_drawn(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], raced: ldpruner.Scores
 ) -> None:
     for one in raced.scores:
-        assert one.is_known == (one.saves.macs / raced.costs.macs >= 0.001 * 0.3), one.operator
+        assert one.is_known == (one.savings.macs / raced.costs.macs >= 0.001 * 0.3), one.operator
     assert any(not one.is_known for one in raced.scores)
     assert not ldpruner.select(raced, BUDGETS[0]).provenance["exhaustive"]
     all_of_them = [ldpruner.Budget(operators=2), ldpruner.Budget(macs=0.001)]
     for budget in all_of_them:
         with Scoring(tiny, operators, PROBE) as scoring:
-            assert Race(scoring, [budget])._worth == scoring.candidates
+            assert AdaptiveScorer(scoring, [budget])._worth == scoring.candidates
 
 
 def test_a_race_takes_no_more_than_three_samples_of_each_for_a_budget(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 ) -> None:
     with Scoring(tiny, operators, PROBE) as scoring:
-        race = Race(scoring, [BUDGETS[1]])
-        stakes = dict.fromkeys(scoring.candidates, 1.0)
+        race = AdaptiveScorer(scoring, [BUDGETS[1]])
+        priorities = dict.fromkeys(scoring.candidates, 1.0)
         none, one = (dict.fromkeys(scoring.candidates, number) for number in (0, 1))
-        assert set(race._affordable(none, stakes).values()) == {1}
+        assert set(race._affordable(none, priorities).values()) == {1}
         few = dict.fromkeys(scoring.candidates[:7], 16)
-        counts = (one | few | race._affordable(one | few, stakes)).values()
+        counts = (one | few | race._affordable(one | few, priorities)).values()
         assert 2.9 * (1 + len(counts)) < race._looked + sum(counts) + max(counts) <= 3 * (1 + len(counts))
         unknown = dict.fromkeys(scoring.candidates, float("inf"))
         assert race._affordable(one | few, unknown).keys() == one.keys()
@@ -118,12 +118,12 @@ def test_what_leaves_the_path_is_stopped_on_the_way_and_scores_more_than_is_said
         for one in (probe, probe.model_copy(update={"samples": 1}))
     )
     with Scoring(tiny, operators, probe) as scoring:
-        race = Race(scoring, [mild])
+        race = AdaptiveScorer(scoring, [mild])
         for _ in race:
             pass
         raced = scoring.scores()
         stopped = [place for place, one in enumerate(raced.scores) if one.stopped]
-        ends = [scoring.ledger.stopped((one.operator, one.modification)) for one in raced.scores if one.stopped]
+        ends = [scoring.store.stopped((one.operator, one.modification)) for one in raced.scores if one.stopped]
     assert all(end is not None and end[0] < probe.steps - 1 for end in ends)
     assert stopped
     assert all(raced.scores[place].score < same.scores[place].score for place in stopped)
@@ -157,8 +157,8 @@ def test_a_race_that_was_stopped_comes_to_the_same_scores(
 ) -> None:
     raced, draws = finished
     with Scoring(tiny, operators, PROBE, run=tmp_path) as scoring:
-        scoring.ledger.set_fact("costs", {"costs": raced.costs.model_dump(), "shares": scoring._costs()[1]})
-        race = iter(Race(scoring, BUDGETS))
+        scoring.store.set_fact("costs", {"costs": raced.costs.model_dump(), "shares": scoring._costs()[1]})
+        race = iter(AdaptiveScorer(scoring, BUDGETS))
         for _ in range(stop % draws):
             next(race)
     again = ldpruner.score_operators(tiny, operators, PROBE, run=tmp_path, budgets=BUDGETS)
@@ -181,7 +181,7 @@ def test_a_race_for_what_cannot_be_reached_ends_after_the_first_samples(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 ) -> None:
     with Scoring(tiny, operators[:6], PROBE) as scoring:
-        race = Race(scoring, [ldpruner.Budget(macs=0.01)])
+        race = AdaptiveScorer(scoring, [ldpruner.Budget(macs=0.01)])
         assert sum(1 for _ in race) == len(race)
         assert {one.samples for one in scoring.scores().scores} == {1}
 
@@ -200,8 +200,10 @@ def test_a_forecast_says_what_a_race_takes_at_least_and_at_most_and_what_all_sam
     raced: ldpruner.Scores,
 ) -> None:
     with Scoring(tiny, operators, PROBE) as scoring:
-        forecast, whole = (Race(scoring, BUDGETS).forecast(exhaustive=everything) for everything in (False, True))
-        assert scoring.ledger.denoiser_calls() == 0
+        forecast, whole = (
+            AdaptiveScorer(scoring, BUDGETS).forecast(exhaustive=everything) for everything in (False, True)
+        )
+        assert scoring.store.denoiser_calls() == 0
     assert forecast.modifications == whole.modifications == len(exhaustive.scores)
     assert whole.denoiser_calls == (exhaustive.denoiser_calls, exhaustive.denoiser_calls)
     least, most = forecast.denoiser_calls

@@ -6,11 +6,11 @@ import pytest
 from ldpruner.scoring.estimates import (
     UNLIKE,
     Curve,
-    doubt,
     estimated,
     interval,
     relative_error,
-    steadied,
+    shrunk_score,
+    standard_error_of_score,
     to_many,
     usual_spread,
 )
@@ -39,7 +39,7 @@ def test_a_score_of_few_samples_is_brought_to_that_of_many() -> None:
     factors = to_many(found, SAMPLES, "mean_std")
     assert factors[SAMPLES] == (1, 0)
     assert factors[2].factor < factors[8].factor < 1  # of few samples, noise counts as distance
-    ratios = [steadied(one, 2, SAMPLES, "mean_std") * factors[2].factor / one.scores[SAMPLES] for one in found]
+    ratios = [shrunk_score(one, 2, SAMPLES, "mean_std") * factors[2].factor / one.scores[SAMPLES] for one in found]
     assert np.median(ratios) == pytest.approx(1, abs=0.1)
 
 
@@ -55,7 +55,7 @@ def test_most_intervals_hold_the_score_of_all_samples(spread: float, samples: in
     factors, usual = to_many(found, SAMPLES, "mean_std"), usual_spread(found)
     held = 0
     for few, many in zip(first, found, strict=True):
-        score = steadied(few, samples, SAMPLES, "mean_std") * factors[samples].factor
+        score = shrunk_score(few, samples, SAMPLES, "mean_std") * factors[samples].factor
         low, high = interval(score, relative_error(few, usual, "mean_std"))
         held += low <= many.score <= high
     assert held >= 0.87 * len(found)
@@ -69,8 +69,8 @@ def test_more_samples_make_a_score_surer() -> None:
 
 
 def test_what_is_drawn_whole_is_not_in_doubt() -> None:
-    assert doubt(0.4, 0.25) < 0.4
-    assert doubt(0.4, 1.0) == 0
+    assert standard_error_of_score(0.4, 0.25) < 0.4
+    assert standard_error_of_score(0.4, 1.0) == 0
 
 
 @pytest.mark.parametrize("samples", [4, 8, 16])
@@ -78,17 +78,17 @@ def test_a_steadied_score_errs_less_where_few_samples_make_up_most_of_a_distance
     found = curves(100, 1.2)
     wholes = np.array([one.scores[SAMPLES] for one in found])
     plain = np.array([one.scores[samples] for one in found])
-    steady = np.array([steadied(one, samples, SAMPLES, "mean_std") for one in found])
+    steady = np.array([shrunk_score(one, samples, SAMPLES, "mean_std") for one in found])
     assert np.log(steady / wholes).std() < 0.95 * np.log(plain / wholes).std()
 
 
 @pytest.mark.parametrize(("metric", "power"), [("mean_std", 0.5), ("mse", 1.0)])
 def test_a_score_is_steadied_by_the_ratio_of_the_two_means_of_its_distances(metric: Metric, power: float) -> None:
     one = Curve({2: 3.0, 4: 2.0}, np.array([1.0, 4.0, 1.0, 4.0]))
-    assert steadied(one, 2, 8, metric) == pytest.approx(3 * (2 / 2.5) ** (1.2 * power * 0.75**2))
-    assert steadied(one, 4, 8, metric) == pytest.approx(2 * (2 / 2.5) ** (1.2 * power * 0.5**2))
-    assert steadied(one, 4, 4, metric) == 2
-    assert steadied(Curve({2: 3.0}, np.array([0.0, 4.0])), 2, 8, metric) == 3
+    assert shrunk_score(one, 2, 8, metric) == pytest.approx(3 * (2 / 2.5) ** (1.2 * power * 0.75**2))
+    assert shrunk_score(one, 4, 8, metric) == pytest.approx(2 * (2 / 2.5) ** (1.2 * power * 0.5**2))
+    assert shrunk_score(one, 4, 4, metric) == 2
+    assert shrunk_score(Curve({2: 3.0}, np.array([0.0, 4.0])), 2, 8, metric) == 3
 
 
 def test_looks_tell_what_was_not_drawn_in_the_size_of_what_was() -> None:
@@ -98,7 +98,7 @@ def test_looks_tell_what_was_not_drawn_in_the_size_of_what_was() -> None:
     for place, one in found.items():
         assert one.samples == (8 if place < 10 else 0)
         assert one.score == pytest.approx(drawn[place].score * found[0].score / drawn[0].score, rel=0.3)
-    assert found[0].doubt < UNLIKE / 2 == found[19].doubt
+    assert found[0].standard_error_of_score < UNLIKE / 2 == found[19].standard_error_of_score
     assert estimated({}, effects, SAMPLES, "mean_std")[0].error is not None
 
 
@@ -109,7 +109,7 @@ def test_what_looks_say_counts_for_less_the_more_was_drawn() -> None:
     for samples in (2, 8, 32, 64):
         drawn = {place: one.first(samples) for place, one in enumerate(many)}
         alone, beside = (estimated(drawn, effects, SAMPLES, "mean_std")[0] for effects in ({}, odd))
-        assert beside.doubt <= alone.doubt
+        assert beside.standard_error_of_score <= alone.standard_error_of_score
         moved.append(beside.score / alone.score)
     assert moved[0] > moved[1] > moved[2] > moved[3] == 1
 

@@ -14,10 +14,10 @@ from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.sampling import draw_latents
 from ldpruner.scoring import looks
-from ldpruner.scoring.adaptive import Race
+from ldpruner.scoring.adaptive import AdaptiveScorer
 from ldpruner.scoring.looks import look
 from ldpruner.scoring.runner import Scoring
-from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Task, Worker
 
 PROBE = ldpruner.Probe(samples=8, steps=8)
@@ -35,20 +35,20 @@ def test_a_look_is_how_far_the_output_moves_for_the_same_input(kind: str, reques
     removals = [one.removal for operator in ldpruner.find_operators(pipeline)[:8] for one in operator.candidates]
     found = look(pipeline, "unet", probe, 0, removals)
     call = find_denoiser(pipeline, call=probe.arguments(pipeline, [0]))
-    untouched = call()[0]
+    baseline = call()[0]
     for removal, effect in zip(removals, found, strict=True):
         with modified(pipeline.unet, [removal]):
             moved = call()[0]
-        assert effect == pytest.approx(float((moved - untouched).square().mean()), rel=1e-4), removal
+        assert effect == pytest.approx(float((moved - baseline).square().mean()), rel=1e-4), removal
 
 
 def test_a_look_leaves_the_path_and_the_network_as_they_are(
     tiny: DiffusionPipeline, removals: tuple[Removal, ...]
 ) -> None:
-    untouched = draw_latents(tiny, PROBE, [0])
+    baseline = draw_latents(tiny, PROBE, [0])
     seen, modules = looks._Looks(0, removals), dict(tiny.unet.named_modules())
     handle = tiny.unet.register_forward_hook(seen.after_call, with_kwargs=True)
-    assert torch.equal(draw_latents(tiny, PROBE, [0], seen.after_step), untouched)
+    assert torch.equal(draw_latents(tiny, PROBE, [0], seen.after_step), baseline)
     handle.remove()
     assert seen.effects.all()
     assert dict(tiny.unet.named_modules()) == modules
@@ -89,16 +89,16 @@ def test_what_was_seen_is_in_the_ledger_and_not_looked_at_again(
     with Scoring(tiny, operators, PROBE, run=tmp_path) as scoring:
         candidates = scoring.candidates[:5]
         parts = list(scoring.drawing.look(candidates))
-        effects, calls = [scoring.drawing.effect(one) for one in candidates], scoring.ledger.denoiser_calls()
+        effects, calls = [scoring.drawing.effect(one) for one in candidates], scoring.store.denoiser_calls()
     assert len(parts) == looks.SAMPLES
     assert calls == looks.SAMPLES * PROBE.steps + len(candidates) * PROBE.steps / looks.EVERY
     with Scoring(tiny, operators, PROBE, run=tmp_path) as scoring:
         assert [scoring.drawing.effect(one) for one in candidates] == effects
         assert list(scoring.drawing.look(candidates)) == parts
-        assert scoring.ledger.denoiser_calls() == calls
-    with Ledger(tmp_path) as ledger:
-        ledger.record_looks(0, {("mid_block", "zero"): math.nan}, 3)
-        assert math.isnan(ledger.looks()["mid_block", "zero"][0])
+        assert scoring.store.denoiser_calls() == calls
+    with RunStore(tmp_path) as store:
+        store.record_looks(0, {("mid_block", "zero"): math.nan}, 3)
+        assert math.isnan(store.looks()["mid_block", "zero"][0])
 
 
 def test_what_cannot_be_looked_at_is_drawn(
@@ -106,6 +106,6 @@ def test_what_cannot_be_looked_at_is_drawn(
 ) -> None:
     monkeypatch.setattr(looks, "_effect", lambda *_: math.nan)
     with Scoring(tiny, operators[:6], PROBE) as scoring:
-        for _ in Race(scoring, [ldpruner.Budget(macs=0.99)]):
+        for _ in AdaptiveScorer(scoring, [ldpruner.Budget(macs=0.99)]):
             pass
         assert all(one.samples >= 1 for one in scoring.scores().scores if one.is_known)

@@ -20,7 +20,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 import ldpruner
-from ldpruner.errors import LedgerError, NonFiniteLatents, OperatorNotFound, StorageError
+from ldpruner.errors import NonFiniteLatents, OperatorNotFound, RunStoreError, StorageError
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.sampling import draw_latents
 from ldpruner.scoring.importance import METRICS, Metric
@@ -60,12 +60,12 @@ def test_every_score_is_the_formula_on_latents_drawn_anew(fixture: str, request:
     else:
         operators = ldpruner.find_operators(pipeline)[::9]
         scores = score_all(pipeline, operators, probe)
-    untouched = drawn(pipeline, probe)
+    baseline = drawn(pipeline, probe)
     candidates = [candidate for operator in operators for candidate in operator.candidates]
     assert len(scores.scores) == len(candidates)
     for candidate, score in zip(candidates, scores.scores, strict=True):
         with modified(pipeline.unet, [candidate.removal]):
-            expected = paper_score(untouched, drawn(pipeline, probe))
+            expected = paper_score(baseline, drawn(pipeline, probe))
         assert (score.operator, score.modification) == (candidate.operator, candidate.modification)
         assert score.score == pytest.approx(expected, rel=1e-5)
         assert score.score > 0
@@ -74,10 +74,10 @@ def test_every_score_is_the_formula_on_latents_drawn_anew(fixture: str, request:
 
 def test_a_score_says_what_the_removal_saves(scores: ldpruner.Scores) -> None:
     for one in scores.scores:
-        assert one.saves.parameters == one.candidate.parameters
-        assert one.saves.macs == one.candidate.macs
-        assert one.saves.memory == 4 * one.saves.parameters  # float32
-        assert 0 <= one.saves.latency_ms < scores.costs.denoiser_ms < scores.costs.latency_ms
+        assert one.savings.parameters == one.candidate.parameters
+        assert one.savings.macs == one.candidate.macs
+        assert one.savings.memory == 4 * one.savings.parameters  # float32
+        assert 0 <= one.savings.latency_ms < scores.costs.denoiser_ms < scores.costs.latency_ms
 
 
 def test_denoiser_calls_are_counted_for_each_sample(scores: ldpruner.Scores) -> None:
@@ -320,17 +320,17 @@ def test_what_diffusers_notes_beside_a_schedulers_settings_makes_no_other_run(
     """It lists what a configuration leaves out in another order in each process."""
     for noted in (["clip_sample", "set_alpha_to_one"], ["set_alpha_to_one", "clip_sample"]):
         fresh.scheduler.register_to_config(_use_default_values=noted)
-        Scoring(fresh, operators[:1], probe, run=tmp_path).ledger.close()
+        Scoring(fresh, operators[:1], probe, run=tmp_path).store.close()
     fresh.scheduler.register_to_config(clip_sample=not fresh.scheduler.config.clip_sample)
-    with pytest.raises(LedgerError, match="another scheduler"):
+    with pytest.raises(RunStoreError, match="another scheduler"):
         Scoring(fresh, operators[:1], probe, run=tmp_path)
 
 
 def test_another_precision_is_another_run(tiny_transformer: DiffusionPipeline, tmp_path: Path) -> None:
     """Also where the weights are the same in both."""
     pipeline, probe = copy.deepcopy(tiny_transformer), ldpruner.Probe(samples=1, steps=1)
-    Scoring(pipeline.to(torch.bfloat16), None, probe, run=tmp_path).ledger.close()
-    with pytest.raises(LedgerError, match="another precision"):
+    Scoring(pipeline.to(torch.bfloat16), None, probe, run=tmp_path).store.close()
+    with pytest.raises(RunStoreError, match="another precision"):
         Scoring(pipeline.to(torch.float32), None, probe, run=tmp_path)
 
 
@@ -456,7 +456,7 @@ def test_the_ledger_of_another_probe_is_refused_and_the_message_says_what_differ
     tiny: DiffusionPipeline, probe: ldpruner.Probe, tmp_path: Path, change: dict[str, int], seen: str
 ) -> None:
     scored(tiny, probe, tmp_path)
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(RunStoreError) as caught:
         scored(tiny, probe.model_copy(update=change), tmp_path)
     assert one_line(caught.value, "run.sqlite", "probe", seen)
 
@@ -467,7 +467,7 @@ def test_the_ledger_of_another_checkpoint_is_refused(
     scored(tiny, probe, tmp_path)
     with torch.no_grad():
         fresh.unet.conv_out.bias[0] += 1e-3
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(RunStoreError) as caught:
         scored(fresh, probe, tmp_path)
     assert one_line(caught.value, "weights")
 
@@ -478,7 +478,7 @@ def test_the_ledger_of_another_architecture_is_refused(
     scored(tiny, probe, tmp_path)
     config = {**tiny.unet.config, "layers_per_block": 2}
     fresh.register_modules(unet=UNet2DModel.from_config(config).eval())
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(RunStoreError) as caught:
         scored(fresh, probe, tmp_path)
     assert one_line(caught.value, "architecture", "parameters")
 
@@ -488,7 +488,7 @@ def test_the_ledger_of_another_scheduler_is_refused(
 ) -> None:
     scored(tiny, probe, tmp_path)
     fresh.register_modules(scheduler=DDIMScheduler(clip_sample=False, beta_schedule="scaled_linear"))
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(RunStoreError) as caught:
         scored(fresh, probe, tmp_path)
     assert one_line(caught.value, "scheduler")
 
@@ -501,11 +501,11 @@ def test_a_full_disk_is_told_and_what_was_finished_is_kept(
     whole = score_all(fresh, operators, probe)
     before = Snapshot(fresh)
     with Scoring(fresh, operators, probe, run=tmp_path) as scoring:
-        (pages,) = scoring.ledger._database.execute("PRAGMA page_count").fetchone()
-        scoring.ledger._database.execute(f"PRAGMA max_page_count = {pages + 20}").fetchone()
+        (pages,) = scoring.store._database.execute("PRAGMA page_count").fetchone()
+        scoring.store._database.execute(f"PRAGMA max_page_count = {pages + 20}").fetchone()
         with pytest.raises(StorageError) as caught:
             list(scoring)
-        finished = scoring.ledger.denoiser_calls()
+        finished = scoring.store.denoiser_calls()
     assert one_line(caught.value, "run.sqlite", "full")
     assert 0 < finished < whole.denoiser_calls
     before.check()

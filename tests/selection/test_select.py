@@ -27,14 +27,14 @@ TOTAL = 1000
 def score(name: str, value: float, leaves: tuple[str, ...], parameters: int, macs: int | None = None) -> Score:
     macs = parameters if macs is None else macs
     candidate = Candidate(operator=name, modification="identity", leaves=leaves, parameters=parameters, macs=macs)
-    saves = Savings(parameters=parameters, macs=macs, latency_ms=float(macs), memory=4 * parameters)
+    savings = Savings(parameters=parameters, macs=macs, latency_ms=float(macs), memory=4 * parameters)
     return Score(
         operator=name,
         kind="resnet",
         modification="identity",
         score=value,
         samples=1,
-        saves=saves,
+        savings=savings,
         candidate=candidate,
         failure=None if math.isfinite(value) else "RuntimeError: no",
     )
@@ -79,17 +79,17 @@ def brute_force(scores: Scores, budget: Budget) -> float | None:
                 continue
             if any(left(chosen, name) > kept + 1e-9 for name, kept in budget.kept.items()):
                 continue
-            damage = sum(one.score**2 for one in chosen)
-            best = damage if best is None else min(best, damage)
+            cost = sum(one.score**2 for one in chosen)
+            best = cost if best is None else min(best, cost)
     return best
 
 
 def left(chosen: tuple[Score, ...], name: str) -> float:
     saved = {
-        "latency": sum(one.saves.latency_ms for one in chosen),
-        "parameters": sum(one.saves.parameters for one in chosen),
-        "macs": sum(one.saves.macs for one in chosen),
-        "memory": sum(one.saves.memory for one in chosen) / 8,
+        "latency": sum(one.savings.latency_ms for one in chosen),
+        "parameters": sum(one.savings.parameters for one in chosen),
+        "macs": sum(one.savings.macs for one in chosen),
+        "memory": sum(one.savings.memory for one in chosen) / 8,
     }
     return 1 - saved[name] / TOTAL
 
@@ -155,16 +155,16 @@ NESTED = known(
 def test_lowest_first_is_the_papers_rule_and_an_outer_operator_replaces_its_inner_ones(
     kept: float, removed: list[str]
 ) -> None:
-    plan = select(NESTED, Budget(parameters=kept), rule="lowest")
+    plan = select(NESTED, Budget(parameters=kept), rule="greedy")
     assert [one.operator for one in plan.removed] == removed
-    assert plan.rule == "lowest"
+    assert plan.rule == "greedy"
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_lowest_first_takes_the_lowest_scores(seed: int, count: int) -> None:
     scores = random_scores(seed)
-    plan = select(scores, Budget(operators=count), rule="lowest")
+    plan = select(scores, Budget(operators=count), rule="greedy")
     chosen = chosen_from(scores, plan)
     assert len(chosen) == len(plan.removed) == count
     taken = {leaf for one in chosen for leaf in one.candidate.leaves}
@@ -173,13 +173,13 @@ def test_lowest_first_takes_the_lowest_scores(seed: int, count: int) -> None:
     assert all(set(one.candidate.leaves) & taken for one in below)
 
 
-@pytest.mark.parametrize("rule", ["knapsack", "lowest"])
+@pytest.mark.parametrize("rule", ["knapsack", "greedy"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_budget_of_operators_removes_as_many(rule: Rule, count: int) -> None:
     assert len(select(NESTED, Budget(operators=count), rule=rule).removed) == count
 
 
-@pytest.mark.parametrize("rule", ["knapsack", "lowest"])
+@pytest.mark.parametrize("rule", ["knapsack", "greedy"])
 def test_what_is_predicted_is_the_sum_of_the_savings(rule: Rule) -> None:
     plan = select(NESTED, Budget(parameters=0.5), rule=rule)
     chosen = chosen_from(NESTED, plan)
@@ -285,7 +285,7 @@ def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(scores: Scores, 
         select(scores, Budget(**{name: kept - 0.002}))
 
 
-@pytest.mark.parametrize("rule", ["knapsack", "lowest"])
+@pytest.mark.parametrize("rule", ["knapsack", "greedy"])
 def test_more_operators_than_there_are_is_told_with_how_many_can_go(rule: Rule) -> None:
     with pytest.raises(BudgetError) as caught:
         select(NESTED, Budget(operators=77), rule=rule)
@@ -311,9 +311,11 @@ def test_a_plan_says_which_removals_are_firm_and_which_are_a_toss_up() -> None:
         between(score("dear", 9.0, ("d",), 500), 8.0, 10.0),
     )
     plan = select(scores, Budget(parameters=0.5))
-    firm = {one.operator: one.firm for one in plan.removed}
-    assert set(firm) == {"free", "one"}
-    assert firm["free"] == 1
-    assert firm["one"] is not None
-    assert 0 < firm["one"] < 1
-    assert all(one.firm is None for one in select(scores, Budget(parameters=0.5), rule="lowest").removed)
+    selection_frequency = {one.operator: one.selection_frequency for one in plan.removed}
+    assert set(selection_frequency) == {"free", "one"}
+    assert selection_frequency["free"] == 1
+    assert selection_frequency["one"] is not None
+    assert 0 < selection_frequency["one"] < 1
+    assert all(
+        one.selection_frequency is None for one in select(scores, Budget(parameters=0.5), rule="greedy").removed
+    )

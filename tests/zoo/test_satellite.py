@@ -40,12 +40,12 @@ def latents(pipeline: DiffusionPipeline) -> np.ndarray:
 
 
 def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeline, scores: Scores) -> None:
-    untouched = latents(satellite)
+    baseline = latents(satellite)
     for score in scores.scores[::3]:
         with modified(satellite.unet, [score.candidate.removal]):
             moved = latents(satellite)
-        means = np.sqrt(((untouched.mean(axis=0) - moved.mean(axis=0)) ** 2).sum())
-        deviations = np.sqrt(((untouched.std(axis=0) - moved.std(axis=0)) ** 2).sum())
+        means = np.sqrt(((baseline.mean(axis=0) - moved.mean(axis=0)) ** 2).sum())
+        deviations = np.sqrt(((baseline.std(axis=0) - moved.std(axis=0)) ** 2).sum())
         assert score.score == pytest.approx(means + deviations, rel=1e-5, abs=1e-5), score.operator
 
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ldpruner.cli import parsing
-from ldpruner.errors import LedgerError, one_line
+from ldpruner.errors import RunStoreError, one_line
 from ldpruner.pruning.serialization import load
 from ldpruner.scoring.importance import METRICS
 from ldpruner.scoring.results import Scores
-from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Executor
 from ldpruner.selection.plan import RULES
 
@@ -51,7 +51,7 @@ SEED = Annotated[int, typer.Option(help="From which each sample's own seed is ma
 PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
 GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
 CALL = Annotated[list[str] | None, typer.Option(help="A further argument of the pipeline's call: key=value.")]
-BATCH_SIZE = Annotated[int, typer.Option("--batch", help="Samples drawn at once.", min=1)]
+BATCH_OPTION = Annotated[int, typer.Option("--batch", help="Samples drawn at once.", min=1)]
 METRIC = Annotated[str, typer.Option(help=f"The score: {', '.join(METRICS)}.")]
 BUDGET = Annotated[list[str], typer.Option(help="What may be left, such as latency=0.65; repeatable.")]
 RACED = Annotated[
@@ -114,11 +114,11 @@ def progress(work: Long[Item], what: str) -> Iterator[Item]:
 def fact(run: Path, name: str) -> Any:
     """What a run folder knows by a name."""
     if not (run / "run.sqlite").exists():
-        raise LedgerError(f"no run at {run}; make one with 'ldpruner score MODEL --run {run}'")
-    with Ledger(run) as ledger:
-        value = ledger.fact(name)
+        raise RunStoreError(f"no run at {run}; make one with 'ldpruner score MODEL --run {run}'")
+    with RunStore(run) as store:
+        value = store.fact(name)
     if value is None:
-        raise LedgerError(f"the run at {run} has no {name} yet; finish it with 'ldpruner score MODEL --run {run}'")
+        raise RunStoreError(f"the run at {run} has no {name} yet; finish it with 'ldpruner score MODEL --run {run}'")
     return value
 
 
@@ -127,7 +127,7 @@ def known_scores(run: Path) -> Scores:
     try:
         return Scores.model_validate(fact(run, "scores"))
     except ValidationError as error:
-        raise LedgerError(f"the scores of {run} are not readable: {one_line(error)}; score again") from error
+        raise RunStoreError(f"the scores of {run} are not readable: {one_line(error)}; score again") from error
 
 
 def print_json(value: Any) -> None:

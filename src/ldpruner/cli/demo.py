@@ -16,7 +16,14 @@ from ldpruner.pruning.serialization import load
 MODEL = "zoo:satellite"
 BUDGET = ldpruner.Budget(latency=0.5)
 PROBE = ldpruner.Probe(samples=16, steps=10)
-TRAINING = ldpruner.Training(steps=150, batch=16, rate=3e-4, warmup=10, average=0.98, check_every=50)
+TRAINING = ldpruner.Training(
+    max_train_steps=150,
+    train_batch_size=16,
+    learning_rate=3e-4,
+    lr_warmup_steps=10,
+    ema_decay=0.98,
+    validation_steps=50,
+)
 OWN_SAMPLES, JUDGED, SHOWN = 256, 128, 8
 
 

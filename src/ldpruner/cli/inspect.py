@@ -27,7 +27,7 @@ from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.probe import Probe
 from ldpruner.profiling.benchmark import compare
-from ldpruner.pruning.serialization import load_weightless
+from ldpruner.pruning.serialization import load_meta
 
 
 @app.command()
@@ -42,7 +42,7 @@ def operators(
     if dry_run:
         print_json({"model": model, "component": component, "call": probe.model_dump(mode="json")["call"]})
         return
-    pipeline = load_weightless(model)
+    pipeline = load_meta(model)
     denoiser = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
     flow = trace(denoiser)
     found = operators_of(denoiser, flow)

@@ -10,7 +10,7 @@ from rich.console import Console
 from ldpruner.budget import Budget
 from ldpruner.cli import parsing, tables
 from ldpruner.cli.app import (
-    BATCH_SIZE,
+    BATCH_OPTION,
     BUDGET,
     CALL,
     COMPONENT,
@@ -41,10 +41,10 @@ from ldpruner.cli.app import (
     resolved,
 )
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.sampling import BATCH
+from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.pruning.serialization import save
 from ldpruner.pruning.surgery import prune
-from ldpruner.scoring.adaptive import USUAL, Race
+from ldpruner.scoring.adaptive import USUAL, AdaptiveScorer
 from ldpruner.scoring.importance import METRICS, Metric
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
@@ -66,7 +66,7 @@ def score(
     guidance: GUIDANCE = None,
     call: CALL = None,
     metric: METRIC = "mean_std",
-    batch: BATCH_SIZE = BATCH,
+    batch: BATCH_OPTION = BATCH_SIZE,
     budget: RACED = None,
     exhaustive: EXHAUSTIVE = False,
     executor: EXECUTOR = "local",
@@ -109,7 +109,7 @@ def score(
         ) as scoring,
     ):
         if dry_run:
-            print_json({**settings, **Race(scoring, raced).forecast(exhaustive=exhaustive).model_dump()})
+            print_json({**settings, **AdaptiveScorer(scoring, raced).forecast(exhaustive=exhaustive).model_dump()})
             return
         scores = _score(scoring, model, None if exhaustive else raced)
     if as_json:
@@ -165,7 +165,7 @@ def run_command(
     call: CALL = None,
     metric: METRIC = "mean_std",
     rule: RULE = "knapsack",
-    batch: BATCH_SIZE = BATCH,
+    batch: BATCH_OPTION = BATCH_SIZE,
     exhaustive: EXHAUSTIVE = False,
     executor: EXECUTOR = "local",
     ray_address: RAY_ADDRESS = None,
@@ -210,7 +210,7 @@ def run_all(
     component: str | None = None,
     metric: Metric = "mean_std",
     rule: Rule = "knapsack",
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     exhaustive: bool = False,
     executor: Executor | None = None,
 ) -> Outcome:
@@ -231,7 +231,7 @@ def _known_plan(scoring: Scoring, run: Path, budget: Budget, rule: Rule) -> Plan
     That the run folder is the same model's, the ledger has made sure of.
     """
     path = run / "plan.json"
-    if not path.exists() or scoring.ledger.fact("scores") is None:
+    if not path.exists() or scoring.store.fact("scores") is None:
         return None
     plan = Plan.read(path)
     made = {"budget": plan.budget, "rule": plan.rule, "component": plan.component, **plan.provenance}
@@ -248,11 +248,11 @@ def _known_plan(scoring: Scoring, run: Path, budget: Budget, rule: Rule) -> Plan
 
 def _score(scoring: Scoring, model: str, raced: Sequence[Budget] | None) -> Scores:
     """Scores with a progress bar: races for budgets or, without any, draws everything. The ledger keeps the scores."""
-    scoring.ledger.set_fact("model", resolved(model))
-    for _ in progress(scoring if raced is None else Race(scoring, raced), "scoring"):
+    scoring.store.set_fact("model", resolved(model))
+    for _ in progress(scoring if raced is None else AdaptiveScorer(scoring, raced), "scoring"):
         pass
     scores = scoring.scores()
-    scoring.ledger.set_fact("scores", scores.model_dump(mode="json"))
+    scoring.store.set_fact("scores", scores.model_dump(mode="json"))
     return scores
 
 
@@ -264,7 +264,9 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "budget": plan.budget.model_dump(exclude_none=True) if plan.budget else {},
         "removed": [
-            one.model_dump(mode="json", include={"operator", "modification", "score", "firm", "also"})
+            one.model_dump(
+                mode="json", include={"operator", "modification", "score", "selection_frequency", "cascaded"}
+            )
             for one in plan.removed
         ],
         "predicted": plan.predicted.model_dump() if plan.predicted else {},

@@ -18,7 +18,7 @@ from ldpruner.errors import PipelineNotFound
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.finetuning import History
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pruning.serialization import load_weightless
+from ldpruner.pruning.serialization import load_meta
 from ldpruner.recipe_cost import TFLOPS, Estimate, estimate
 from ldpruner.recipes import Recipe, read_recipe
 from ldpruner.workflow import Outcome
@@ -112,7 +112,7 @@ def _evaluate(recipe: Recipe) -> Evaluation:
 
 def _estimated(recipe: Recipe, config: Path | None, tflops: float) -> Estimate:
     try:
-        pipeline = load_weightless(config or recipe.model)
+        pipeline = load_meta(config or recipe.model)
     except PipelineNotFound as error:
         hint = "" if config else "; or give a folder with its configuration files: --config FOLDER"
         raise PipelineNotFound(f"{error}{hint}") from error

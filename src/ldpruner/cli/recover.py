@@ -69,7 +69,7 @@ def finetune_command(
         resolved = {"model": model, "data": str(data) if data else None, "training": settings.model_dump()}
         print_json({"run": str(run), **resolved, "probe": probe.model_dump(mode="json")})
         return
-    history = finetune_run(run, settings, probe, data=data, trackers=tracker or (), device=device, dtype=dtype)
+    history = finetune_run(run, settings, probe, data=data, report_to=tracker or (), device=device, dtype=dtype)
     if history is None:
         return
     if as_json:
@@ -84,7 +84,7 @@ def finetune_run(
     probe: Probe,
     *,
     data: Path | None = None,
-    trackers: Sequence[str] = (),
+    report_to: Sequence[str] = (),
     device: str | None = None,
     dtype: str | None = None,
 ) -> History | None:
@@ -94,7 +94,7 @@ def finetune_run(
     pruned = load(run / "pruned", torch_dtype=parsing.precision(dtype))
     component = known_scores(run).component
     work = Finetuning(
-        pruned, teacher, data, probe=probe, component=component, training=settings, run=run, trackers=trackers
+        pruned, teacher, data, probe=probe, component=component, training=settings, run=run, report_to=report_to
     )
     for _ in progress(work, "finetuning") if work.is_first else work:
         pass
@@ -108,7 +108,7 @@ def finetune_run(
 def show_history(history: History, run: Path) -> None:
     """Prints how finetuning went."""
     Console().print(tables.history(history))
-    kept = f"{history.steps} steps, the weights of step {history.best} are kept"
+    kept = f"{history.steps} steps, the weights of step {history.best_step} are kept"
     Console().print(f"recovered pipeline: {run / 'recovered'} ({kept})", highlight=False)
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.finetuning import History
 from ldpruner.operators.discovery import Operator
-from ldpruner.profiling.benchmark import Comparison, Measured, Spread
+from ldpruner.profiling.benchmark import Comparison, Percentiles, PipelineCost
 from ldpruner.scoring.results import Scores
 from ldpruner.selection.plan import Plan
 from ldpruner.workflow import Outcome
@@ -34,9 +34,9 @@ def scores(known: Scores) -> Table:
         unknown = "not removable" if one.is_known else "saves too little"
         value = f"{one.score:.4g}" if math.isfinite(one.score) else unknown
         shares = [
-            f"{getattr(one.saves, name) / max(1, getattr(known.costs, name)):.1%}" for name in ("parameters", "macs")
+            f"{getattr(one.savings, name) / max(1, getattr(known.costs, name)):.1%}" for name in ("parameters", "macs")
         ]
-        table.add_row(one.operator, one.kind, one.modification, value, *shares, f"{one.saves.latency_ms:.2f}")
+        table.add_row(one.operator, one.kind, one.modification, value, *shares, f"{one.savings.latency_ms:.2f}")
     return table
 
 
@@ -48,8 +48,8 @@ def plan(chosen: Plan) -> Table:
     )
     table = _table(title, "operator", "modification", ">score", ">firm", "goes with it")
     for one in chosen.removed:
-        firm = "" if one.firm is None else f"{one.firm:.0%}"
-        table.add_row(one.operator, one.modification, f"{one.score:.4g}", firm, ", ".join(one.also))
+        selection_frequency = "" if one.selection_frequency is None else f"{one.selection_frequency:.0%}"
+        table.add_row(one.operator, one.modification, f"{one.score:.4g}", selection_frequency, ", ".join(one.cascaded))
     return table
 
 
@@ -73,8 +73,8 @@ def outcome(result: Outcome) -> Table:
 def history(known: History) -> Table:
     """How the held-out loss went; a star marks the weights that are kept."""
     table = _table(None, ">step", ">held-out loss")
-    for step, loss in known.held_out.items():
-        table.add_row(str(step), f"{loss:.5g}" + (" *" if step == known.best else "  "))
+    for step, loss in known.validation_losses.items():
+        table.add_row(str(step), f"{loss:.5g}" + (" *" if step == known.best_step else "  "))
     return table
 
 
@@ -124,11 +124,11 @@ def _kept(measured: Comparison) -> dict[str, list[str]]:
     }
 
 
-def _memory_ratio(first: Measured, second: Measured) -> float:
+def _memory_ratio(first: PipelineCost, second: PipelineCost) -> float:
     return second.peak_memory_bytes / first.peak_memory_bytes
 
 
-def _range(spread: Spread, unit: str) -> str:
+def _range(spread: Percentiles, unit: str) -> str:
     if not unit:
         return f"{spread.p10:.1%} to {spread.p90:.1%}"
     return f"{spread.p10:,.1f} to {spread.p90:,.1f}{unit}"

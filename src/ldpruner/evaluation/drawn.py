@@ -20,7 +20,7 @@ from ldpruner.scoring.importance import Floats
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleBatch:
     """Some samples; None is what is not known of them.
 
     Attributes:
@@ -38,7 +38,7 @@ class Drawn:
     prompts: tuple[str, ...] = ()
 
 
-def draw(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], *, decoded: bool = True) -> Drawn:
+def draw(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], *, decoded: bool = True) -> SampleBatch:
     """Draws the samples of these indices in one batch; what they look and sound like only if `decoded`.
 
     Raises:
@@ -51,7 +51,7 @@ def draw(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], *, d
         raise NonFiniteLatents(f"{type(pipeline).__name__} draws latents that are not finite; prune less of it")
     videos = frames_of(result)
     sounds = getattr(result, "audios", None)
-    return Drawn(
+    return SampleBatch(
         latents=latents.double().cpu().numpy(),
         pictures=np.stack([np.stack([np.asarray(frame) for frame in video]) for video in videos]) if videos else None,
         sounds=tuple(np.atleast_2d(_array(sound)) for sound in sounds) if sounds is not None else None,
@@ -68,7 +68,7 @@ def _prompt(pipeline: DiffusionPipeline, probe: Probe, index: int) -> Any:
     return probe.arguments(pipeline, [index]).get("prompt")
 
 
-def read_samples(files: Sequence[Path], like: Drawn) -> Drawn:
+def read_samples(files: Sequence[Path], like: SampleBatch) -> SampleBatch:
     """Reads pictures, cut and scaled to the size of drawn ones, or sounds, cut to the length of drawn ones.
 
     Raises:
@@ -80,8 +80,8 @@ def read_samples(files: Sequence[Path], like: Drawn) -> Drawn:
     if drawn is None or (not is_picture and like.sampling_rate is None):
         raise EvaluationError(f"{files[0].parent} holds {kind}, but the pipeline draws none; give other data")
     if like.pictures is not None and is_picture:
-        return Drawn(pictures=np.stack([_picture(path, like.pictures.shape[2:4]) for path in files]))
-    return Drawn(sounds=tuple(_sound(path, like) for path in files), sampling_rate=like.sampling_rate)
+        return SampleBatch(pictures=np.stack([_picture(path, like.pictures.shape[2:4]) for path in files]))
+    return SampleBatch(sounds=tuple(_sound(path, like) for path in files), sampling_rate=like.sampling_rate)
 
 
 def _picture(path: Path, size: tuple[int, ...]) -> Pixels:
@@ -90,6 +90,6 @@ def _picture(path: Path, size: tuple[int, ...]) -> Pixels:
     return np.asarray(ImageOps.fit(read_picture(path), (width, height), Image.Resampling.LANCZOS))[None]
 
 
-def _sound(path: Path, like: Drawn) -> Floats:
+def _sound(path: Path, like: SampleBatch) -> Floats:
     longest = max(sound.shape[1] for sound in like.sounds or ())
     return read_sound(path, like.sampling_rate)[:, :longest]

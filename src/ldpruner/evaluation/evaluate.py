@@ -13,13 +13,13 @@ from diffusers import DiffusionPipeline
 
 from ldpruner.errors import EvaluationError
 from ldpruner.evaluation import metrics as quality
-from ldpruner.evaluation.drawn import Drawn, read_samples
-from ldpruner.evaluation.features import Classifier, Extractor, Features, find_extractor, find_prompt_match
+from ldpruner.evaluation.drawn import SampleBatch, read_samples
+from ldpruner.evaluation.features import Classifier, Extractor, Features, find_clip_score, find_extractor
 from ldpruner.evaluation.media import Folder, find_media
 from ldpruner.evaluation.metrics import Interval
 from ldpruner.evaluation.observations import PAIRED, Observations, Observer, batches, observed
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.sampling import BATCH, largest_batch
+from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
 from ldpruner.profiling.benchmark import ROUNDS, compare
 from ldpruner.scoring.importance import Floats, frechet_distance
 from ldpruner.values import Value
@@ -109,10 +109,10 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
         raise EvaluationError(f"{type(reference).__name__} takes no prompts; leave out clip={clip!r}")
     folder = find_media(data) if data is not None else None
     extractor = find_extractor(features, reference.device)
-    match = find_prompt_match(clip, reference.device) if clip is not None else None
+    match = find_clip_score(clip, reference.device) if clip is not None else None
     observer = Observer(extractor, match, frozenset(metrics))
     seeds = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
-    batch = largest_batch(reference, seeds[0], batch_size or (DECODED_BATCH if observer.decodes else BATCH))
+    batch = largest_batch(reference, seeds[0], batch_size or (DECODED_BATCH if observer.decodes else BATCH_SIZE))
     original, other, moved, example = observed(pruned, reference, (seeds[0], seeds[1]), observer, batch)
     real = _features_of(folder, example, extractor) if folder is not None else other["features"]
     rows = [
@@ -140,7 +140,7 @@ def _check(probe: Probe, data: Path | str | None, features: Features, metrics: C
         )
 
 
-def _features_of(folder: Folder, example: Drawn, extractor: Extractor) -> Floats:
+def _features_of(folder: Folder, example: SampleBatch, extractor: Extractor) -> Floats:
     """The features of the files of a folder, read a few at a time."""
     parts = [extractor(read_samples(files, example)) for files in batches(folder.files, DECODED_BATCH)]
     found = np.concatenate(parts)
@@ -192,14 +192,14 @@ def _paired(original: Observations, other: Observations, moved: Observations, as
     ]
     if "latent_score" not in asked:
         return rows
-    first, second, twin = (one["latents"] for one in (original, other, moved))
-    scores = quality.latent_scores(twin, first)
+    first, second, baseline_sample = (one["latents"] for one in (original, other, moved))
+    scores = quality.latent_scores(baseline_sample, first)
     measure = Measure(
         metric="latent_score",
         original=0.0,
-        pruned=quality.once(scores, len(first)),
+        pruned=quality.point_estimate(scores, len(first)),
         interval=quality.interval(scores, len(first)),
-        noise_floor=quality.once(quality.latent_scores(second, first), len(first)),
+        noise_floor=quality.point_estimate(quality.latent_scores(second, first), len(first)),
     )
     return [*rows, measure]
 

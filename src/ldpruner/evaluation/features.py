@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ldpruner.errors import EvaluationError, one_line
-from ldpruner.evaluation.drawn import Drawn
+from ldpruner.evaluation.drawn import SampleBatch
 from ldpruner.evaluation.media import resampled
 from ldpruner.evaluation.metrics import Pixels
 from ldpruner.scoring.importance import Floats
@@ -32,7 +32,7 @@ class Extractor(Protocol):
     def name(self) -> str:
         """What the protocol of an evaluation says of it."""
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         """The features of some samples: [samples, features]."""
 
 
@@ -44,7 +44,7 @@ class Classifier(Protocol):
     def name(self) -> str:
         """What the protocol of an evaluation says of it."""
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         """The features of some samples: [samples, features]."""
 
     def probabilities(self, features: Floats) -> Floats:
@@ -63,7 +63,7 @@ class LatentFeatures:
 
     name = "latents"
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         """Twice as many features as channels; latents [samples, features] without space are taken as they are."""
         if drawn.latents is None:
             raise EvaluationError("files have no latents to compare; choose features: inception, a folder or a Hub id")
@@ -91,7 +91,7 @@ class InceptionFeatures:
     device: torch.device
     name: str = "inception-v3-compat 2048"
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         """[samples, 2048], of a video the mean over frames."""
 
         def features(frames: Pixels) -> torch.Tensor:
@@ -116,7 +116,7 @@ class PictureFeatures:
     processor: Any
     name: str
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         """[samples, features], of a video the mean over frames."""
 
         def features(frames: Pixels) -> torch.Tensor:
@@ -135,7 +135,7 @@ class SoundFeatures:
     processor: Any
     name: str
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         """[samples, features], of the mean of the channels at the network's own sampling rate."""
         if drawn.sounds is None or drawn.sampling_rate is None:
             raise EvaluationError(f"{self.name} is a network for sounds, but there are none; choose other features")
@@ -154,14 +154,14 @@ class SoundFeatures:
 
 
 @dataclass(frozen=True)
-class PromptMatch:
+class ClipScore:
     """How well pictures fit their prompts: the CLIP score of Hessel et al. (arXiv 2104.08718), weighted with 100."""
 
     network: Any
     processor: Any
     name: str
 
-    def __call__(self, drawn: Drawn) -> Floats:
+    def __call__(self, drawn: SampleBatch) -> Floats:
         """100 times the cosine of each picture and its prompt, at least 0: [samples]; frames count as their mean."""
         if drawn.pictures is None or not drawn.prompts:
             raise EvaluationError("a CLIP score needs pictures that are drawn from prompts; leave out clip")
@@ -196,7 +196,7 @@ def find_extractor(features: Features, device: torch.device) -> Extractor:
     return _open_inception(device) if features == "inception" else _open_network(features, device)
 
 
-def find_prompt_match(clip: str, device: torch.device) -> PromptMatch:
+def find_clip_score(clip: str, device: torch.device) -> ClipScore:
     """Opens a CLIP model: a folder, or a Hub id.
 
     Raises:
@@ -205,7 +205,7 @@ def find_prompt_match(clip: str, device: torch.device) -> PromptMatch:
     network = _open(AutoModel, clip).to(device)
     if not isinstance(network, CLIPModel):
         raise EvaluationError(f"{clip} is a {type(network).__name__} and no CLIPModel; give one of texts and pictures")
-    return PromptMatch(network, _open(AutoProcessor, clip), clip)
+    return ClipScore(network, _open(AutoProcessor, clip), clip)
 
 
 def _open_inception(device: torch.device) -> InceptionFeatures:
@@ -258,7 +258,7 @@ def _pooled(output: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _of_frames(drawn: Drawn, features: Any, name: str) -> Floats:
+def _of_frames(drawn: SampleBatch, features: Any, name: str) -> Floats:
     """What a network makes of each frame, the mean over the frames of a sample."""
     if drawn.pictures is None:
         raise EvaluationError(f"{name} is a network for pictures, but there are none; choose other features")

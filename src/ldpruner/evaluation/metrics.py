@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ldpruner.errors import EvaluationError
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.sampling import BATCH, draw_latents, largest_batch
+from ldpruner.pipelines.sampling import BATCH_SIZE, draw_latents, largest_batch
 from ldpruner.scoring.importance import Floats, Gaussian, Metric, between, importance, moments
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -43,13 +43,13 @@ def interval(statistic: Statistic, samples: int, *, lowest: float = 0) -> Interv
     drawn = statistic(np.stack([np.bincount(one, minlength=samples) for one in chosen]).astype(np.float64))
     # Samples drawn again are fewer distinct ones and lie further off: of 40 with 64 features by a quarter. Percentiles
     # miss the measured distance, the basic interval mirrors them below it; moved ones hold what other seeds measure.
-    value = once(statistic, samples)
+    value = point_estimate(statistic, samples)
     centred = drawn - drawn.mean() + value
     low, high = np.percentile(centred, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return max(lowest, min(value, float(low))), max(value, float(high))
 
 
-def once(statistic: Statistic, samples: int) -> float:
+def point_estimate(statistic: Statistic, samples: int) -> float:
     """A statistic of the samples as they are, each of them once."""
     return float(statistic(np.ones((1, samples)))[0])
 
@@ -60,7 +60,7 @@ def _parts(length: int, size: int) -> Iterator[slice]:
 
 def mean(values: Floats) -> float:
     """The mean over samples."""
-    return once(_means(values), len(values))
+    return point_estimate(_means(values), len(values))
 
 
 def mean_interval(values: Floats) -> Interval:
@@ -87,7 +87,7 @@ def kernel_distance(features: Floats, reference: Floats) -> float:
 
     Unbiased means that it may be below 0. Source: Binkowski et al., arXiv 1801.01401, section 4.
     """
-    return once(kernel_distances(features, reference), len(features))
+    return point_estimate(kernel_distances(features, reference), len(features))
 
 
 def kernel_interval(features: Floats, reference: Floats) -> Interval:
@@ -145,7 +145,7 @@ def inception_score(probabilities: Floats) -> float:
 
     Source: Salimans et al., arXiv 1606.03498, section 4.
     """
-    return once(inception_scores(probabilities), len(probabilities))
+    return point_estimate(inception_scores(probabilities), len(probabilities))
 
 
 def inception_interval(probabilities: Floats) -> Interval:
@@ -248,7 +248,7 @@ def latent_score(
 
 
 def _drawn(pipeline: DiffusionPipeline, probe: Probe) -> Floats:
-    indices, size = range(probe.samples), largest_batch(pipeline, probe, BATCH)
+    indices, size = range(probe.samples), largest_batch(pipeline, probe, BATCH_SIZE)
     batches = [indices[first : first + size] for first in range(0, len(indices), size)]
     latents = [draw_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches]
     return np.concatenate(latents)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ldpruner.errors import EvaluationError
 from ldpruner.evaluation import metrics as quality
-from ldpruner.evaluation.drawn import Drawn, draw
-from ldpruner.evaluation.features import Extractor, LatentFeatures, PromptMatch
+from ldpruner.evaluation.drawn import SampleBatch, draw
+from ldpruner.evaluation.features import ClipScore, Extractor, LatentFeatures
 from ldpruner.pipelines.probe import Probe
 
 PICTURED = ("psnr", "ssim")  # of a picture and its original
@@ -25,7 +25,7 @@ class Observer:
     """What samples are looked at for: features, how they fit their prompts, how like the original's they are."""
 
     extractor: Extractor
-    match: PromptMatch | None
+    match: ClipScore | None
     metrics: frozenset[str]
 
     @property
@@ -34,7 +34,7 @@ class Observer:
         needing = {*PICTURED, "clip_score"} if self.match is not None else {*PICTURED}
         return bool(self.metrics & needing) or not isinstance(self.extractor, LatentFeatures)
 
-    def __call__(self, drawn: Drawn, original: Drawn) -> Observations:
+    def __call__(self, drawn: SampleBatch, original: SampleBatch) -> Observations:
         """All of some samples, and of those of the original that they are compared with."""
         assert drawn.latents is not None
         assert original.latents is not None
@@ -61,7 +61,7 @@ def observed(
     seeds: tuple[Probe, Probe],
     observer: Observer,
     batch: int,
-) -> tuple[Observations, Observations, Observations, Drawn]:
+) -> tuple[Observations, Observations, Observations, SampleBatch]:
     """What is seen of the original, of the original on other seeds and of the pruned pipeline; and one batch drawn."""
     seen: tuple[list[Observations], ...] = ([], [], [])
     runs = ((reference, seeds[0]), (reference, seeds[1]), (pruned, seeds[0]))
@@ -86,7 +86,7 @@ def _joined(parts: Sequence[Observations]) -> Observations:
     return joined
 
 
-def _check_alike(original: Drawn, pruned: Drawn) -> None:
+def _check_alike(original: SampleBatch, pruned: SampleBatch) -> None:
     shapes = [None if one is None else one.shape for one in (original.latents, pruned.latents)]
     if shapes[0] != shapes[1]:
         raise EvaluationError(

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from ldpruner.errors import FinetuningError
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import Interruption, networks, run_pipeline, schedulers, stepping
+from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers, stepping
 
 WATCHED = 6  # steps at most
 LEVELS = 3  # noise levels that tell how a call is given them
@@ -31,7 +31,7 @@ Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Conditions:
+class CallSignature:
     """Calling a denoiser on latents and noise levels of one's own, with all else as its pipeline gives it.
 
     Attributes:
@@ -110,7 +110,7 @@ def predicted(output: Any, latents: Tensor) -> Tensor:
     return found
 
 
-def watch_conditions(pipeline: DiffusionPipeline, component: str, probe: Probe, *, batches: bool) -> Conditions:
+def watch_call_signature(pipeline: DiffusionPipeline, component: str, probe: Probe, *, batches: bool) -> CallSignature:
     """Finds out how a pipeline calls its denoiser; costs a few denoiser calls.
 
     Args:
@@ -141,7 +141,7 @@ def watch_conditions(pipeline: DiffusionPipeline, component: str, probe: Probe, 
     rows = _places_of_rows(one, pair, {sample, time}, len(whole))
     _check_constant(steps, rows, name)
     scale, shift = _affine([(step.time, step.calls[0][time]) for step in steps], name)
-    return Conditions(
+    return CallSignature(
         template=one,
         sample=sample,
         time=time,
@@ -156,7 +156,7 @@ def watch_conditions(pipeline: DiffusionPipeline, component: str, probe: Probe, 
 
 
 def recorded_calls(
-    pipeline: DiffusionPipeline, component: str, conditions: Conditions, arguments: Arguments
+    pipeline: DiffusionPipeline, component: str, conditions: CallSignature, arguments: Arguments
 ) -> list[dict[str, Any]]:
     """The denoiser calls of a pipeline's first step; the denoiser runs only if guidance calls it again."""
     if conditions.calls == 1:
@@ -190,7 +190,7 @@ def watch_steps(pipeline: DiffusionPipeline, module: nn.Module, arguments: Argum
                 steps.append(Step(list(calls), _level(given["timestep"]), given["sample"]))
                 calls.clear()
             if len(steps) == WATCHED or len({one.time for one in steps}) == levels:
-                raise Interruption
+                raise StopPipeline
             return original(*args, **kwargs)
 
         return step

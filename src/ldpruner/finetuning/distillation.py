@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from ldpruner.errors import FinetuningError, one_line
-from ldpruner.finetuning.conditioning import Conditions, predicted, watch_conditions
+from ldpruner.finetuning.conditioning import CallSignature, predicted, watch_call_signature
 from ldpruner.finetuning.dataset import Rows
 from ldpruner.finetuning.examples import Examples, Source
 from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
@@ -23,13 +23,13 @@ from ldpruner.pipelines.running import schedulers
 from ldpruner.pipelines.sampling import largest_batch
 from ldpruner.profiling.costs import device_of
 
-BATCH = 16  # samples of the teacher drawn at once
+BATCH_SIZE = 16  # samples of the teacher drawn at once
 REHEARSED = 8  # examples on which the teacher is tried
 UNGUIDED = 0.2  # of the examples, under classifier-free guidance; its authors use 0.1 to 0.2 (Ho and Salimans 2022)
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Distillation:
     """The teacher, and what it teaches with.
 
     Attributes:
@@ -43,7 +43,7 @@ class Lesson:
 
     component: str
     teacher: nn.Module
-    conditions: Conditions
+    conditions: CallSignature
     objective: Objective
     examples: Examples
     sign: float = 1.0
@@ -75,7 +75,7 @@ class Lesson:
         noisy = noisy.to(dtype=precision(network))
         return predicted(network(**self.conditions.arguments(noisy, times, given)), noisy).float()
 
-    def rehearsed(self, pipeline: str) -> "Lesson":
+    def validate_teacher(self, pipeline: str) -> "Distillation":
         """Tries the teacher on some examples, and finds out the sign of what it finds.
 
         Raises:
@@ -94,9 +94,9 @@ class Lesson:
         return replace(self, sign=-1.0 if is_turned else 1.0)
 
 
-def prepare_lesson(
+def prepare_distillation(
     teacher: DiffusionPipeline, rows: Rows | None, probe: Probe, component: str | None, folder: Path | None
-) -> Lesson:
+) -> Distillation:
     """Watches the teacher, and draws or encodes what it teaches with into a folder.
 
     Raises:
@@ -108,10 +108,10 @@ def prepare_lesson(
             f"the probe's images {sorted(probe.call)} do not belong to the data; finetune without data"
         )
     denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
-    batch = largest_batch(teacher, probe.model_copy(update={"samples": max(2, probe.samples)}), BATCH)
-    conditions = watch_conditions(teacher, denoiser.component, probe, batches=batch > 1)
+    batch = largest_batch(teacher, probe.model_copy(update={"samples": max(2, probe.samples)}), BATCH_SIZE)
+    conditions = watch_call_signature(teacher, denoiser.component, probe, batches=batch > 1)
     objective = objective_of(schedulers(teacher)[0])
     source = Source(teacher, denoiser.component, conditions, probe, batch, rows)
     examples = source.examples(folder / "examples" if folder is not None else None)
-    lesson = Lesson(denoiser.component, denoiser.module, conditions, objective, examples)
-    return lesson.rehearsed(type(teacher).__name__)
+    distillation = Distillation(denoiser.component, denoiser.module, conditions, objective, examples)
+    return distillation.validate_teacher(type(teacher).__name__)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldpruner.errors import FinetuningError
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import (
-    Interruption,
+    StopPipeline,
     keeping_precision,
     networks,
     overridden,
@@ -123,7 +123,7 @@ def _last(part: Any, results: list[tuple[Tensor, nn.Module, Tensor]]) -> Any:
 
     def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         results.append((latents, part, original(latents, *args, **kwargs)[0]))
-        raise Interruption
+        raise StopPipeline
 
     return decode
 

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ldpruner.errors import FinetuningError, StorageError
-from ldpruner.finetuning.conditioning import Conditions, recorded_calls
+from ldpruner.finetuning.conditioning import CallSignature, recorded_calls
 from ldpruner.finetuning.dataset import Item, Rows, items
 from ldpruner.finetuning.encoding import Encoder, find_encoder
 from ldpruner.pipelines.fingerprints import weights_digest
@@ -86,7 +86,7 @@ class Source:
 
     teacher: DiffusionPipeline
     component: str
-    conditions: Conditions
+    conditions: CallSignature
     probe: Probe
     batch: int
     rows: Rows | None = None

@@ -18,93 +18,102 @@ def _as_written(precision: Any) -> Any:
 class Training(Value):
     """How long, how fast and by which losses a pruned denoiser is trained.
 
+    The names are those of diffusers' training scripts.
+
     Attributes:
-        steps, batch: optimizer steps, and examples in each, over all processes together.
-        accumulate: passes in which each process goes through its share of a batch, where memory is short.
-        rate: of AdamW, at its peak; it rises for `warmup` steps, then stays (`constant`) or falls to zero (`cosine`).
-        weight_decay, clip: of the weights; of the gradient's norm.
-        average: decay of the moving average of the weights, which is what is kept.
-        task, output, features: weights of the losses: the noise in the latents, the teacher's output, the teacher's
-            features at each stage. The first is 1 with data and 0 without if it is None: on samples of its own the
-            teacher knows better what is to be found, and guided ones would teach more guidance.
-        autoguidance: how far what is learnt lies beyond the teacher, away from what the pruned network found before it
-            was trained. As a weaker version of the teacher it shows where that errs (Karras et al. 2024, arXiv
-            2406.02507).
-        led_above, led_below: noise levels, of 0 to 1, between which it does. Left alone at high noise it keeps more of
-            what the teacher varies (Kynkäänniemi et al. 2024, arXiv 2404.07724).
-        balanced: whether errors in noise that is to be found count the more, the less signal is beside it (1/alpha): a
-            plain loss (Ho et al. 2020) hardly sees those at high noise, which decide the colours.
-        normalised: whether each stage counts alike, whatever the size of its features.
-        precision: of the products: `no` for full, `fp16` or `bf16`.
+        max_train_steps: optimizer steps.
+        train_batch_size: examples in each step, over all processes together.
+        gradient_accumulation_steps: passes in which each process goes through its share of a batch.
+        learning_rate: peak learning rate of AdamW.
+        lr_scheduler, lr_warmup_steps: its schedule, of `diffusers.optimization.get_scheduler`, and warmup steps.
+        adam_weight_decay: weight decay.
+        max_grad_norm: the gradient is clipped to this norm.
+        ema_decay: largest decay of the exponential moving average of the weights; the average is what is kept.
+        task_loss_weight: weight of the denoising loss. None is 1 with data and 0 without: on its own samples the
+            teacher's output is the better target, and guided samples would teach more guidance.
+        output_kd_weight, feature_kd_weight: weights of the distillation losses, on the teacher's output and on its
+            features at each stage (BK-SDM, arXiv 2305.15798).
+        autoguidance_scale: strength of autoguidance (Karras et al. 2024, arXiv 2406.02507): the unfinetuned pruned
+            model serves as the weak model, and training moves the target away from it.
+        guidance_interval: lowest and highest noise level, in 0 to 1, at which autoguidance applies (Kynkäänniemi et
+            al. 2024, arXiv 2404.07724).
+        snr_weighting: whether the epsilon loss is weighted by 1/alpha, which raises high noise levels; these decide
+            the colours.
+        normalize_features: whether each stage counts alike, whatever the size of its features.
+        mixed_precision: `no`, `fp16` or `bf16`.
         gradient_checkpointing: less memory, more time.
-        seed: from which each step's own seed is made.
-        held_out: the share of the examples that is not trained on, and the loss of which chooses the weights.
-        check_every, patience: steps between two looks at it; looks without a better one before training stops, None
-            to go on.
-        checkpoint_every: steps that a kill can cost.
+        seed: seed of the training; each step derives its own.
+        validation_fraction: share of the examples that is not trained on; its loss chooses the weights.
+        validation_steps: steps between two validations.
+        early_stopping_patience: validations without a better loss before training stops; None never stops early.
+        checkpointing_steps: steps between two checkpoints, which is what a kill can cost.
     """
 
-    steps: int = Field(default=1000, ge=1)
-    batch: int = Field(default=16, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    rate: float = Field(default=1e-4, gt=0)
-    warmup: int = Field(default=50, ge=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    average: float = Field(default=0.999, ge=0, lt=1)
-    task: float | None = Field(default=None, ge=0)
-    output: float = Field(default=1.0, ge=0)
-    features: float = Field(default=0.1, ge=0)
-    autoguidance: float = Field(default=0.0, ge=0)
-    led_above: float = Field(default=0.0, ge=0, lt=1)
-    led_below: float = Field(default=1.0, gt=0, le=1)
-    balanced: bool = True
-    normalised: bool = True
-    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_as_written)] = "no"
+    max_train_steps: int = Field(default=1000, ge=1)
+    train_batch_size: int = Field(default=16, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    lr_warmup_steps: int = Field(default=50, ge=0)
+    lr_scheduler: Literal["constant", "cosine"] = "cosine"
+    adam_weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    task_loss_weight: float | None = Field(default=None, ge=0)
+    output_kd_weight: float = Field(default=1.0, ge=0)
+    feature_kd_weight: float = Field(default=0.1, ge=0)
+    autoguidance_scale: float = Field(default=0.0, ge=0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    snr_weighting: bool = True
+    normalize_features: bool = True
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_as_written)] = "no"
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0, lt=2**32)
-    held_out: float = Field(default=0.05, gt=0, lt=1)
-    check_every: int = Field(default=100, ge=1)
-    patience: int | None = Field(default=5, ge=1)
-    checkpoint_every: int = Field(default=100, ge=1)
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
+    validation_steps: int = Field(default=100, ge=1)
+    early_stopping_patience: int | None = Field(default=5, ge=1)
+    checkpointing_steps: int = Field(default=100, ge=1)
 
     def __init__(self, **settings: Any) -> None:
         try:
             super().__init__(**settings)
         except ValidationError as error:
             raise FinetuningError(f"training {first_fault(error)}") from error
-        if self.task == self.output == self.features == 0:
+        if self.task_loss_weight == self.output_kd_weight == self.feature_kd_weight == 0:
             raise FinetuningError(
-                "training task=0, output=0, features=0: nothing is learnt; weigh one of them above 0"
+                "training task_loss_weight=0, output_kd_weight=0, feature_kd_weight=0 leaves no loss; set one above 0"
             )
-        if self.led_above >= self.led_below:
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
             raise FinetuningError(
-                f"training led_above={self.led_above:g}, led_below={self.led_below:g}: no noise level lies between; "
-                "lower the first"
+                f"training guidance_interval=({low:g}, {high:g}): give two noise levels with 0 <= low < high <= 1"
             )
 
     @property
     def is_taught(self) -> bool:
         """Whether the teacher is asked at each step."""
-        return bool(self.output or self.features or self.autoguidance)
+        return bool(self.output_kd_weight or self.feature_kd_weight or self.autoguidance_scale)
 
     def resolved(self, *, data: bool) -> "Training":
         """The same with the weight of the task that fits learning from data, or from the teacher alone."""
-        return self if self.task is not None else self.model_copy(update={"task": 1.0 if data else 0.0})
+        return (
+            self
+            if self.task_loss_weight is not None
+            else self.model_copy(update={"task_loss_weight": 1.0 if data else 0.0})
+        )
 
     def strengths(self, levels: Tensor) -> Tensor:
         """How strong autoguidance is at noise levels, [batch]."""
-        return self.autoguidance * ((levels >= self.led_above) & (levels <= self.led_below))
+        low, high = self.guidance_interval
+        return self.autoguidance_scale * ((levels >= low) & (levels <= high))
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        if self.schedule == "constant":
-            return self.rate
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * 0.5 * (1 + math.cos(math.pi * done))
+        if step < self.lr_warmup_steps:
+            return self.learning_rate * (step + 1) / self.lr_warmup_steps
+        if self.lr_scheduler == "constant":
+            return self.learning_rate
+        done = (step - self.lr_warmup_steps) / max(1, self.max_train_steps - self.lr_warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class History(Value):
@@ -112,12 +121,12 @@ class History(Value):
 
     Attributes:
         losses: of each step.
-        held_out: the loss on examples that are not trained on, by step; step 0 is before the first.
-        best: the step whose averaged weights were kept.
-        steps: how many were made: fewer than asked if it stopped early.
+        validation_losses: loss on the validation examples, by step; step 0 is before the first update.
+        best_step: the step whose EMA weights were kept.
+        steps: optimizer steps taken; fewer than `max_train_steps` after early stopping.
     """
 
     losses: tuple[float, ...]
-    held_out: dict[int, float]
-    best: int
+    validation_losses: dict[int, float]
+    best_step: int
     steps: int

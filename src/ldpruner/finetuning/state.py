@@ -27,41 +27,46 @@ class State:
         self.module, self.training = module.float().requires_grad_(True).eval(), training
         self.weights = list(module.parameters())
         # fused: all weights in one pass, which pays for the clipping and the average
-        fused, decay = device_of(module).type in FUSED, training.weight_decay
-        self.optimizer = torch.optim.AdamW(self.weights, training.rate, weight_decay=decay, fused=fused)
+        fused, decay = device_of(module).type in FUSED, training.adam_weight_decay
+        self.optimizer = torch.optim.AdamW(self.weights, training.learning_rate, weight_decay=decay, fused=fused)
         self.average, self.best = _copies(self.weights), _copies(self.weights)
         self.step, self.best_step = 0, 0
         self.losses: list[float] = []
-        self.held_out: dict[int, float] = {}
+        self.validation_losses: dict[int, float] = {}
 
     @property
     def history(self) -> History:
-        return History(losses=tuple(self.losses), held_out=self.held_out, best=self.best_step, steps=self.step)
+        return History(
+            losses=tuple(self.losses),
+            validation_losses=self.validation_losses,
+            best_step=self.best_step,
+            steps=self.step,
+        )
 
     @property
     def is_over(self) -> bool:
         """Whether all steps are made, or the last looks at the held-out loss found none better."""
-        patience = self.training.patience
-        idle = sum(1 for step in self.held_out if step > self.best_step)
-        return self.step >= self.training.steps or (patience is not None and idle >= patience)
+        patience = self.training.early_stopping_patience
+        idle = sum(1 for step in self.validation_losses if step > self.best_step)
+        return self.step >= self.training.max_train_steps or (patience is not None and idle >= patience)
 
     def note(self, loss: float) -> None:
         """Keeps a held-out loss, and the averaged weights if it is the lowest."""
-        self.held_out[self.step] = loss
-        if self.step and loss < min(one for step, one in self.held_out.items() if step < self.step):
+        self.validation_losses[self.step] = loss
+        if self.step and loss < min(one for step, one in self.validation_losses.items() if step < self.step):
             self.best_step = self.step
             self.best = _copies(self.average)
 
     def average_(self) -> None:
         """Lets the averaged weights follow; faster at first, so that they forget where they started."""
-        steps = PAUSE if self.step >= EAGER and self.training.average >= SLOW else 1
-        if (self.step + 1) % steps and self.step + 1 < self.training.steps:
+        steps = PAUSE if self.step >= EAGER and self.training.ema_decay >= SLOW else 1
+        if (self.step + 1) % steps and self.step + 1 < self.training.max_train_steps:
             return
-        decay = min(self.training.average, (1 + self.step) / (10 + self.step)) ** steps
+        decay = min(self.training.ema_decay, (1 + self.step) / (10 + self.step)) ** steps
         get_ema_multi_avg_fn(decay)(self.average, self.weights, self.step)
 
     @torch.no_grad()
-    def put_(self, weights: Sequence[Tensor]) -> None:
+    def load_weights_(self, weights: Sequence[Tensor]) -> None:
         """Puts weights into the network."""
         for own, new in zip(self.weights, weights, strict=True):
             own.copy_(new)
@@ -70,11 +75,11 @@ class State:
     def averaged(self) -> Iterator[None]:
         """The network with its averaged weights, until the context ends."""
         known = _copies(self.weights)
-        self.put_(self.average)
+        self.load_weights_(self.average)
         try:
             yield
         finally:
-            self.put_(known)
+            self.load_weights_(known)
 
     def write(self, path: Path, identity: dict[str, Any], extra: dict[str, Any]) -> None:
         """Writes all of it; `identity` says which run it is of."""
@@ -84,7 +89,12 @@ class State:
             "best": _numbered(self.best),
             "optimizer": optimizer_tensors(self.optimizer),
         }
-        facts = {"identity": identity, "best": self.best_step, "losses": self.losses, "held_out": self.held_out}
+        facts = {
+            "identity": identity,
+            "best": self.best_step,
+            "losses": self.losses,
+            "validation_losses": self.validation_losses,
+        }
         write_checkpoint(path, parts, {**facts, "extra": extra})
 
     def restore_(self, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -95,12 +105,12 @@ class State:
         """
         parts, facts = read_checkpoint(path, next(self.module.parameters()).device)
         _check_identity(path, facts["identity"], identity)
-        self.put_(_listed(parts["weights"]))
+        self.load_weights_(_listed(parts["weights"]))
         self.average, self.best = _listed(parts["average"]), _listed(parts["best"])
         self.best_step = facts["best"]
         restore_optimizer_(self.optimizer, parts.get("optimizer", {}))
         self.losses, self.step = facts["losses"], len(facts["losses"])
-        self.held_out = {int(step): loss for step, loss in facts["held_out"].items()}
+        self.validation_losses = {int(step): loss for step, loss in facts["validation_losses"].items()}
         extra: dict[str, Any] = facts["extra"]
         return extra
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.finetuning.conditioning import predicted
 from ldpruner.finetuning.dataset import Rows, open_data
-from ldpruner.finetuning.distillation import prepare_lesson
+from ldpruner.finetuning.distillation import prepare_distillation
 from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
 from ldpruner.finetuning.objectives import random_levels
 from ldpruner.finetuning.settings import History, Training
@@ -38,7 +38,7 @@ MOST_HELD = 256  # examples held out: a look shall cost little
 SAMPLES = 256  # of the teacher, where there is no data
 PRIME = 1_000_003  # runs of neighbouring seeds share no step's seed
 CHECKPOINT = Path("finetuning", "state.safetensors")
-WITHOUT_EFFECT = ("accumulate", "gradient_checkpointing", "checkpoint_every")  # on the result
+WITHOUT_EFFECT = ("gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps")  # on the result
 LONG = timedelta(days=7)  # for which other processes wait while the first encodes
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def finetune(
     component: str | None = None,
     training: Training | None = None,
     run: Path | str | None = None,
-    trackers: Sequence[Any] = (),
+    report_to: Sequence[Any] = (),
 ) -> History:
     """Trains a pruned pipeline's denoiser in place, with the original as teacher.
 
@@ -96,12 +96,12 @@ def finetune(
         component: which network, for pipelines with more than one denoiser.
         training: how long, how fast, by which losses.
         run: a folder for examples and checkpoints; the same call again goes on where it stopped.
-        trackers: of Accelerate, or their names, such as `tensorboard`.
+        report_to: of Accelerate, or their names, such as `tensorboard`.
 
     Raises:
         FinetuningError: the pipeline, the data or the settings do not fit.
     """
-    options: dict[str, Any] = {"component": component, "training": training, "run": run, "trackers": trackers}
+    options: dict[str, Any] = {"component": component, "training": training, "run": run, "report_to": report_to}
     work = Finetuning(pruned, teacher, data, probe=probe, **options)
     for _ in work:
         pass
@@ -124,33 +124,35 @@ class Finetuning:
         component: str | None = None,
         training: Training | None = None,
         run: Path | str | None = None,
-        trackers: Sequence[Any] = (),
+        report_to: Sequence[Any] = (),
     ) -> None:
         self.training = (training or Training()).resolved(data=data is not None)
         self.folder = Path(run) if run is not None else None
-        self.accelerator = _accelerator(self.training, teacher, self.folder, trackers)
+        self.accelerator = _accelerator(self.training, teacher, self.folder, report_to)
         rows = open_data(data) if data is not None else None
         with self.accelerator.main_process_first():
-            lesson = prepare_lesson(
+            distillation = prepare_distillation(
                 teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, self.folder
             )
-        student: Any = networks(pruned)[lesson.component]
-        self.lesson, self._was = lesson, (device_of(student), precision(student))
+        student: Any = networks(pruned)[distillation.component]
+        self.distillation, self._was = distillation, (device_of(student), precision(student))
         student = student.to(self.accelerator.device)
-        self._weaker = copy.deepcopy(student).requires_grad_(False).eval() if self.training.autoguidance else None
+        self._weaker = (
+            copy.deepcopy(student).requires_grad_(False).eval() if self.training.autoguidance_scale else None
+        )
         self._save_memory(student)
         self.state = State(student, self.training)
-        self.trained, self.held = _split(len(lesson.examples), self.training)
+        self.trained, self.held = _split(len(distillation.examples), self.training)
         self.identity = {
             **self.training.model_dump(exclude=set(WITHOUT_EFFECT)),
             "network": architecture(student).digest,
-            "examples": lesson.examples.digest,
+            "examples": distillation.examples.digest,
             "weaker": weights_digest(self._weaker) if self._weaker is not None else None,
         }
         self.module, self.optimizer = self.accelerator.prepare(student, self.state.optimizer)
         self._fresh: list[Tensor] = []
         self._resume()
-        self._left = self.training.steps - self.state.step
+        self._left = self.training.max_train_steps - self.state.step
 
     def _save_memory(self, student: Any) -> None:
         if not self.training.gradient_checkpointing:
@@ -170,16 +172,16 @@ class Finetuning:
 
     def __iter__(self) -> Iterator[int]:
         """Trains; yields how many steps are made after each of this sitting."""
-        state, names = self.state, stages(self.lesson.teacher, self.state.module)
-        wanted = names if self.training.features else ()
-        with features_of(self.lesson.teacher, wanted) as taught, features_of(state.module, wanted) as learnt:
-            if not state.held_out:
+        state, names = self.state, stages(self.distillation.teacher, self.state.module)
+        wanted = names if self.training.feature_kd_weight else ()
+        with features_of(self.distillation.teacher, wanted) as taught, features_of(state.module, wanted) as learnt:
+            if not state.validation_losses:
                 self._look(taught, learnt)
             while not state.is_over:
                 self._advance(taught, learnt)
-                if state.step % self.training.check_every == 0 or state.step == self.training.steps:
+                if state.step % self.training.validation_steps == 0 or state.step == self.training.max_train_steps:
                     self._look(taught, learnt)
-                if state.step % self.training.checkpoint_every == 0 or state.is_over:
+                if state.step % self.training.checkpointing_steps == 0 or state.is_over:
                     self._write()
                 yield state.step
 
@@ -188,7 +190,7 @@ class Finetuning:
         self._flush()
         self.accelerator.wait_for_everyone()
         module = self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
-        self.state.put_(self.state.best)
+        self.state.load_weights_(self.state.best)
         if self.training.gradient_checkpointing:
             module.disable_gradient_checkpointing()
         device, dtype = self._was
@@ -201,12 +203,12 @@ class Finetuning:
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.rate_at(state.step)
         generator = torch.Generator().manual_seed(self.training.seed * PRIME + state.step)
-        chosen = self.trained[torch.randint(len(self.trained), (self.training.batch,), generator=generator)]
+        chosen = self.trained[torch.randint(len(self.trained), (self.training.train_batch_size,), generator=generator)]
         losses = []
         for loss in self._losses(chosen, generator, taught, learnt):
-            self.accelerator.backward(loss / self.training.accumulate)
+            self.accelerator.backward(loss / self.training.gradient_accumulation_steps)
             losses.append(loss.detach())
-        self.accelerator.clip_grad_norm_(state.weights, self.training.clip)
+        self.accelerator.clip_grad_norm_(state.weights, self.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.average_()
@@ -217,32 +219,34 @@ class Finetuning:
         self, chosen: Tensor, generator: torch.Generator, taught: dict[str, Tensor], learnt: dict[str, Tensor]
     ) -> Iterator[Tensor]:
         """The losses on this process's share of the chosen examples, with noise drawn for all of them."""
-        lesson = self.lesson
-        copies = torch.multinomial(lesson.shares, len(chosen), replacement=True, generator=generator)
+        distillation = self.distillation
+        copies = torch.multinomial(distillation.shares, len(chosen), replacement=True, generator=generator)
         levels = random_levels(len(chosen), generator)
-        noise = torch.randn((len(chosen), *lesson.examples.shape), generator=generator)
+        noise = torch.randn((len(chosen), *distillation.examples.shape), generator=generator)
         mine = torch.arange(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
-        for part in mine.chunk(self.training.accumulate):
-            latents, given = lesson.examples.batch(chosen[part], copies[part])
-            noisy, target, times = lesson.noised(latents, noise[part], levels[part])
+        for part in mine.chunk(self.training.gradient_accumulation_steps):
+            latents, given = distillation.examples.batch(chosen[part], copies[part])
+            noisy, target, times = distillation.noised(latents, noise[part], levels[part])
             strengths = self.training.strengths(levels[part]).reshape(-1, *[1] * (latents.ndim - 1))
-            weights = lesson.objective.weights(times) if self.training.balanced else torch.ones(len(times))
+            weights = distillation.objective.weights(times) if self.training.snr_weighting else torch.ones(len(times))
             batch = Batch(noisy, target, times, weights, strengths, given).on(self.accelerator.device)
             yield self._loss(batch, taught, learnt)
 
     def _loss(self, batch: Batch, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> Tensor:
-        lesson, training, noisy, target = self.lesson, self.training, batch.noisy, batch.target
+        distillation, training, noisy, target = self.distillation, self.training, batch.noisy, batch.target
         asked = noisy, batch.times, batch.given
         with self.accelerator.autocast(), uncompiled():  # whose hooks on features may otherwise not be called
-            found = predicted(self.module(**lesson.conditions.arguments(*asked)), noisy).float()
-            shown = lesson.shown(lesson.teacher, *asked) if training.is_taught else None
+            found = predicted(self.module(**distillation.conditions.arguments(*asked)), noisy).float()
+            shown = distillation.shown(distillation.teacher, *asked) if training.is_taught else None
             if self._weaker is not None and shown is not None:
-                lead = batch.strengths * (shown - lesson.shown(self._weaker, *asked))
+                lead = batch.strengths * (shown - distillation.shown(self._weaker, *asked))
                 target, shown = target + lead, shown + lead
-            loss = (training.task or 0.0) * latent_loss(found, target, batch.weights)
+            loss = (training.task_loss_weight or 0.0) * latent_loss(found, target, batch.weights)
             if shown is not None:
-                loss = loss + training.output * latent_loss(found, shown, batch.weights)
-                loss = loss + training.features * feature_loss(taught, learnt, normalised=training.normalised)
+                loss = loss + training.output_kd_weight * latent_loss(found, shown, batch.weights)
+                loss = loss + training.feature_kd_weight * feature_loss(
+                    taught, learnt, normalised=training.normalize_features
+                )
         return loss
 
     @torch.no_grad()
@@ -251,14 +255,16 @@ class Finetuning:
         state = self.state
         generator = torch.Generator().manual_seed((self.training.seed + 1) * PRIME - 1)
         # whole batches, so that each process has a share: a few examples come twice, with other noise
-        batches = torch.arange(-(-len(self.held) // self.training.batch) * self.training.batch) % len(self.held)
-        parts = self.held[batches].split(self.training.batch)
+        batches = torch.arange(
+            -(-len(self.held) // self.training.train_batch_size) * self.training.train_batch_size
+        ) % len(self.held)
+        parts = self.held[batches].split(self.training.train_batch_size)
         with state.averaged():
             losses = torch.stack([one for part in parts for one in self._losses(part, generator, taught, learnt)])
         loss = self.accelerator.reduce(losses.mean(), "mean")
         self._flush()
         state.note(float(loss))
-        self.accelerator.log({"held_out": float(loss)}, step=state.step)
+        self.accelerator.log({"validation_loss": float(loss)}, step=state.step)
 
     def _flush(self) -> None:
         """Takes the losses of the last steps from the device, all at once."""
@@ -272,7 +278,8 @@ class Finetuning:
         self._fresh.clear()
         if not all(map(math.isfinite, values)):
             raise FinetuningError(
-                f"the loss is not finite after {self.state.step} steps at rate={self.training.rate:g}; lower the rate"
+                f"the loss is not finite after {self.state.step} steps at "
+                f"learning_rate={self.training.learning_rate:g}; lower it"
             )
 
     def _resume(self) -> None:
@@ -292,7 +299,7 @@ class Finetuning:
 
 
 def _accelerator(
-    training: Training, teacher: DiffusionPipeline, folder: Path | None, trackers: Sequence[Any]
+    training: Training, teacher: DiffusionPipeline, folder: Path | None, report_to: Sequence[Any]
 ) -> Accelerator:
     # It keeps the precision and the device of the first one of a process otherwise.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
@@ -302,23 +309,23 @@ def _accelerator(
     handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=LONG)]
     try:
         accelerator = Accelerator(
-            mixed_precision=training.precision,
+            mixed_precision=training.mixed_precision,
             cpu=teacher.device.type == "cpu",
-            log_with=list(trackers) or None,
+            log_with=list(report_to) or None,
             project_dir=str(folder or "."),
             kwargs_handlers=handlers,
         )
     except ValueError as error:
-        raise FinetuningError(f"trackers {list(trackers)}: {one_line(error)}") from error
-    if len(accelerator.log_with) != len(trackers):
-        raise FinetuningError(f"trackers {list(trackers)}: not all of their packages are installed")
-    passes = accelerator.num_processes * training.accumulate
-    if training.batch % passes:
+        raise FinetuningError(f"report_to={list(report_to)}: {one_line(error)}") from error
+    if len(accelerator.log_with) != len(report_to):
+        raise FinetuningError(f"report_to={list(report_to)}: not all of their packages are installed")
+    passes = accelerator.num_processes * training.gradient_accumulation_steps
+    if training.train_batch_size % passes:
         raise FinetuningError(
-            f"batch={training.batch} cannot be shared among {accelerator.num_processes} processes in "
-            f"{training.accumulate} passes each; choose a multiple of {passes}"
+            f"train_batch_size={training.train_batch_size} cannot be shared among {accelerator.num_processes} processes "
+            f"in {training.gradient_accumulation_steps} passes each; choose a multiple of {passes}"
         )
-    if trackers:
+    if report_to:
         accelerator.init_trackers("ld-pruner", config=training.model_dump(exclude_none=True))
     return accelerator
 
@@ -326,7 +333,7 @@ def _accelerator(
 def _split(count: int, training: Training) -> tuple[Tensor, Tensor]:
     """Which examples are trained on, and which are held out."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(training.seed))
-    held = min(MOST_HELD, max(1, round(count * training.held_out)))
+    held = min(MOST_HELD, max(1, round(count * training.validation_fraction)))
     if held >= count:
         raise FinetuningError(f"{count} examples are too few to train on and to hold some out; give at least 2")
     return order[held:], order[:held]

@@ -14,14 +14,14 @@ from diffusers import DiffusionPipeline
 from pydantic import Field
 from torch import nn
 
-from ldpruner.operators.module_types import kind_of
+from ldpruner.operators.module_types import module_type
 from ldpruner.operators.tracing import Call, Dataflow, Selector, trace
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.running import Arguments
 from ldpruner.values import Value
 
 ModificationName: TypeAlias = Literal["identity", "zero", "shortcut"]
-Through: TypeAlias = int | str | tuple[int | str | None, ...]
+OutputSource: TypeAlias = int | str | tuple[int | str | None, ...]
 
 # By name: a folder that was opened with remote code brings classes of its own.
 STAND_INS = ("Identity", "Zero", "Shortcut")
@@ -33,15 +33,15 @@ class Removal(Value):
     Attributes:
         operator: the dotted name of the submodule.
         modification: what stands in for it.
-        through: for each output the input (position or name) that it repeats or takes its shape from, a tuple
+        source: for each output the input (position or name) that it repeats or takes its shape from, a tuple
             where the operator returned one, None for None; for `shortcut` the name of the projection that stays.
-        also: the operators that fed only this one and go with it, such as the norm in front of an attention.
+        cascaded: the operators that fed only this one and go with it, such as the norm in front of an attention.
     """
 
     operator: str
     modification: ModificationName
-    through: Through = 0
-    also: tuple[str, ...] = ()
+    source: OutputSource = 0
+    cascaded: tuple[str, ...] = ()
 
     @property
     def removal(self) -> "Removal":
@@ -154,7 +154,7 @@ class _Search:
         return Operator(
             component=self.denoiser.component,
             name=name,
-            kind=kind_of(self.modules[name]),
+            kind=module_type(self.modules[name]),
             calls=len(calls),
             input_shape=next((value.shape for value in calls[0].inputs.values()), ()),
             output_shape=outputs[0].shape if outputs else (),
@@ -164,46 +164,46 @@ class _Search:
         )
 
     def _candidates(self, name: str) -> Iterator[Candidate]:
-        through = self._through(name)
-        if through is None:
+        source = self._output_source(name)
+        if source is None:
             yield from self._once(name, "shortcut", self._shortcut(name))
             return
         if self._is_residual_branch(name):
-            zeros = list(self._once(name, "zero", through))
+            zeros = list(self._once(name, "zero", source))
             yield from zeros
             if zeros:
                 return
-        yield from self._once(name, "identity", through)
+        yield from self._once(name, "identity", source)
 
-    def _once(self, name: str, modification: ModificationName, through: Through | None) -> Iterator[Candidate]:
+    def _once(self, name: str, modification: ModificationName, source: OutputSource | None) -> Iterator[Candidate]:
         """The candidate, unless an outer operator's takes away exactly the same."""
-        if through is None:
+        if source is None:
             return
-        candidate = self._candidate(name, modification, through)
-        key = frozenset(self._dead_leaves(self._dead(name, modification, through)))
+        candidate = self._candidate(name, modification, source)
+        key = frozenset(self._dead_leaves(self._dead(name, modification, source)))
         if key and key not in self.seen:
             self.seen.add(key)
             yield candidate
 
-    def _candidate(self, name: str, modification: ModificationName, through: Through) -> Candidate:
-        dead = self._dead(name, modification, through)
+    def _candidate(self, name: str, modification: ModificationName, source: OutputSource) -> Candidate:
+        dead = self._dead(name, modification, source)
         inside = self.nodes[name]
-        also = self._swept(name, dead)
-        gone = {node for node in dead if node in inside}.union(*(self.nodes[other] for other in also))
+        cascaded = self._dead_modules(name, dead)
+        gone = {node for node in dead if node in inside}.union(*(self.nodes[other] for other in cascaded))
         # What is called from outside, too, so that nothing inside a removed operator is chosen besides.
-        below = [leaf for one in (name, *also) for leaf in self.leaves_of[one] if leaf != f"{name}.{through}"]
-        kept = _parameters(self.modules[name].get_submodule(through)) if modification == "shortcut" else 0
+        below = [leaf for one in (name, *cascaded) for leaf in self.leaves_of[one] if leaf != f"{name}.{source}"]
+        kept = _parameters(self.modules[name].get_submodule(source)) if modification == "shortcut" else 0
         return Candidate(
             operator=name,
             modification=modification,
-            through=through,
-            also=also,
+            source=source,
+            cascaded=cascaded,
             leaves=tuple(dict.fromkeys([*self._dead_leaves(gone), *sorted(below)])),
-            parameters=_parameters(self.modules[name], *(self.modules[other] for other in also)) - kept,
+            parameters=_parameters(self.modules[name], *(self.modules[other] for other in cascaded)) - kept,
             macs=self.flow.macs(gone) // self.rows,
         )
 
-    def _swept(self, name: str, dead: set[int]) -> tuple[str, ...]:
+    def _dead_modules(self, name: str, dead: set[int]) -> tuple[str, ...]:
         """The outermost other modules that a removal leaves without a reader, and that can be the identity."""
         owners = {self.flow.owners[node] for node in dead - self.nodes[name]}
         around = {part for owner in owners for part in _ancestors(owner) if self._is_removable(part, dead)}
@@ -218,17 +218,17 @@ class _Search:
         nodes = self.nodes.get(name)
         if not nodes or not nodes <= dead or not self._is_candidate(name):
             return False
-        through = self._through(name)
-        return through is not None and all(through == next(iter(call.inputs)) for call in self.flow.calls[name])
+        source = self._output_source(name)
+        return source is not None and all(source == next(iter(call.inputs)) for call in self.flow.calls[name])
 
-    def _dead(self, name: str, modification: ModificationName, through: Through) -> set[int]:
+    def _dead(self, name: str, modification: ModificationName, source: OutputSource) -> set[int]:
         """The nodes that nothing needs once an operator is modified."""
         removed, kept = set(self.nodes[name]), set[int]()
         for call in self.flow.calls[name]:
             if modification == "identity":
-                kept |= {call.inputs[selector].node for selector in _selectors(through)}
+                kept |= {call.inputs[selector].node for selector in _selectors(source)}
         if modification == "shortcut":
-            projection = f"{name}.{through}"
+            projection = f"{name}.{source}"
             removed -= self.nodes[projection]
             kept |= {value.node for call in self.flow.calls[projection] for value in call.results}
         return self.flow.unread_without(removed, kept)
@@ -237,12 +237,12 @@ class _Search:
         owners = dict.fromkeys(self.flow.owners[node] for node in sorted(dead))
         return [name for name in owners if name in self.leaves and self.nodes[name] <= dead]
 
-    def _through(self, name: str) -> Through | None:
+    def _output_source(self, name: str) -> OutputSource | None:
         """For each output the input that has its shape; None if there is none, or calls differ."""
-        found = {self._through_call(call) for call in self.flow.calls[name]}
+        found = {self._source_of_call(call) for call in self.flow.calls[name]}
         return found.pop() if len(found) == 1 else None
 
-    def _through_call(self, call: Call) -> Through | None:
+    def _source_of_call(self, call: Call) -> OutputSource | None:
         selectors: list[Selector | None] = []
         for value in call.outputs:
             if value is None:
@@ -319,8 +319,8 @@ def _nested(first: str, second: str) -> bool:
     return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
 
 
-def _selectors(through: Through) -> list[Selector]:
-    selectors = through if isinstance(through, tuple) else (through,)
+def _selectors(source: OutputSource) -> list[Selector]:
+    selectors = source if isinstance(source, tuple) else (source,)
     return [selector for selector in selectors if selector is not None]
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 # The first row that matches a class name, in lower case, gives the kind.
-KINDS = (
+MODULE_TYPES = (
     (
         "convolution",
         ("conv1d", "conv2d", "conv3d", "convtranspose", "compatibleconv", "causalconv"),
@@ -40,7 +40,7 @@ KINDS = (
 )
 
 
-def kind_of(module: nn.Module) -> str:
+def module_type(module: nn.Module) -> str:
     """The kind of a module, read off its class name; the name itself where no kind fits."""
     name = type(module).__name__.lower().replace("_", "")
-    return next((kind for kind, parts in KINDS if any(part in name for part in parts)), name)
+    return next((kind for kind, parts in MODULE_TYPES if any(part in name for part in parts)), name)

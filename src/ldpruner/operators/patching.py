@@ -43,7 +43,7 @@ def check_removals(denoiser: nn.Module, removals: Sequence[Removal]) -> None:
     known = {name for name, _ in denoiser.named_modules() if name}
     taken: set[str] = set()
     for removal in removals:
-        for name in (removal.operator, *removal.also):
+        for name in (removal.operator, *removal.cascaded):
             if name not in known:
                 raise OperatorNotFound(name, known)
             overlapping = next(
@@ -52,8 +52,8 @@ def check_removals(denoiser: nn.Module, removals: Sequence[Removal]) -> None:
             if overlapping is not None:
                 raise PlanMismatch(f"operators {overlapping!r} and {name!r} overlap; remove only the outer one")
             taken.add(name)
-        if removal.modification == "shortcut" and f"{removal.operator}.{removal.through}" not in known:
-            raise OperatorNotFound(f"{removal.operator}.{removal.through}", known)
+        if removal.modification == "shortcut" and f"{removal.operator}.{removal.source}" not in known:
+            raise OperatorNotFound(f"{removal.operator}.{removal.source}", known)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

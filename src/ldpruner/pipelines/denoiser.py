@@ -13,7 +13,7 @@ from ldpruner.errors import DenoiserNotFound, one_line
 from ldpruner.pipelines.running import (
     WRAPPED,
     Arguments,
-    Interruption,
+    StopPipeline,
     accepted_arguments,
     networks,
     run_pipeline,
@@ -89,10 +89,10 @@ def find_denoiser(
     def record(name: str, module: nn.Module, arguments: Any, options: Any) -> None:
         calls.append(Denoiser(name, module, arguments, options))
         if name == component:
-            raise Interruption
+            raise StopPipeline
 
     def interrupt(*_: Any, **__: Any) -> None:
-        raise Interruption
+        raise StopPipeline
 
     _check_component(pipeline, component)
     with contextlib.ExitStack() as stack:

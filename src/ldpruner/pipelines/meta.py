@@ -34,7 +34,7 @@ TEXT_LENGTH = 77  # tokens, of CLIP, where a configuration does not say
 LONGEST_TEXT = 512  # tokens; some tokenizers name no limit
 
 
-def open_weightless(folder: Path) -> DiffusionPipeline:
+def open_meta(folder: Path) -> DiffusionPipeline:
     """Builds the pipeline of a folder that holds only configuration files, its networks on the meta device.
 
     Raises:
@@ -126,10 +126,10 @@ def _tokenizer(tokenizer: Any, folder: Path) -> Any:
     settings = folder / "tokenizer_config.json"
     known = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     length = min(int(known.get("model_max_length", TEXT_LENGTH)), LONGEST_TEXT)
-    return _meaningless_tokenizer(tokenizer, length)
+    return _placeholder_tokenizer(tokenizer, length)
 
 
-def _meaningless_tokenizer(tokenizer: Any, length: int) -> Any:
+def _placeholder_tokenizer(tokenizer: Any, length: int) -> Any:
     """Token ids of the right shape, where a folder has no vocabulary: each text is one word and an end.
 
     Pipelines ask for a tokenizer's class, so it keeps its class where that leaves the work to `tokenizers`.
@@ -150,7 +150,7 @@ def _preprocessor(preprocessor: Any, folder: Path) -> Any:
         return None
 
 
-def is_weightless(pipeline: DiffusionPipeline) -> bool:
+def is_meta(pipeline: DiffusionPipeline) -> bool:
     """Whether a network of the pipeline has its weights on the meta device."""
     return any(_on_meta(part) for part in pipeline.components.values())
 
@@ -161,7 +161,7 @@ def _on_meta(part: Any) -> bool:
 
 
 @contextlib.contextmanager
-def running_weightless(pipeline: DiffusionPipeline) -> Iterator[None]:
+def running_on_meta(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Lets a pipeline run whose networks are on the meta device.
 
     The pipeline believes to be on the CPU; what goes into a network becomes meta, what comes out zeros.

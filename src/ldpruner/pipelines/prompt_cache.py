@@ -20,7 +20,7 @@ PLAIN = (torch.Tensor, bool, int, float, str, torch.dtype, torch.device, type, t
 CACHES = "transformers.cache_utils"  # where the classes are of what language models give beside their states
 
 
-class Reuse:
+class CallCache:
     """Runs the networks around a denoiser once on the same input, as long as they stay as they are.
 
     What they are given after the denoiser's first call changes from step to step, and so does what a ControlNet is
@@ -51,7 +51,7 @@ class Reuse:
         given, form = pytree.tree_flatten((arguments, options))
         if not _are_plain(given):
             return call(*arguments, **options)
-        question = (name, str(form), tuple(map(_told_apart, given)))
+        question = (name, str(form), tuple(map(_cache_key, given)))
         if question in self._kept:
             self._kept.move_to_end(question)
             return copy.deepcopy(self._kept[question][0])  # pipelines may write into what they are given
@@ -81,7 +81,7 @@ def _are_plain(leaves: list[Any]) -> bool:
     return all(isinstance(leaf, PLAIN) for leaf in leaves)
 
 
-def _told_apart(leaf: Any) -> Hashable:
+def _cache_key(leaf: Any) -> Hashable:
     if not isinstance(leaf, torch.Tensor):
         return type(leaf), leaf
     flat = torch.cat([leaf.detach().cpu().flatten()])  # as a view needs strides of 1

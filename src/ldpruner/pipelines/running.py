@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ldpruner.pipelines.meta import is_weightless, running_weightless
+from ldpruner.pipelines.meta import is_meta, running_on_meta
 
 Arguments = Mapping[str, Any]
 
@@ -17,7 +17,7 @@ Arguments = Mapping[str, Any]
 WRAPPED = "_orig_mod"  # in what `torch.compile` makes of a module, the module
 
 
-class Interruption(BaseException):
+class StopPipeline(BaseException):
     """Leaves a pipeline in the middle. No pipeline catches it, as it is not an Exception."""
 
 
@@ -54,13 +54,13 @@ def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments, *, compiled:
     """
     bar = dict(getattr(pipeline, "_progress_bar_config", {}))
     pipeline.set_progress_bar_config(disable=True)
-    surroundings = running_weightless if is_weightless(pipeline) else contextlib.nullcontext
+    surroundings = running_on_meta if is_meta(pipeline) else contextlib.nullcontext
     try:
         with (
             torch.no_grad(),
             surroundings(pipeline),
             contextlib.nullcontext() if compiled else uncompiled(),
-            contextlib.suppress(Interruption),
+            contextlib.suppress(StopPipeline),
         ):
             return cast(Callable[..., Any], pipeline)(**arguments)
         pipeline.maybe_free_model_hooks()  # what a pipeline does at its end

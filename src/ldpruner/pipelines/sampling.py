@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from ldpruner.errors import ProbeError
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import (
-    Interruption,
+    StopPipeline,
     keeping_precision,
     networks,
     overridden,
@@ -20,7 +20,7 @@ from ldpruner.pipelines.running import (
     stepping,
 )
 
-BATCH = 16  # samples drawn at once
+BATCH_SIZE = 16  # samples drawn at once
 ALIKE = 0.05  # relative difference of a sample drawn alone and in a batch, more than rounding makes
 
 
@@ -38,7 +38,7 @@ def draw_latents(
         pipeline: which.
         probe: what samples there are.
         samples: which are drawn.
-        watch: is given the latents [samples, ...] after each step; an Interruption that it raises ends the run there.
+        watch: is given the latents [samples, ...] after each step; a StopPipeline that it raises ends the run there.
 
     Returns:
         [samples, ...]: what the scheduler's last step returned.
@@ -141,7 +141,7 @@ class _Steps:
 
 
 def _leave(*_: Any, **__: Any) -> None:
-    raise Interruption
+    raise StopPipeline
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from ldpruner.values import Value
 ROUNDS = 15  # pairs of timings
 
 
-class Spread(Value):
+class Percentiles(Value):
     """A measured quantity: its median, and the tenth and ninetieth percentile."""
 
     median: float
@@ -25,13 +25,13 @@ class Spread(Value):
     p90: float
 
     @classmethod
-    def of(cls, values: list[float]) -> "Spread":
+    def of(cls, values: list[float]) -> "Percentiles":
         """The spread of some measurements."""
         p10, median, p90 = np.percentile(values, [10, 50, 90])
         return cls(median=float(median), p10=float(p10), p90=float(p90))
 
 
-class Measured(Value):
+class PipelineCost(Value):
     """What one pipeline costs.
 
     Attributes:
@@ -44,15 +44,15 @@ class Measured(Value):
     pipeline: str
     parameters: int
     macs: int
-    latency_ms: Spread
+    latency_ms: Percentiles
     peak_memory_bytes: int
 
 
 class Comparison(Value):
     """Pipelines measured in one run; the ratio is that of the second over the first, pair by pair."""
 
-    pipelines: tuple[Measured, ...]
-    latency_ratio: Spread | None = None
+    pipelines: tuple[PipelineCost, ...]
+    latency_ratio: Percentiles | None = None
 
     @property
     def ratio(self) -> float:
@@ -79,17 +79,17 @@ def compare(
     counted = {name: values[1:] for name, values in times.items()}
     measured = [_measured(name, pipelines[name], denoisers[name], probe, counted[name]) for name in pipelines]
     ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
-    return Comparison(pipelines=tuple(measured), latency_ratio=Spread.of(ratios) if ratios else None)
+    return Comparison(pipelines=tuple(measured), latency_ratio=Percentiles.of(ratios) if ratios else None)
 
 
 def _measured(
     name: str, pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe, times: list[float]
-) -> Measured:
-    return Measured(
+) -> PipelineCost:
+    return PipelineCost(
         pipeline=name,
         parameters=count_parameters(denoiser.module),
         macs=denoiser_macs(denoiser),
-        latency_ms=Spread.of(times),
+        latency_ms=Percentiles.of(times),
         peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probe)),
     )
 

@@ -18,7 +18,7 @@ from packaging.version import Version
 from safetensors import SafetensorError
 
 from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile, one_line
-from ldpruner.pipelines.meta import moved_class, open_weightless
+from ldpruner.pipelines.meta import moved_class, open_meta
 from ldpruner.runtime import pruned_class
 
 INDEX = "model_index.json"
@@ -88,7 +88,7 @@ def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> Diffus
     return pipeline
 
 
-def load_weightless(model: Path | str) -> DiffusionPipeline:
+def load_meta(model: Path | str) -> DiffusionPipeline:
     """Opens a pipeline with its networks on the meta device: only configuration files are read or downloaded.
 
     Raises:
@@ -96,7 +96,7 @@ def load_weightless(model: Path | str) -> DiffusionPipeline:
     """
     folder = find_folder(model, configurations_only=True)
     with _told(model):
-        return open_weightless(folder)
+        return open_meta(folder)
 
 
 def find_folder(model: Path | str, *, configurations_only: bool = False) -> Path:

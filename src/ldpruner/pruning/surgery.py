@@ -32,7 +32,7 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     with loaded(pipeline) as offload:
         with modified(denoiser, removals):
             network = copy.deepcopy(denoiser)  # made while they are gone, so that their weights are not copied
-        _enlist_(network, removals)
+        register_removals_(network, removals)
         own = {id(part): copy.deepcopy(part) for part in schedulers(pipeline)}
         pruned = _with_parts(pipeline, {**own, id(denoiser): network})
     offload(pruned)
@@ -62,7 +62,7 @@ def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     removals = [choice.removal for choice in plan.removed]
     with loaded(pipeline):
         remove_(denoiser, [removal.model_dump() for removal in removals])
-        _enlist_(denoiser, removals)
+        register_removals_(denoiser, removals)
         pipeline.register_modules(**{component: denoiser})
     return pipeline
 
@@ -84,7 +84,7 @@ def _target(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module]:
     return component, denoiser
 
 
-def _enlist_(denoiser: Any, removals: list[Removal]) -> None:
+def register_removals_(denoiser: Any, removals: list[Removal]) -> None:
     """Makes a denoiser's class and configuration say what was removed, so that it saves and loads as it is."""
     base: Any = type(denoiser)
     earlier = list(denoiser.config.get("removals", ()))

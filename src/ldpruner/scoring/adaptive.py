@@ -13,7 +13,7 @@ from ldpruner.budget import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.operators.discovery import Candidate, Operator
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.sampling import BATCH
+from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.scoring.importance import Floats, Metric, power
 from ldpruner.scoring.knapsack import Problem
 from ldpruner.scoring.looks import COST
@@ -41,7 +41,7 @@ def score_operators(  # noqa: PLR0913  (each is a choice of its own)
     component: str | None = None,
     run: Path | str | None = None,
     metric: Metric = "mean_std",
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_SIZE,
     budgets: Sequence[Budget] | None = USUAL,
     executor: Executor | None = None,
 ) -> Scores:
@@ -63,7 +63,7 @@ def score_operators(  # noqa: PLR0913  (each is a choice of its own)
 
     Raises:
         NonFiniteLatents: the untouched pipeline's own latents are not finite.
-        LedgerError: the run folder is another model's or probe's.
+        RunStoreError: the run folder is another model's or probe's.
     """
     with Scoring(
         pipeline,
@@ -75,12 +75,12 @@ def score_operators(  # noqa: PLR0913  (each is a choice of its own)
         batch_size=batch_size,
         executor=executor,
     ) as scoring:
-        for _ in scoring if budgets is None else Race(scoring, budgets):
+        for _ in scoring if budgets is None else AdaptiveScorer(scoring, budgets):
             pass
         return scoring.scores()
 
 
-class Race:
+class AdaptiveScorer:
     """A scoring run that ends when the selection is settled or the probe is used up.
 
     An iterable whose length grows while it goes on: draws made, and draws that are known to follow.
@@ -109,8 +109,8 @@ class Race:
             drawn |= wanted
         for stage in itertools.count():
             # a run that is resumed has drawn more already, and shall come to the same choice
-            scores, doubts = self.scoring.scores(first=drawn), self.scoring.doubts(drawn)
-            wanted = self._affordable(drawn, self._contested(scores, doubts, stage))
+            scores, standard_errors = self.scoring.scores(first=drawn), self.scoring.standard_errors(drawn)
+            wanted = self._affordable(drawn, self._contested(scores, standard_errors, stage))
             wanted = wanted or self._affordable(drawn, self._unknown(scores))
             if not wanted:
                 return
@@ -183,7 +183,7 @@ class Race:
             return math.inf
         totals = []
         for problem in self._problems(self.scoring.scores(first=drawn)):
-            shares = zip(problem.relaxed(problem.damages), problem.removable, strict=True)
+            shares = zip(problem.relaxed(problem.removal_costs), problem.removable, strict=True)
             totals.append(sum(share * distances.get(one.candidate, math.inf) for share, one in shares if share))
         return FAR * max(totals, default=math.inf)
 
@@ -196,20 +196,22 @@ class Race:
         ratios = [distance / effects[one] for one, distance in found.items() if one in effects and distance < math.inf]
         return {one: float(np.median(ratios)) * effect for one, effect in effects.items()} | found if ratios else {}
 
-    def _contested(self, scores: Scores, doubts: Mapping[Candidate, float], stage: int) -> dict[Candidate, float]:
+    def _contested(
+        self, scores: Scores, standard_errors: Mapping[Candidate, float], stage: int
+    ) -> dict[Candidate, float]:
         """What is at stake in those that a plan depends on and that are not sure enough; the most first."""
-        stakes = dict[Candidate, float]()
+        priorities = dict[Candidate, float]()
         for problem in self._problems(scores):
             known = [one.candidate for one in problem.removable]
-            errors = power(scores.metric) * np.array([doubts[one] for one in known])
-            for one, stake in zip(known, _at_stake(problem, errors, stage), strict=True):
-                stakes[one] = max(stakes.get(one, 0.0), stake)
-        contested = sorted(stakes.items(), key=lambda one: -one[1])
-        return {one: stake for one, stake in contested if stake > 0}
+            errors = power(scores.metric) * np.array([standard_errors[one] for one in known])
+            for one, priority in zip(known, _priorities(problem, errors, stage), strict=True):
+                priorities[one] = max(priorities.get(one, 0.0), priority)
+        contested = sorted(priorities.items(), key=lambda one: -one[1])
+        return {one: priority for one, priority in contested if priority > 0}
 
     def _unknown(self, scores: Scores) -> dict[Candidate, float]:
         """Those of a plan that were stopped on the way; everything is at stake, as their scores are least ones."""
-        plans = [itertools.compress(one.removable, one.solve(one.damages)) for one in self._problems(scores)]
+        plans = [itertools.compress(one.removable, one.solve(one.removal_costs)) for one in self._problems(scores)]
         return {one.candidate: math.inf for one in itertools.chain.from_iterable(plans) if one.stopped}
 
     def _problems(self, scores: Scores) -> list[Problem]:
@@ -222,11 +224,11 @@ class Race:
     ) -> dict[Candidate, int]:
         """Twice the samples of those, in turn, for which there are calls left; and of those not drawn to the end."""
         probed, wanted = self.scoring.probe.samples, dict[Candidate, int]()
-        for one, stake in contested.items():
+        for one, priority in contested.items():
             more = wanted | {one: min(max(1, 2 * drawn[one]), probed)}
             counts = {**drawn, **more}.values()
             is_left = self._looked + sum(counts) + max(counts) <= self._allowed
-            if drawn[one] < probed and (is_left or math.isinf(stake)):
+            if drawn[one] < probed and (is_left or math.isinf(priority)):
                 wanted = more
         return wanted
 
@@ -239,20 +241,20 @@ def _is_reachable(problem: Problem) -> bool:
     return True
 
 
-def _at_stake(problem: Problem, errors: Floats, seed: int) -> Floats:
+def _priorities(problem: Problem, errors: Floats, seed: int) -> Floats:
     """[removable] how much of a plan's damage hangs on each removal, of those that not all plans agree on.
 
     0, where the plan would do hardly more damage than the best one, whichever scores are true.
     """
-    damages = problem.damages
-    plan = problem.relaxed(damages)
+    removal_costs = problem.removal_costs
+    plan = problem.relaxed(removal_costs)
     for again in range(SURE):
-        differing, regrets = np.zeros(len(damages)), []
+        differing, regrets = np.zeros(len(removal_costs)), []
         for drawn, best in problem.redrawn(errors, SURE * seed + again, plan):
             ours, least = float(drawn @ plan), float(drawn @ best)
             regrets.append(ours / least - 1 if least > 0 else 0.0)
             differing += np.abs(plan - best)
         if np.mean(regrets) > SETTLED:
-            stakes = differing * errors * damages / float(damages @ plan)
-            return np.where(stakes >= MATTERS * stakes.max(), stakes, 0)
-    return np.zeros(len(damages))
+            priorities = differing * errors * removal_costs / float(removal_costs @ plan)
+            return np.where(priorities >= MATTERS * priorities.max(), priorities, 0)
+    return np.zeros(len(removal_costs))

@@ -14,7 +14,7 @@ from ldpruner.scoring.blocks import Block, finished_first, grouped, layout
 from ldpruner.scoring.estimates import Curve
 from ldpruner.scoring.importance import Floats, Metric, Moments, importance, merged, moments
 from ldpruner.scoring.looks import SAMPLES
-from ldpruner.scoring.store import UNTOUCHED, Key, Ledger
+from ldpruner.scoring.store import BASELINE, Key, RunStore
 from ldpruner.scoring.worker import Executor, Outcome, Task
 
 LOOKED = 64  # modifications at once
@@ -51,14 +51,14 @@ class Drawing:
         failures: why modifications could not be drawn.
     """
 
-    def __init__(self, component: str, probe: Probe, ledger: Ledger, executor: Executor, batch_size: int) -> None:
+    def __init__(self, component: str, probe: Probe, store: RunStore, executor: Executor, batch_size: int) -> None:
         self.component, self.probe, self.batch_size = component, probe, batch_size
-        self.ledger, self.executor = ledger, executor
-        self.failures = ledger.failures()
-        self._untouched, self._path = dict[int, Floats](), ledger.untouched_path()
-        for block, latents in ledger.untouched().items():
+        self.store, self.executor = store, executor
+        self.failures = store.failures()
+        self._untouched, self._path = dict[int, Floats](), store.untouched_path()
+        for block, latents in store.baseline().items():
             self._untouched.update(zip(block.samples, latents, strict=True))
-        self._finished, self._seen = ledger.finished_blocks(), ledger.looks()
+        self._finished, self._seen = store.finished_blocks(), store.looks()
         self._curves: dict[tuple[Key, Metric], Curve] = {}
 
     def draws(self, wanted: Mapping[Candidate, int]) -> list[Draw]:
@@ -111,7 +111,7 @@ class Drawing:
         for task, outcome in self.executor.run(asked):
             assert outcome.effects is not None
             (sample,), effects = task.samples, dict(zip(asked[task], outcome.effects.tolist(), strict=True))
-            self.ledger.record_looks(sample, effects, outcome.calls)
+            self.store.record_looks(sample, effects, outcome.calls)
             for key, effect in effects.items():
                 self._seen.setdefault(key, {})[sample] = effect
             yield LOOK
@@ -171,7 +171,7 @@ class Drawing:
         if draw.candidate is None:
             return tuple(block for block in draw.blocks if not self._has_twins(block))
         finished = self._finished.get(draw.key, {})
-        stopped = None if finished else self.ledger.stopped(draw.key)
+        stopped = None if finished else self.store.stopped(draw.key)
         if stopped is not None and not stopped[1].squared_errors.mean() <= limit:
             return ()
         return tuple(block for block in draw.blocks if block not in finished)
@@ -194,12 +194,12 @@ class Drawing:
         self._curves = {known: curve for known, curve in self._curves.items() if known[0] != draw.key}
         if outcome.failure is not None:
             self.failures[draw.key] = outcome.failure
-            self.ledger.record_failure(draw.key, outcome.failure)
+            self.store.record_failure(draw.key, outcome.failure)
             return
         assert outcome.latents is not None
         if outcome.stopped is not None:
             drawn = moments(outcome.latents, self._on_path(outcome.stopped, len(outcome.latents)))
-            self.ledger.record_stopped(draw.key, outcome.stopped, drawn, outcome.calls)
+            self.store.record_stopped(draw.key, outcome.stopped, drawn, outcome.calls)
             return
         ends = np.cumsum([len(block.samples) for block in draw.blocks])[:-1]
         latents = dict(zip(draw.blocks, np.split(outcome.latents, ends), strict=True))
@@ -207,7 +207,7 @@ class Drawing:
             self._record_untouched(latents, outcome)
             return
         found = {block: moments(one, self._twins(block)) for block, one in latents.items()}
-        self.ledger.record(draw.key, found, outcome.calls)
+        self.store.record(draw.key, found, outcome.calls)
         self._finish(draw.key, found)
 
     def _record_untouched(self, latents: Mapping[Block, Floats], outcome: Outcome) -> None:
@@ -219,11 +219,11 @@ class Drawing:
                 )
         found = {block: moments(one, one) for block, one in latents.items()}
         path = outcome.path if any(block.start == 0 for block in latents) else None
-        self.ledger.record(UNTOUCHED, found, outcome.calls, latents, path)
+        self.store.record(BASELINE, found, outcome.calls, latents, path)
         for block, one in latents.items():
             self._untouched.update(zip(block.samples, one, strict=True))
         self._path = self._path if path is None else path
-        self._finish(UNTOUCHED, found)
+        self._finish(BASELINE, found)
 
     def _finish(self, key: Key, found: Mapping[Block, Moments]) -> None:
         self._finished.setdefault(key, {}).update({block: one.is_finite for block, one in found.items()})
@@ -237,7 +237,7 @@ class Drawing:
         whole = finished_first(self.probe.samples, self._finished.get(key, {}))
         if not whole:
             return None
-        blocks, scores = self.ledger.finished(key), dict[int, float]()
+        blocks, scores = self.store.finished(key), dict[int, float]()
         base = {block: moments(self._twins(block), self._twins(block)) for block in whole}
         ends = [block.stop for block in whole]
         for place, end in enumerate(ends):
@@ -247,14 +247,18 @@ class Drawing:
         return Curve(scores, np.concatenate([blocks[block].squared_errors for block in whole]))
 
     def _stopped_curve(self, key: Key, metric: Metric) -> Curve | None:
-        known = self.ledger.stopped(key)
+        known = self.store.stopped(key)
         if known is None:
             return None
         step, drawn = known
-        twin = self._on_path(step, drawn.count)
-        return Curve({drawn.count: importance(moments(twin, twin), drawn, metric)}, drawn.squared_errors, stopped=True)
+        baseline_sample = self._on_path(step, drawn.count)
+        return Curve(
+            {drawn.count: importance(moments(baseline_sample, baseline_sample), drawn, metric)},
+            drawn.squared_errors,
+            stopped=True,
+        )
 
 
 def key_of(candidate: Candidate | None) -> Key:
     """By what the ledger knows a modification."""
-    return (candidate.operator, candidate.modification) if candidate is not None else UNTOUCHED
+    return (candidate.operator, candidate.modification) if candidate is not None else BASELINE

@@ -78,7 +78,7 @@ class Estimate:
 
     score: float
     error: float | None = None
-    doubt: float = 0.0
+    standard_error_of_score: float = 0.0
     samples: int = 0
     stopped: bool = False
 
@@ -109,12 +109,12 @@ def estimated(
 
 def _drawn(curve: Curve, changes: Mapping[int, Change], usual: float, samples: int, metric: Metric) -> Estimate:
     error = relative_error(curve, usual, metric)
-    left = doubt(error, curve.samples / samples)
+    left = standard_error_of_score(error, curve.samples / samples)
     if curve.stopped or not math.isfinite(curve.score):
         score = curve.score if math.isfinite(curve.score) else math.inf
         return Estimate(score, None, left, curve.samples, curve.stopped)
     change = changes[curve.samples]
-    score = steadied(curve, curve.samples, samples, metric) * change.factor
+    score = shrunk_score(curve, curve.samples, samples, metric) * change.factor
     return Estimate(score, math.hypot(error, change.scatter), left, curve.samples)
 
 
@@ -129,12 +129,12 @@ def _combined(drawn: Estimate, looked: Estimate | None) -> Estimate:
     """The mean of both logarithms, each with the more weight, the less it errs."""
     if looked is None or drawn.error is None or not drawn.score or not looked.score:
         return drawn
-    share = drawn.doubt**2 / (drawn.doubt**2 + looked.doubt**2)
+    share = drawn.standard_error_of_score**2 / (drawn.standard_error_of_score**2 + looked.standard_error_of_score**2)
     score, less = drawn.score * (looked.score / drawn.score) ** share, math.sqrt(1 - share)
-    return Estimate(score, less * drawn.error, less * drawn.doubt, drawn.samples)
+    return Estimate(score, less * drawn.error, less * drawn.standard_error_of_score, drawn.samples)
 
 
-def steadied(curve: Curve, number: int, samples: int, metric: Metric) -> float:
+def shrunk_score(curve: Curve, number: int, samples: int, metric: Metric) -> float:
     """The score of the first samples, with less weight on those few that were moved much farther than others.
 
     Distances are spread like their logarithms, and their mean hangs on a few. Their geometric mean does not: by its
@@ -162,7 +162,7 @@ def to_many(curves: Sequence[Curve], samples: int, metric: Metric) -> dict[int, 
     steps, ratio, variance = list[tuple[float, float]](), 1.0, 0.0
     for few, more in itertools.pairwise(numbers):
         known = [
-            steadied(one, more, samples, metric) / steadied(one, few, samples, metric)
+            shrunk_score(one, more, samples, metric) / shrunk_score(one, few, samples, metric)
             for one in curves
             if more in one.scores and one.scores.get(few)
         ]
@@ -196,7 +196,7 @@ def relative_error(curve: Curve, usual: float, metric: Metric) -> float:
     return WIDER / power(metric) * float(np.sqrt(weights @ variances / weights.sum() / curve.samples))
 
 
-def doubt(error: float, share: float) -> float:
+def standard_error_of_score(error: float, share: float) -> float:
     """The relative standard error of a score as one of the whole probe.
 
     Args:

@@ -46,17 +46,17 @@ class Moments:
         return bool(np.isfinite(self.squared_errors).all())  # of each sample, over all its elements
 
 
-def moments(latents: Floats, untouched: Floats) -> Moments:
+def moments(latents: Floats, baseline: Floats) -> Moments:
     """The moments of latents [samples, channels, ...] beside the untouched ones of the same samples."""
-    flat, twin = latents.reshape(len(latents), -1), untouched.reshape(len(untouched), -1)
+    flat, baseline_sample = latents.reshape(len(latents), -1), baseline.reshape(len(baseline), -1)
     mean = flat.mean(axis=0)
-    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(twin, axis=1)
-    cosine = (flat * twin).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(baseline_sample, axis=1)
+    cosine = (flat * baseline_sample).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
     return Moments(
         count=len(flat),
         mean=mean,
         m2=((flat - mean) ** 2).sum(axis=0),
-        squared_errors=((flat - twin) ** 2).mean(axis=1),
+        squared_errors=((flat - baseline_sample) ** 2).mean(axis=1),
         cosine_distances=1 - cosine,
         pooled=latents.reshape(*latents.shape[:2], -1).mean(axis=2),
     )
@@ -77,17 +77,17 @@ def merged(parts: Sequence[Moments]) -> Moments:
     )
 
 
-def importance(untouched: Moments, modified: Moments, metric: Metric = "mean_std") -> float:
+def importance(baseline: Moments, modified: Moments, metric: Metric = "mean_std") -> float:
     """How much a modification moved the latents; 0 if not at all, infinity if they are not finite.
 
     The default is the score of LD-Pruner (arXiv 2404.11936): || mean(Z) - mean(Z') ||_2 + || std(Z) - std(Z') ||_2.
     """
     if not modified.is_finite:
         return float("inf")
-    return float(_SCORES[metric](untouched, modified))
+    return float(_SCORES[metric](baseline, modified))
 
 
-def damage(score: float, metric: Metric) -> float:
+def cost(score: float, metric: Metric) -> float:
     """What adds up over removals: perturbations of different operators are nearly orthogonal, so their squares do."""
     return score ** power(metric)
 
@@ -97,20 +97,20 @@ def power(metric: Metric) -> int:
     return 1 if metric in QUADRATIC else 2
 
 
-def _mean(untouched: Moments, modified: Moments) -> float:
-    return float(np.linalg.norm(untouched.mean - modified.mean))
+def _mean(baseline: Moments, modified: Moments) -> float:
+    return float(np.linalg.norm(baseline.mean - modified.mean))
 
 
-def _std(untouched: Moments, modified: Moments) -> float:
-    return float(np.linalg.norm(np.sqrt(untouched.variance) - np.sqrt(modified.variance)))
+def _std(baseline: Moments, modified: Moments) -> float:
+    return float(np.linalg.norm(np.sqrt(baseline.variance) - np.sqrt(modified.variance)))
 
 
-def _variance(untouched: Moments, modified: Moments) -> float:
-    return float(np.linalg.norm(untouched.variance - modified.variance))
+def _variance(baseline: Moments, modified: Moments) -> float:
+    return float(np.linalg.norm(baseline.variance - modified.variance))
 
 
-def _frechet(untouched: Moments, modified: Moments) -> float:
-    return frechet_distance(untouched.pooled, modified.pooled)
+def _frechet(baseline: Moments, modified: Moments) -> float:
+    return frechet_distance(baseline.pooled, modified.pooled)
 
 
 _SCORES: dict[Metric, Callable[[Moments, Moments], float]] = {

@@ -15,7 +15,7 @@ from ldpruner.budget import QUANTITIES, Budget, Predicted, Quantity
 from ldpruner.errors import BudgetError
 from ldpruner.operators.discovery import Candidate
 from ldpruner.scoring.estimates import standard_error
-from ldpruner.scoring.importance import Floats, damage, power
+from ldpruner.scoring.importance import Floats, cost, power
 from ldpruner.scoring.results import Score, Scores
 
 DRAWS = 8  # of damages from their errors
@@ -60,9 +60,9 @@ class Problem:
             raise BudgetError(f"budget {self.budget} cannot be reached: at most {count} can be removed together")
 
     @property
-    def damages(self) -> Floats:
+    def removal_costs(self) -> Floats:
         """[removable] what each removal adds to a plan's damage."""
-        return np.array([damage(one.score, self.scores.metric) for one in self.removable])
+        return np.array([cost(one.score, self.scores.metric) for one in self.removable])
 
     @property
     def errors(self) -> Floats:
@@ -78,16 +78,16 @@ class Problem:
             seed: of what is drawn.
             known: shares that meet the budget; with them, the best are found in less time.
         """
-        generator, damages = np.random.default_rng(seed), self.damages
+        generator, removal_costs = np.random.default_rng(seed), self.removal_costs
         for _ in range(DRAWS):
-            drawn = damages * np.exp(errors * generator.normal(size=len(damages)) - errors**2 / 2)
+            drawn = removal_costs * np.exp(errors * generator.normal(size=len(removal_costs)) - errors**2 / 2)
             yield drawn, self.relaxed(drawn, known)
 
-    def solve(self, damages: Floats) -> NDArray[np.bool_]:
+    def solve(self, removal_costs: Floats) -> NDArray[np.bool_]:
         """[removable] which removals meet the budget with the least damage."""
-        return self._least(damages, None, whole=True) > 0
+        return self._least(removal_costs, None, whole=True) > 0
 
-    def relaxed(self, damages: Floats, known: Floats | None = None) -> Floats:
+    def relaxed(self, removal_costs: Floats, known: Floats | None = None) -> Floats:
         """[removable] the share of each that meets the budget with the least damage, if parts of a removal can be had.
 
         Few are neither 0 nor 1, and a linear program is solved many times faster.
@@ -96,25 +96,25 @@ class Problem:
             damages: [removable] of each.
             known: shares that meet the budget.
         """
-        return self._least(damages, known, whole=False)
+        return self._least(removal_costs, known, whole=False)
 
-    def _least(self, damages: Floats, known: Floats | None, *, whole: bool) -> Floats:
+    def _least(self, removal_costs: Floats, known: Floats | None, *, whole: bool) -> Floats:
         """What does the least damage.
 
         Damages span twenty orders of magnitude, more than a solver's tolerances. So what does more damage alone
         than a plan already found does in all is forbidden, the rest is scaled to that plan, and solved again.
         """
         best = known
-        bound = math.inf if best is None else float(damages @ best)
-        allowed = damages <= bound
+        bound = math.inf if best is None else float(removal_costs @ best)
+        allowed = removal_costs <= bound
         while True:
-            scale = min(bound, damages[allowed].max(initial=0)) or 1.0
-            chosen = self._program(np.where(allowed, damages, 0) / scale, self._demands(), allowed, whole=whole)
-            total = math.inf if chosen is None else float(damages @ chosen)
+            scale = min(bound, removal_costs[allowed].max(initial=0)) or 1.0
+            chosen = self._program(np.where(allowed, removal_costs, 0) / scale, self._demands(), allowed, whole=whole)
+            total = math.inf if chosen is None else float(removal_costs @ chosen)
             if chosen is None or total >= bound * (1 - GAP):
                 break
             best, bound = chosen, total
-            allowed = damages <= bound
+            allowed = removal_costs <= bound
         if best is None:
             raise BudgetError(f"budget {self.budget} cannot be reached: its parts exclude each other; ask for less")
         return best
@@ -195,6 +195,6 @@ def predict(scores: Scores, chosen: Iterable[Score]) -> Predicted:
 def saving(scores: Scores, score: Score, quantity: Quantity) -> float:
     """The fraction of a quantity that a removal saves."""
     if quantity == "latency":
-        return score.saves.latency_ms / scores.costs.latency_ms
-    saved, total = getattr(score.saves, quantity), getattr(scores.costs, quantity)
+        return score.savings.latency_ms / scores.costs.latency_ms
+    saved, total = getattr(score.savings, quantity), getattr(scores.costs, quantity)
     return float(saved / total)

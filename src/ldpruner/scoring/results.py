@@ -33,7 +33,7 @@ class Score(Value):
         score: how far the latents moved; infinity if it cannot be removed, or is not known.
         interval: of the score, where one is known.
         samples: how many samples were drawn; of none, the score is what looks at single steps tell.
-        saves: what the removal saves.
+        savings: what the removal saves.
         candidate: the removal itself.
         failure: why it cannot be removed.
         stopped: whether drawing was stopped on the way, as the latents were far off; then the score is at least this.
@@ -45,7 +45,7 @@ class Score(Value):
     score: float
     interval: tuple[float, float] | None = None
     samples: int
-    saves: Savings
+    savings: Savings
     candidate: Candidate
     failure: str | None = None
     stopped: bool = False

@@ -15,13 +15,13 @@ from ldpruner.pipelines.fingerprints import architecture, precision, weights_dig
 from ldpruner.pipelines.offload import loaded
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
-from ldpruner.pipelines.sampling import BATCH, largest_batch
+from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
 from ldpruner.profiling.costs import Costs, measure_costs, module_shares
 from ldpruner.scoring.drawing import Drawing, key_of
 from ldpruner.scoring.estimates import Estimate, estimated, interval, rank_stability, standard_error
 from ldpruner.scoring.importance import Metric
 from ldpruner.scoring.results import Savings, Score, Scores
-from ldpruner.scoring.store import Ledger
+from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Executor, LocalExecutor
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Scoring:
         component: str | None = None,
         run: Path | str | None = None,
         metric: Metric = "mean_std",
-        batch_size: int = BATCH,
+        batch_size: int = BATCH_SIZE,
         executor: Executor | None = None,
     ) -> None:
         self.pipeline, self.metric = pipeline, metric
@@ -53,17 +53,17 @@ class Scoring:
         self.denoiser = find_denoiser(pipeline, component, self.probe.arguments(pipeline, [0]))
         self.operators = operators_of(self.denoiser) if operators is None else tuple(operators)
         self._check_operators()
-        self.ledger = Ledger(run, self._identity())
+        self.store = RunStore(run, self._identity())
         try:
             self.drawing = Drawing(
                 self.denoiser.component,
                 self.probe,
-                self.ledger,
+                self.store,
                 executor or LocalExecutor(pipeline),
                 batch_size if self._batches_are_safe() else 1,
             )
         except BaseException:
-            self.ledger.close()
+            self.store.close()
             raise
 
     def _completed(self, probe: Probe) -> Probe:
@@ -74,10 +74,10 @@ class Scoring:
 
     def _batches_are_safe(self) -> bool:
         """Whether samples may be drawn together; found out once, and kept in the ledger."""
-        known = self.ledger.fact("batches_are_safe")
+        known = self.store.fact("batches_are_safe")
         if known is None:
-            known = largest_batch(self.pipeline, self.probe, BATCH) > 1
-            self.ledger.set_fact("batches_are_safe", known)
+            known = largest_batch(self.pipeline, self.probe, BATCH_SIZE) > 1
+            self.store.set_fact("batches_are_safe", known)
             if not known and self.probe.samples > 1:
                 logger.info("%s is drawn one sample at a time: in a batch, one changes another", self._name)
         return bool(known)
@@ -90,7 +90,7 @@ class Scoring:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ledger.close()
+        self.store.close()
 
     def __len__(self) -> int:
         """How many draws the whole run takes, finished ones included."""
@@ -124,7 +124,7 @@ class Scoring:
                 kind=operator.kind,
                 modification=candidate.modification,
                 **_told(estimates.get(candidate, UNKNOWN)),
-                saves=self._savings(candidate, costs, shares),
+                savings=self._savings(candidate, costs, shares),
                 candidate=candidate,
                 failure=self.drawing.failures.get(key_of(candidate)),
             )
@@ -139,18 +139,18 @@ class Scoring:
             probe=self.probe,
             metric=metric,
             costs=costs,
-            denoiser_calls=self.ledger.denoiser_calls(),
+            denoiser_calls=self.store.denoiser_calls(),
             scores=found,
             rank_stability=rank_stability([one.score for one in known], errors),
         )
 
-    def doubts(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
+    def standard_errors(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
         """The relative standard error of each score as one of the whole probe.
 
         Args:
             first: of each modification how many samples count.
         """
-        return {one: estimate.doubt for one, estimate in self._estimates(self.metric, first).items()}
+        return {one: estimate.standard_error_of_score for one, estimate in self._estimates(self.metric, first).items()}
 
     def _estimates(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Estimate]:
         curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}
@@ -163,17 +163,17 @@ class Scoring:
 
     def _costs(self) -> tuple[Costs, dict[str, float]]:
         """Measured once, and kept in the ledger."""
-        known = self.ledger.fact("costs")
+        known = self.store.fact("costs")
         if known is None:
             costs = measure_costs(self.pipeline, self.denoiser, self.probe)
             known = {"costs": costs.model_dump(), "shares": module_shares(self.denoiser)}
-            self.ledger.set_fact("costs", known)
+            self.store.set_fact("costs", known)
         return Costs(**known["costs"]), known["shares"]
 
     def _savings(self, candidate: Candidate, costs: Costs, shares: dict[str, float]) -> Savings:
-        share = sum(shares.get(name, 0.0) for name in (candidate.operator, *candidate.also))
+        share = sum(shares.get(name, 0.0) for name in (candidate.operator, *candidate.cascaded))
         if candidate.modification == "shortcut":
-            share -= shares.get(f"{candidate.operator}.{candidate.through}", 0.0)
+            share -= shares.get(f"{candidate.operator}.{candidate.source}", 0.0)
         weight_bytes = next(self.denoiser.module.parameters()).element_size()
         return Savings(
             parameters=candidate.parameters,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ldpruner.errors import LedgerError, StorageError
+from ldpruner.errors import RunStoreError, StorageError
 from ldpruner.scoring.blocks import Block
 from ldpruner.scoring.importance import Floats, Moments
 
 APPLICATION_ID = 0x4C445052  # "LDPR": tells a ledger from any other SQLite file
 FORMAT = 5
-UNTOUCHED = ("", "")  # the key of the untouched pipeline
+BASELINE = ("", "")  # the key of the untouched pipeline
 
 # of moments; the large ones last: what comes before them is read without them
 _MOMENTS = "count, squared_errors, cosine_distances, pooled, mean, m2"
@@ -48,7 +48,7 @@ CREATE TABLE failures (operator TEXT, modification TEXT, reason TEXT NOT NULL, P
 Key = tuple[str, str]
 
 
-class Ledger:
+class RunStore:
     """What a run has finished, in SQLite. Without a folder it lives in memory.
 
     Args:
@@ -57,7 +57,7 @@ class Ledger:
             open it with one until this is closed. None reads any.
 
     Raises:
-        LedgerError: the file is corrupt, is the ledger of another model or probe, or another process's.
+        RunStoreError: the file is corrupt, is the ledger of another model or probe, or another process's.
         StorageError: the folder cannot be written.
     """
 
@@ -77,7 +77,7 @@ class Ledger:
             self.close()
             raise
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "RunStore":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +93,7 @@ class Ledger:
         (application,) = self._database.execute("PRAGMA application_id").fetchone()
         (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application != APPLICATION_ID and tables:
-            raise LedgerError(f"{self.path} is not a ledger of ld-pruner; choose another run folder")
+            raise RunStoreError(f"{self.path} is not a ledger of ld-pruner; choose another run folder")
         self._database.execute("PRAGMA journal_mode = WAL")
         if not tables:
             self._database.executescript(
@@ -101,7 +101,7 @@ class Ledger:
             )
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version != FORMAT:
-            raise LedgerError(
+            raise RunStoreError(
                 f"{self.path} has ledger format {version}, this version reads {FORMAT}; start a new run folder"
             )
 
@@ -113,7 +113,7 @@ class Ledger:
         for name, value in identity.items():
             if known.get(name) != value:
                 there, here = _differing(known.get(name), value)
-                raise LedgerError(
+                raise RunStoreError(
                     f"{self.path} belongs to another {name}: {there} there, {here} here; choose another run folder"
                 )
 
@@ -196,7 +196,7 @@ class Ledger:
         row = self._execute("SELECT shape, latents FROM path").fetchone()
         return np.frombuffer(row[1]).reshape(json.loads(row[0])) if row else None
 
-    def untouched(self) -> dict[Block, Floats]:
+    def baseline(self) -> dict[Block, Floats]:
         """The untouched latents by block."""
         rows = self._execute("SELECT start, shape, latents FROM untouched ORDER BY start")
         read = {start: np.frombuffer(data).reshape(json.loads(shape)) for start, shape, data in rows}
@@ -242,7 +242,7 @@ def _locked(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise LedgerError(f"another process is writing {path}; wait for it or choose another run folder") from error
+        raise RunStoreError(f"another process is writing {path}; wait for it or choose another run folder") from error
     return lock
 
 
@@ -281,4 +281,4 @@ def _told(path: Path | None) -> Iterator[None]:
             f"cannot use {path}: {error}; what was finished is kept, free the disk and run again"
         ) from error
     except sqlite3.DatabaseError as error:
-        raise LedgerError(f"{path} is corrupt: {error}; move it away to start again") from error
+        raise RunStoreError(f"{path} is corrupt: {error}; move it away to start again") from error

@@ -17,8 +17,8 @@ from ldpruner.errors import one_line
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.prompt_cache import Reuse
-from ldpruner.pipelines.running import Interruption, networks
+from ldpruner.pipelines.prompt_cache import CallCache
+from ldpruner.pipelines.running import StopPipeline, networks
 from ldpruner.pipelines.sampling import Watch, draw_latents
 from ldpruner.scoring.blocks import FEWEST
 from ldpruner.scoring.importance import Floats
@@ -107,7 +107,7 @@ class Worker:
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
         self._largest = math.inf  # batch that memory was enough for
-        self._reuse = Reuse()
+        self._reuse = CallCache()
 
     def __call__(self, task: Task, path: Floats | None = None) -> Outcome:
         """Draws what a task says.
@@ -185,7 +185,7 @@ class _Watch:
         seen = self.seen[-1]
         if not np.square(seen - self.path[step, : len(seen)]).mean() <= self.limit:  # nor is it a number
             self.stopped = step
-            raise Interruption
+            raise StopPipeline
 
 
 def _floats(latents: torch.Tensor) -> Floats:

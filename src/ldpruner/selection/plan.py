@@ -11,23 +11,23 @@ from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.fingerprints import Architecture
 from ldpruner.values import Value
 
-Rule: TypeAlias = Literal["knapsack", "lowest"]
+Rule: TypeAlias = Literal["knapsack", "greedy"]
 
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
-class Choice(Removal):
+class PlannedRemoval(Removal):
     """A removal that a plan makes.
 
     Attributes:
         score: for which it was chosen.
-        firm: in which share of the plans it is, had the scores come out otherwise within their intervals: of what is
+        selection_frequency: share of the plans that hold it when the scores are redrawn within their errors;
             well below 1, another removal would do as well.
     """
 
     score: float = 0.0
-    firm: float | None = None
+    selection_frequency: float | None = None
 
 
 class Plan(Value):
@@ -43,7 +43,7 @@ class Plan(Value):
             alike other seeds would rank; and whether what is left was measured, where it is a latency.
     """
 
-    removed: tuple[Choice, ...]
+    removed: tuple[PlannedRemoval, ...]
     component: str | None = None
     architecture: Architecture | None = None
     budget: Budget | None = None

@@ -1,7 +1,7 @@
 """Choosing what to remove: scores, savings and a budget make a plan.
 
 The default is a knapsack (0/1 integer program) of least damage. The paper's own rule, lowest score first, is
-`rule="lowest"`.
+`rule="greedy"`.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from ldpruner.budget import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.scoring.knapsack import Problem, predict
 from ldpruner.scoring.results import Score, Scores
-from ldpruner.selection.plan import Choice, Plan, Rule
+from ldpruner.selection.plan import Plan, PlannedRemoval, Rule
 
 
 def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
@@ -22,7 +22,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
     Args:
         scores: of `score_operators`.
         budget: what may be left.
-        rule: `knapsack` for the least damage in all, `lowest` for lowest score first, as in the paper.
+        rule: `knapsack` for the least damage in all, `greedy` for lowest score first, as in the paper.
 
     Raises:
         BudgetError: the budget cannot be reached; the message says what can.
@@ -30,11 +30,15 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
     removable = [score for score in scores.scores if math.isfinite(score.score)]
     problem = Problem(scores, removable, budget)
     problem.check_reachable()
-    chosen = _lowest_first(problem) if rule == "lowest" else _least_damage(problem)
-    firm = _firmness(problem) if rule == "knapsack" else {}
+    chosen = _greedy(problem) if rule == "greedy" else _least_damage(problem)
+    selection_frequency = _selection_frequencies(problem) if rule == "knapsack" else {}
     return Plan(
         removed=tuple(
-            Choice(**score.candidate.removal.model_dump(), score=score.score, firm=firm.get(id(score)))
+            PlannedRemoval(
+                **score.candidate.removal.model_dump(),
+                score=score.score,
+                selection_frequency=selection_frequency.get(id(score)),
+            )
             for score in chosen
         ),
         component=scores.component,
@@ -60,16 +64,16 @@ def _is_exhaustive(scores: Scores) -> bool:
 
 
 def _least_damage(problem: Problem) -> list[Score]:
-    taken = problem.solve(problem.damages)
+    taken = problem.solve(problem.removal_costs)
     return list(itertools.compress(problem.removable, taken))
 
 
-def _firmness(problem: Problem) -> dict[int, float]:
+def _selection_frequencies(problem: Problem) -> dict[int, float]:
     plans = [best for _, best in problem.redrawn(problem.errors, seed=0)]
     return {id(one): float(share) for one, share in zip(problem.removable, np.mean(plans, axis=0), strict=True)}
 
 
-def _lowest_first(problem: Problem) -> list[Score]:
+def _greedy(problem: Problem) -> list[Score]:
     """Lowest score first until the budget is met. An outer operator takes the place of its inner ones."""
     chosen: list[Score] = []
     for score in sorted(problem.removable, key=lambda one: one.score):
@@ -80,6 +84,6 @@ def _lowest_first(problem: Problem) -> list[Score]:
         if all(set(one.candidate.leaves) < leaves for one in rivals):
             chosen = [one for one in chosen if one not in rivals] + [score]
     if not problem.is_met(chosen):
-        raise BudgetError(f"budget {problem.budget} cannot be reached lowest first; use the knapsack")
+        raise BudgetError(f"budget {problem.budget} cannot be reached greedily; use rule='knapsack'")
     order = {id(one): place for place, one in enumerate(problem.removable)}
     return sorted(chosen, key=lambda one: order[id(one)])
