@@ -102,8 +102,14 @@ class Subject:
 
     def drawn(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> torch.Tensor:
         """Pictures of a pipeline, bytes; one that reads captions is given those of the test images."""
-        settings = {"samples": pictures, "steps": steps, "seed": UNSEEN + seed, "guidance": self.guidance}
-        probe = ldpruner.Probe(prompts=self.unseen, call={"output_type": "np"}, **settings)
+        probe = ldpruner.Probe(
+            samples=pictures,
+            steps=steps,
+            seed=UNSEEN + seed,
+            prompts=self.unseen,
+            guidance=self.guidance,
+            call={"output_type": "np"},
+        )
         batches = torch.arange(pictures).split(BATCH_SIZE)
         drawn = [run_pipeline(pipeline, probe.arguments(pipeline, batch.tolist())).images for batch in batches]
         return torch.cat([pixels_of(images) for images in drawn])

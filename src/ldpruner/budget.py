@@ -2,10 +2,10 @@
 
 from typing import Literal, TypeAlias, get_args
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ldpruner.errors import BudgetError
-from ldpruner.values import Value, first_fault
+from ldpruner.values import Value
 
 Quantity: TypeAlias = Literal["latency", "parameters", "macs", "memory"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
@@ -22,17 +22,14 @@ class Budget(Value):
         operators: how many operators to remove, the paper's own control.
     """
 
-    latency: float | None = None
-    parameters: float | None = None
-    macs: float | None = None
-    memory: float | None = None
-    operators: int | None = None
+    noun = "budget"
+    error = BudgetError
 
-    def __init__(self, **quantities: float | None) -> None:
-        try:
-            super().__init__(**quantities)
-        except ValidationError as error:
-            raise BudgetError(f"budget {first_fault(error)}") from error
+    latency: float | None = Field(default=None, strict=True)
+    parameters: float | None = Field(default=None, strict=True)
+    macs: float | None = Field(default=None, strict=True)
+    memory: float | None = Field(default=None, strict=True)
+    operators: int | None = Field(default=None, strict=True)
 
     @model_validator(mode="after")
     def _check(self) -> "Budget":

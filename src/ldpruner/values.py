@@ -1,15 +1,50 @@
-"""Values: what is known is frozen, checked when made, JSON in and out."""
+"""Frozen, validated values with JSON in and out."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from typing_extensions import Self
+
+from ldpruner.errors import LdPrunerError
 
 
 class Value(BaseModel):
-    """The base of every value."""
+    """The parent of every value: frozen, checked when it is made, without fields that it does not know.
+
+    Attributes:
+        noun: how error messages name the value; the name of its class if empty.
+        error: what a wrong field raises in place of pydantic's own error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
+    noun: ClassVar[str] = ""
+    error: ClassVar[type[LdPrunerError] | None] = None
 
-def first_fault(error: ValidationError) -> str:
-    """The field, the value seen, and what is wrong with it."""
+    @model_validator(mode="wrap")
+    @classmethod
+    def _translate_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if cls.error is None:
+                raise
+            raise cls.error(f"{cls.noun or cls.__name__} {first_fault(error, cls)}") from error
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed. It is checked like a new value, which `model_copy` does not do."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first wrong field in one line: its name, the value seen, and what is accepted."""
     fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc']))}={fault['input']!r}: {fault['msg']}"
+    field = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"lacks {field!r}; add it"
+    if fault["type"] == "extra_forbidden" and model is not None:
+        name = str(fault["loc"][-1])
+        nearest = get_close_matches(name, model.model_fields, n=3)
+        return f"has no {field!r} (={fault['input']!r}); use one of {', '.join(nearest or model.model_fields)}"
+    return f"{field}={fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"

@@ -40,7 +40,7 @@ def test_a_bad_value_is_refused(values: dict[str, Any]) -> None:
 def test_a_probe_is_frozen() -> None:
     probe = Probe()
     with pytest.raises(ValueError, match="frozen"):
-        probe.samples = 3
+        probe.samples = 3  # type: ignore[misc]
 
 
 def test_a_probe_goes_through_json() -> None:

@@ -248,7 +248,7 @@ def assert_one_line(error: BaseException, *parts: str) -> None:
 @pytest.mark.parametrize("kept", [0.0, -0.5, 1.01, 65.0, math.nan, math.inf])
 def test_a_budget_outside_0_to_1_is_refused(name: str, kept: float) -> None:
     with pytest.raises(BudgetError) as caught:
-        Budget(**{name: kept})
+        Budget.model_validate({name: kept})
     assert_one_line(caught.value, f"{name}={kept:g}")
 
 
@@ -273,16 +273,16 @@ def test_a_budget_that_means_nothing_is_refused(quantities: dict[str, Any], seen
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(scores: Scores, name: str) -> None:
     with pytest.raises(BudgetError) as caught:
-        select(scores, Budget(**{name: 0.001}))
+        select(scores, Budget.model_validate({name: 0.001}))
     assert_one_line(caught.value, f"{name}=0.001")
     offered = re.search(rf"ask for {name}=([0-9.]+) or more", str(caught.value))
     assert offered is not None
     kept = float(offered[1])
-    plan = select(scores, Budget(**{name: kept}))
+    plan = select(scores, Budget.model_validate({name: kept}))
     assert plan.predicted is not None
     assert getattr(plan.predicted, name) <= kept + 1e-9
     with pytest.raises(BudgetError):
-        select(scores, Budget(**{name: kept - 0.002}))
+        select(scores, Budget.model_validate({name: kept - 0.002}))
 
 
 @pytest.mark.parametrize("rule", ["knapsack", "greedy"])

@@ -18,8 +18,8 @@ def probe_of(
     samples: int, steps: int, seed: int, prompts: Path | None, guidance: float | None, call: list[str] | None
 ) -> Probe:
     """The probe of the options that every drawing command has."""
-    settings = {"samples": samples, "steps": steps, "seed": seed, "guidance": guidance}
-    return Probe(**settings, prompts=prompts, call=call_arguments(call))
+    call_ = call_arguments(call)
+    return Probe(samples=samples, steps=steps, seed=seed, guidance=guidance, prompts=prompts, call=call_)
 
 
 def call_arguments(texts: list[str] | None) -> dict[str, Any]:

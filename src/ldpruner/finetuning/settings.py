@@ -3,11 +3,11 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from ldpruner.errors import FinetuningError
-from ldpruner.values import Value, first_fault
+from ldpruner.values import Value
 
 
 def _as_written(precision: Any) -> Any:
@@ -49,6 +49,9 @@ class Training(Value):
         checkpointing_steps: steps between two checkpoints, which is what a kill can cost.
     """
 
+    noun = "training"
+    error = FinetuningError
+
     max_train_steps: int = Field(default=1000, ge=1)
     train_batch_size: int = Field(default=16, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
@@ -73,11 +76,8 @@ class Training(Value):
     early_stopping_patience: int | None = Field(default=5, ge=1)
     checkpointing_steps: int = Field(default=100, ge=1)
 
-    def __init__(self, **settings: Any) -> None:
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise FinetuningError(f"training {first_fault(error)}") from error
+    @model_validator(mode="after")
+    def _check(self) -> "Training":
         if self.task_loss_weight == self.output_kd_weight == self.feature_kd_weight == 0:
             raise FinetuningError(
                 "training task_loss_weight=0, output_kd_weight=0, feature_kd_weight=0 leaves no loss; set one above 0"
@@ -87,6 +87,7 @@ class Training(Value):
             raise FinetuningError(
                 f"training guidance_interval=({low:g}, {high:g}): give two noise levels with 0 <= low < high <= 1"
             )
+        return self
 
     @property
     def is_taught(self) -> bool:
@@ -95,11 +96,7 @@ class Training(Value):
 
     def resolved(self, *, data: bool) -> "Training":
         """The same with the weight of the task that fits learning from data, or from the teacher alone."""
-        return (
-            self
-            if self.task_loss_weight is not None
-            else self.model_copy(update={"task_loss_weight": 1.0 if data else 0.0})
-        )
+        return self if self.task_loss_weight is not None else self.replace(task_loss_weight=1.0 if data else 0.0)
 
     def strengths(self, levels: Tensor) -> Tensor:
         """How strong autoguidance is at noise levels, [batch]."""

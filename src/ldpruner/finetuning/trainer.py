@@ -322,8 +322,8 @@ def _accelerator(
     passes = accelerator.num_processes * training.gradient_accumulation_steps
     if training.train_batch_size % passes:
         raise FinetuningError(
-            f"train_batch_size={training.train_batch_size} cannot be shared among {accelerator.num_processes} processes "
-            f"in {training.gradient_accumulation_steps} passes each; choose a multiple of {passes}"
+            f"train_batch_size={training.train_batch_size} cannot be shared among {accelerator.num_processes} "
+            f"processes in {training.gradient_accumulation_steps} passes each; choose a multiple of {passes}"
         )
     if report_to:
         accelerator.init_trackers("ld-pruner", config=training.model_dump(exclude_none=True))

@@ -4,17 +4,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from pydantic import Field, ValidationError, field_serializer, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_serializer
 
 from ldpruner.errors import ProbeError, one_line
 from ldpruner.pipelines.running import accepted_arguments
-from ldpruner.values import Value, first_fault
+from ldpruner.values import Value
 
 CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
 
@@ -39,6 +39,32 @@ GENERAL_PROMPTS = (
 )
 
 
+def read_prompts(prompts: Any) -> Any:
+    """The prompts of a text file, one on each line; what is not the path of a file stays as it is.
+
+    Raises:
+        ProbeError: the file cannot be read or is empty.
+    """
+    if not isinstance(prompts, (str, Path)):
+        return prompts
+    try:
+        lines = Path(prompts).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbeError(
+            f"probe prompts={str(prompts)!r}: {one_line(error)}; give a text file or a sequence of prompts"
+        ) from error
+    texts = tuple(line.strip() for line in lines if line.strip())
+    if not texts:
+        raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds no prompt; write one on each line")
+    return texts
+
+
+def _as_tuple(prompts: Sequence[str] | None) -> tuple[str, ...] | None:
+    if prompts is not None and not prompts:
+        raise ValueError("at least one prompt")
+    return tuple(prompts) if prompts is not None else None
+
+
 class Probe(Value):
     """How latents are drawn: the same for every operator, and for every machine.
 
@@ -56,34 +82,15 @@ class Probe(Value):
             tensors (`image_embeds`) are one for all samples, or several that are gone through like the prompts.
     """
 
+    noun = "probe"
+    error = ProbeError
+
     samples: int = Field(default=16, ge=1)
     steps: int = Field(default=25, ge=1)
     seed: int = Field(default=0, ge=0)
-    prompts: tuple[str, ...] | None = Field(default=None, min_length=1)
+    prompts: Annotated[Sequence[str] | Path | None, BeforeValidator(read_prompts), AfterValidator(_as_tuple)] = None
     guidance: float | None = None
     call: dict[str, Any] = Field(default_factory=dict)
-
-    def __init__(self, **settings: Any) -> None:
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ProbeError(f"probe {first_fault(error)}") from error
-
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _read_prompts(cls, prompts: Any) -> Any:
-        if not isinstance(prompts, (str, Path)):
-            return prompts
-        try:
-            lines = Path(prompts).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProbeError(
-                f"probe prompts={str(prompts)!r}: {one_line(error)}; give a text file or a sequence of prompts"
-            ) from error
-        found = tuple(line for line in lines if line.strip())
-        if not found:
-            raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds no prompt; write one on each line")
-        return found
 
     def sample_seed(self, index: int) -> int:
         """The seed of one sample, the same on every machine."""
@@ -92,7 +99,8 @@ class Probe(Value):
 
     def prompt(self, index: int) -> str | None:
         """The prompt of one sample."""
-        return self.prompts[index % len(self.prompts)] if self.prompts else None
+        prompts = tuple(self.prompts) if isinstance(self.prompts, Sequence) else ()
+        return prompts[index % len(prompts)] if prompts else None
 
     def drawn(self) -> list[dict[str, Any]]:
         """What each latent is made from: its seed, and the prompt where there is one."""
@@ -101,13 +109,13 @@ class Probe(Value):
 
     def without(self, argument: str) -> "Probe":
         """The probe without one of the call's arguments."""
-        return self.model_copy(update={"call": {name: it for name, it in self.call.items() if name != argument}})
+        return self.replace(call={name: it for name, it in self.call.items() if name != argument})
 
     def completed(self, pipeline: DiffusionPipeline) -> "Probe":
         """The probe with general prompts, if the pipeline takes some and the probe has none."""
         takes_prompts = bool(accepted_arguments(pipeline, {"prompt": ""}))
         given = self.prompts is not None or any(name.startswith("prompt") for name in self.call)
-        return self.model_copy(update={"prompts": GENERAL_PROMPTS}) if takes_prompts and not given else self
+        return self.replace(prompts=GENERAL_PROMPTS) if takes_prompts and not given else self
 
     def arguments(self, pipeline: DiffusionPipeline, samples: Sequence[int]) -> dict[str, Any]:
         """What to call a pipeline with to draw the samples of these indices in one batch."""
