@@ -1,11 +1,11 @@
-"""Every error that ld-pruner raises on purpose. Each message is one line: what, the value, what to do."""
+"""Errors. Each message is one line: what is wrong, the value seen, what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class LdPrunerError(Exception):
-    """Something that the user can mend; the command line prints it as one line."""
+    """The parent of all errors that a user can fix. The command line prints it as one line."""
 
 
 class PipelineNotFound(LdPrunerError):
@@ -13,15 +13,15 @@ class PipelineNotFound(LdPrunerError):
 
 
 class UnsafeFile(LdPrunerError):
-    """A file is not what its name promises, or would have to be unpickled."""
+    """A file is not what its name says, or would have to be unpickled."""
 
 
 class DenoiserNotFound(LdPrunerError):
-    """The pipeline has no network that its denoising loop calls, or could not be run."""
+    """The pipeline could not be run, or its denoising loop calls no network."""
 
 
 class OperatorNotFound(LdPrunerError):
-    """An operator's name is not one of the denoiser's."""
+    """The denoiser has no operator of this name."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         nearest = get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -30,14 +30,14 @@ class OperatorNotFound(LdPrunerError):
 
 
 class PlanMismatch(LdPrunerError):
-    """A plan was made for another architecture."""
+    """The plan was made for another architecture."""
 
 
 class BudgetError(LdPrunerError):
-    """A budget is out of range, or cannot be reached.
+    """A budget is out of range or cannot be reached.
 
     Attributes:
-        least: the kept latency that is predicted where all that can be removed is, if that is too much.
+        least: the smallest latency ratio that can be reached, if the budget asks for less.
     """
 
     def __init__(self, problem: str, *, least: float | None = None) -> None:
@@ -46,38 +46,38 @@ class BudgetError(LdPrunerError):
 
 
 class ProbeError(LdPrunerError):
-    """A probe's settings do not fit the pipeline."""
+    """The settings of a probe do not fit the pipeline."""
 
 
 class NonFiniteLatents(LdPrunerError):
-    """The untouched pipeline itself produced latents that are not finite."""
+    """The original pipeline itself gives latents that are not finite."""
 
 
 class ExecutionError(LdPrunerError):
-    """There are no workers, or they are lost again and again."""
+    """No worker can be started, or workers die again and again."""
 
 
 class FinetuningError(LdPrunerError):
-    """A pipeline, its data or the settings do not fit finetuning."""
+    """The pipeline, the data or the settings do not fit finetuning."""
 
 
 class EvaluationError(LdPrunerError):
-    """Something that an evaluation needs is missing, or does not fit the pipeline."""
+    """An evaluation lacks something, or its settings do not fit the pipeline."""
 
 
 class DataError(LdPrunerError):
-    """Pictures or sounds are missing or broken."""
+    """Pictures or sounds are missing or damaged."""
 
 
 class RunStoreError(LdPrunerError):
-    """A run folder's ledger is corrupt, or belongs to another model or probe."""
+    """The store of a run folder is damaged, or belongs to another model or probe."""
 
 
 class StorageError(LdPrunerError):
-    """A file could not be written: a full or read-only disk, a missing permission."""
+    """A file could not be written: the disk is full or read-only, or a permission is missing."""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """An error of another library in one line, with its type."""
+    """The error of another library in one line, with its type."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
