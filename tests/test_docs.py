@@ -1,22 +1,28 @@
-"""What the documents tell a user to paste runs, on small pipelines in the place of the published ones."""
+"""What the documents tell a user to paste works, on small pipelines in the place of the published ones."""
 
 import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from PIL import Image
 
 from ldpruner.cli import main
 from tests.families import FAMILIES
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "prune-your-own.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STAND_INS = {
+    "CompVis/ldm-celebahq-256": "ldm",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion",
+    "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl",
     "stabilityai/sdxl-turbo": "stable-diffusion-xl-img2img",
     "stabilityai/stable-audio-open-1.0": "stable-audio",
     "teticio/latent-audio-diffusion-256": "audio-diffusion",
@@ -24,31 +30,39 @@ STAND_INS = {
 }
 # What suits the published pipelines, and what the small ones.
 SMALLER = (
-    (r"samples=500", "samples= 5"),
-    (r"batch=64, accumulate=4", "batch=4, accumulate=2"),
-    (r"samples(=| )\d+", r"samples\g<1>2"),
-    (r"steps(=| )\d+", r"steps\g<1>4"),
+    (r"train_batch_size=\d+", "train_batch_size=4"),
+    (r"gradient_accumulation_steps=\d+", "gradient_accumulation_steps=2"),
+    (r"(?<!accumulation_)steps(=| )\d+", r"steps\g<1>4"),
+    (r"samples(=| )\d+", r"samples\g<1>5"),
     (r"(height|width)(\": |=)\d+", r"\g<1>\g<2>16"),
     (r"\"num_frames\": \d+", '"num_frames": 5'),
     (r"\"audio_end_in_s\": [\d.]+", '"audio_end_in_s": 0.1'),
+    (r" --data images --features inception", ""),  # its weights would be downloaded
     (r" --dtype float16", ""),
     (r"latency=0\.\d+", "parameters=0.9"),  # their latency is mostly not the denoiser's
 )
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
-
-
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    for size, smaller in SMALLER:
-        found = [re.sub(size, smaller, block) for block in found]
-    return found
+COMMAND = re.compile(r"\bldpruner ([a-z]+)((?: [^\n`]*)?)")
 
 
-def commands() -> list[list[str]]:
-    inline = re.findall(r"`(ldpruner run [^`]*--budget [^`]*)`", DOCUMENT.read_text(encoding="utf-8"))
-    lines = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line) for line in [*lines, *inline] if line.startswith("ldpruner")]
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    """The code blocks of a language, each with the name of its page, made small."""
+    for page in PAGES:
+        for block in re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE):
+            for size, smaller in SMALLER:
+                block = re.sub(size, smaller, block)
+            yield page.name, block
+
+
+def examples(language: str, *, always: bool) -> list[Any]:
+    """Test parameters; the first of Python runs in every test run, as all go the same way."""
+    return [
+        pytest.param(block, id=f"{page}-{index}", marks=[pytest.mark.extensive] * (index > 0 or not always))
+        for index, (page, block) in enumerate(blocks(language))
+    ]
 
 
 @pytest.fixture
@@ -56,40 +70,106 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the examples name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red cat\nthe blue sea\n")
-    (tmp_path / "pictures").mkdir()
-    rows = [{"file_name": name, "text": f"a red {name}"} for name in ("first.png", "second.png")]
-    (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for folder in (tmp_path, tmp_path / "pictures"):
-        for name in ("first.png", "second.png"):
+    (tmp_path / "images").mkdir()
+    names = ("first.png", "second.png")
+    rows = [{"file_name": name, "text": f"a red {name}"} for name in names]
+    (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for folder in (tmp_path, tmp_path / "images"):
+        for name in names:
             Image.new("RGB", (16, 16), "red").save(folder / name)
     return tmp_path
 
 
-def examples() -> list[Any]:
-    """The first in every run, as all go the same way."""
-    return [
-        pytest.param(block, marks=[pytest.mark.extensive] * (place > 0))
-        for place, block in enumerate(blocks("python"))
-    ]
-
-
-@pytest.mark.parametrize("block", examples())
-def test_an_example_runs(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(name: str, **_: Any) -> DiffusionPipeline:
+@pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
+@pytest.mark.parametrize("block", examples("python", always=True))
+def test_a_python_example_runs(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(name: str, **_: Any) -> DiffusionPipeline:
         return FAMILIES[STAND_INS[name]].pipeline()
 
     for opener in (DiffusionPipeline, AutoPipelineForImage2Image):
-        monkeypatch.setattr(opener, "from_pretrained", opened)
-    monkeypatch.setattr(DiffusionPipeline, "to", lambda self, *_: self)
+        monkeypatch.setattr(opener, "from_pretrained", stand_in)
+    for method in ("to", "enable_model_cpu_offload"):
+        monkeypatch.setattr(DiffusionPipeline, method, lambda self, *_: self)
     names: dict[str, Any] = {}
-    exec(compile(block, str(DOCUMENT), "exec"), names)
+    exec(compile(block, "example", "exec"), names)
     assert any(place.glob("runs/*/run.sqlite"))
 
 
 @pytest.mark.extensive
-@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[1:3]))
-def test_a_command_runs(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = FAMILIES[STAND_INS[words[2]]]
-    family.pipeline().save_pretrained(place / "model")
-    monkeypatch.setattr(sys, "argv", [*words[:2], str(place / "model"), *words[3:]])
-    assert main() == 0
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("block", examples("bash", always=False))
+def test_the_commands_of_an_example_run(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in block.splitlines():
+        words = shlex.split(line)
+        if words[2] in STAND_INS:
+            FAMILIES[STAND_INS[words[2]]].pipeline().save_pretrained(place / "model")
+            words[2] = str(place / "model")
+        monkeypatch.setattr(sys, "argv", words)
+        assert main() == 0, line
+
+
+def test_every_option_in_the_documents_exists(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+    @cache
+    def help_of(command: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["ldpruner", command, "--help"])
+        assert main() == 0, command
+        return capsys.readouterr().out
+
+    missing = [
+        f"{page.name}: ldpruner {command} {option}"
+        for page in PAGES
+        for command, rest in COMMAND.findall(text_of(page).replace("accelerate launch", ""))
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)
+        if not re.search(rf"(?<!\S){option}(?![\w-])", help_of(command))
+    ]
+    assert not missing
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8"))
+    targets = [((page.parent / path) if path else page, anchor) for path, anchor in links]
+    assert not [str(target) for target, _ in targets if not target.exists()]
+    assert not [f"{target}#{anchor}" for target, anchor in targets if anchor and anchor not in anchors(target)]
+
+
+def test_the_readme_is_short_and_names_the_commands_to_try() -> None:
+    readme = text_of(ROOT / "README.md")
+    table = re.search(r"<!-- table: readme -->\n(.*?)<!-- end of table: readme -->", readme, re.DOTALL)
+    assert len(readme.split()) <= 600
+    assert "`make demo`" in readme
+    assert "`make test`" in readme
+    assert table is not None
+    assert len(re.findall(r"^\|", table[1], re.MULTILINE)) <= 7  # header, rule, five rows
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = text_of(ROOT / "docs" / "README.md")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
+    assert not [page for page in pages if f"({page})" not in index]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_github_can_read_its_files(path: Path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.parent.name == "ISSUE_TEMPLATE" and path.name != "config.yml":
+        fields = [field for field in content["body"] if field["type"] != "markdown"]
+        assert content["name"]
+        assert content["description"]
+        assert len({field["id"] for field in fields}) == len(fields)
+        assert all(field["attributes"]["label"] for field in fields)
+
+
+def test_continuous_integration_runs_all_checks() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = {name: [step.get("run", "") for step in job["steps"]] for name, job in workflow["jobs"].items()}
+    assert ".ci/run" in steps["linux"]
+    assert "make test" in steps["macos"]
+    assert "pull_request" in workflow[True]  # YAML reads `on` as true
