@@ -12,14 +12,14 @@ QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
 class Budget(Value):
-    """What may be left: of each quantity the kept fraction, above 0 and at most 1.
+    """How much of each quantity may be left, as a fraction of the original: above 0 and at most 1.
 
     Attributes:
-        latency: of drawing one sample's latents.
-        parameters: of the denoiser.
-        macs: of one denoiser call.
-        memory: of the peak while drawing them.
-        operators: how many operators to remove, the paper's own control.
+        latency: time to generate the latents of one sample.
+        parameters: parameters of the denoiser.
+        macs: multiply-accumulates of one denoiser call.
+        memory: peak memory while the latents are generated.
+        operators: how many operators to remove, as in the paper.
     """
 
     noun = "budget"
@@ -46,7 +46,7 @@ class Budget(Value):
 
     @property
     def kept(self) -> dict[Quantity, float]:
-        """The fractions that were asked for."""
+        """The fractions of the budget."""
         fractions = {name: getattr(self, name) for name in QUANTITIES}
         return {name: float(kept) for name, kept in fractions.items() if kept is not None}
 
@@ -55,7 +55,7 @@ class Budget(Value):
 
 
 class Predicted(Value):
-    """What a plan leaves of the original, as kept fractions."""
+    """How much a plan leaves of the original, as fractions."""
 
     latency: float
     parameters: float

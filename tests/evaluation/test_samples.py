@@ -39,7 +39,7 @@ def test_it_is_written_down_which_seed_and_prompt_made_which(tmp_path: Path) -> 
     listing = json.loads((tmp_path / "samples.json").read_text())
     probe = ldpruner.Probe(samples=3, prompts=("a red cat", "the sea"))
     assert listing["rows"] == ["before", "after"]
-    assert listing["samples"] == probe.drawn()[:2]
+    assert listing["samples"] == probe.sample_settings()[:2]
     assert listing["samples"][1] == {"seed": probe.sample_seed(1), "prompt": "the sea"}
 
 

@@ -102,9 +102,9 @@ def test_rows_of_a_tensor_belong_to_samples(tiny_text: DiffusionPipeline) -> Non
 
 def test_the_probe_says_what_each_latent_was_made_from() -> None:
     probe = Probe(samples=3, prompts=("a cat", "the sea"))
-    assert [row["prompt"] for row in probe.drawn()] == ["a cat", "the sea", "a cat"]
-    assert [row["seed"] for row in probe.drawn()] == [probe.sample_seed(index) for index in range(3)]
-    assert "prompt" not in Probe(samples=1).drawn()[0]
+    assert [row["prompt"] for row in probe.sample_settings()] == ["a cat", "the sea", "a cat"]
+    assert [row["seed"] for row in probe.sample_settings()] == [probe.sample_seed(index) for index in range(3)]
+    assert "prompt" not in Probe(samples=1).sample_settings()[0]
 
 
 def test_images_are_told_apart_in_json() -> None:

@@ -31,7 +31,7 @@ def write_samples(pipelines: Mapping[str, DiffusionPipeline], probe: Probe, coun
     Raises:
         StorageError: the folder cannot be written.
     """
-    drawn = probe.drawn()[:count]
+    drawn = probe.sample_settings()[:count]
     results = {name: [_decoded(one, probe, index) for index in range(len(drawn))] for name, one in pipelines.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)

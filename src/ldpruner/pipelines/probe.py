@@ -1,4 +1,4 @@
-"""The probe: which latents are drawn, the same for every operator and on every machine."""
+"""The probe: which samples are compared, the same for every operator and on every machine."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from ldpruner.values import Value
 
 CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
 
-# For text pipelines when the user gives none. An empty prompt would make guidance, and all that reads the text, idle.
+# For text pipelines without prompts. With an empty prompt, guidance and all that reads the text would do nothing.
 GENERAL_PROMPTS = (
     "a brown dog running on the grass",
     "a portrait of an old woman with a hat",
@@ -66,20 +66,19 @@ def _as_tuple(prompts: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 class Probe(Value):
-    """How latents are drawn: the same for every operator, and for every machine.
+    """Which samples the pipeline generates, the same for every operator and on every machine.
 
-    Each sample has its own seed, so that it depends neither on the batch that it is drawn in nor on the
-    other samples.
+    Each sample has its own seed, so that it depends neither on its batch nor on the other samples.
 
     Attributes:
-        samples: how many latents (m in the paper).
+        samples: number of samples (m in the paper).
         steps: denoising steps of each (k in the paper).
-        seed: from which the samples' own seeds are made.
-        prompts: for text pipelines, a sequence or the path of a text file with one on each line; sample i takes
-            prompt i, starting again when they run out.
-        guidance: the scale of classifier-free guidance; None leaves it to the pipeline.
-        call: further arguments of the pipeline's call, such as `height`. Texts (`negative_prompt`), images and rows of
-            tensors (`image_embeds`) are one for all samples, or several that are gone through like the prompts.
+        seed: each sample derives its own seed from it.
+        prompts: for text pipelines, a sequence or the path of a text file with one prompt on each line. Sample i takes
+            prompt i; the prompts start again when they run out.
+        guidance: scale of classifier-free guidance; None keeps the default of the pipeline.
+        call: further arguments of the call of the pipeline, such as `height`. Texts (`negative_prompt`), images and
+            rows of tensors (`image_embeds`) may be one for all samples, or several that are used in turn.
     """
 
     noun = "probe"
@@ -102,38 +101,38 @@ class Probe(Value):
         prompts = tuple(self.prompts) if isinstance(self.prompts, Sequence) else ()
         return prompts[index % len(prompts)] if prompts else None
 
-    def drawn(self) -> list[dict[str, Any]]:
-        """What each latent is made from: its seed, and the prompt where there is one."""
+    def sample_settings(self) -> list[dict[str, Any]]:
+        """The seed of each sample, and its prompt if there is one."""
         rows = [{"seed": self.sample_seed(index), "prompt": self.prompt(index)} for index in range(self.samples)]
         return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def without(self, argument: str) -> "Probe":
-        """The probe without one of the call's arguments."""
-        return self.replace(call={name: it for name, it in self.call.items() if name != argument})
+        """The probe without one argument of the call."""
+        return self.replace(call={name: value for name, value in self.call.items() if name != argument})
 
     def completed(self, pipeline: DiffusionPipeline) -> "Probe":
-        """The probe with general prompts, if the pipeline takes some and the probe has none."""
+        """The probe with general prompts, if the pipeline takes prompts and the probe has none."""
         takes_prompts = bool(accepted_arguments(pipeline, {"prompt": ""}))
-        given = self.prompts is not None or any(name.startswith("prompt") for name in self.call)
-        return self.replace(prompts=GENERAL_PROMPTS) if takes_prompts and not given else self
+        has_prompts = self.prompts is not None or any(name.startswith("prompt") for name in self.call)
+        return self.replace(prompts=GENERAL_PROMPTS) if takes_prompts and not has_prompts else self
 
     def arguments(self, pipeline: DiffusionPipeline, samples: Sequence[int]) -> dict[str, Any]:
-        """What to call a pipeline with to draw the samples of these indices in one batch."""
+        """The arguments with which a pipeline generates the samples of these indices in one batch."""
         generators = [torch.Generator().manual_seed(self.sample_seed(index)) for index in samples]
         generator = generators[0] if len(generators) == 1 else generators
-        wanted: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "steps": self.steps,
             "generator": generator,
             "batch_size": len(samples),
         }
-        of_samples = {"prompt": self.completed(pipeline).prompts, "class_labels": range(CLASSES), **self.call}
-        given = accepted_arguments(
-            pipeline, {name: _of_samples(name, value, samples) for name, value in of_samples.items()}
+        per_sample = {"prompt": self.completed(pipeline).prompts, "class_labels": range(CLASSES), **self.call}
+        arguments = accepted_arguments(
+            pipeline, {name: _of_samples(name, value, samples) for name, value in per_sample.items()}
         )
         if self.guidance is not None:
-            wanted["guidance_scale"] = self.guidance
-        return {**accepted_arguments(pipeline, wanted), **given}
+            settings["guidance_scale"] = self.guidance
+        return {**accepted_arguments(pipeline, settings), **arguments}
 
     @field_serializer("call", when_used="json")
     def _call_as_json(self, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +140,7 @@ class Probe(Value):
 
 
 def _is_of_samples(name: str, value: Any) -> bool:
-    """Whether each sample has its own: texts, images (but an adapter has a list of its own), labels, rows."""
+    """Whether an argument has a value for each sample: texts, labels, rows, and images except those of an adapter."""
     if isinstance(value, torch.Tensor):
         return value.ndim >= 4 or (value.ndim >= 2 and ("prompt" in name or "embed" in name))
     first = value[0] if isinstance(value, (list, tuple, range)) and len(value) else value
@@ -151,9 +150,9 @@ def _is_of_samples(name: str, value: Any) -> bool:
 
 
 def _of_samples(name: str, value: Any, samples: Sequence[int]) -> Any:
-    """One value for each sample from one for all, or from several that start again when they run out.
+    """The values of some samples, from one value for all or from several that are used in turn.
 
-    A single sample's is given bare, as some pipelines take no lists; labels are always a list.
+    A single sample gets a bare value, as some pipelines take no lists; labels are always a list.
     """
     if not _is_of_samples(name, value):
         return value
@@ -165,12 +164,12 @@ def _of_samples(name: str, value: Any, samples: Sequence[int]) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """The value itself where JSON has it; of an image or a tensor, what tells it from another."""
+    """The value itself if JSON can hold it; the type and a digest of an image or a tensor."""
     try:
         json.dumps(value)
     except TypeError:
         if isinstance(value, (list, tuple)):
-            return [_as_json(one) for one in value]
+            return [_as_json(item) for item in value]
         digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=8).hexdigest()
         return f"{type(value).__name__} {digest}"
     return value
