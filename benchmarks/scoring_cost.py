@@ -25,7 +25,7 @@ import ldpruner
 from benchmarks.records import cell
 from benchmarks.subjects import SUBJECTS, UNSEEN, open_subject
 from ldpruner.errors import BudgetError
-from ldpruner.evaluation.metrics import mean_interval
+from ldpruner.evaluation.metrics import mean
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
@@ -130,7 +130,7 @@ def _moved(pipeline: DiffusionPipeline, plan: Plan, probe: ldpruner.Probe) -> di
     batches = [range(first, min(first + BATCH_SIZE, other.samples)) for first in range(0, other.samples, BATCH_SIZE)]
     drawn = [[draw_latents(one, other, batch).double() for batch in batches] for one in (pipeline, pruned)]
     distances = (torch.cat(drawn[0]) - torch.cat(drawn[1])).square().flatten(1).mean(1).numpy()
-    return {"squared_distance": float(distances.mean()), "interval": mean_interval(distances)}
+    return {"squared_distance": float(distances.mean()), "interval": mean(distances).interval}
 
 
 def _beside_peers(pipeline: DiffusionPipeline, scores: Scores) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ldpruner.budget import Budget
 from ldpruner.errors import LdPrunerError, StorageError, one_line
-from ldpruner.evaluation.evaluate import FEWEST
+from ldpruner.evaluation.evaluate import MIN_SAMPLES
 from ldpruner.finetuning import Training
 from ldpruner.finetuning.trainer import SAMPLES
 from ldpruner.pipelines.probe import Probe
@@ -69,7 +69,7 @@ class Judging(Value):
         prompts: others than the probe's.
     """
 
-    samples: int = Field(default=64, ge=FEWEST)
+    samples: int = Field(default=64, ge=MIN_SAMPLES)
     batch: int | None = Field(default=None, ge=1)
     features: str = "latents"
     clip: str | None = None

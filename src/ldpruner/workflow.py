@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from ldpruner.budget import Budget
 from ldpruner.errors import BudgetError
-from ldpruner.evaluation.metrics import latent_score, same_latents
+from ldpruner.evaluation.metrics import latent_shift, same_latents
 from ldpruner.evaluation.samples import write_samples
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import uncompiled
@@ -142,8 +142,8 @@ def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, p
     return Outcome(
         plan=plan,
         comparison=_compared(pipeline, pruned, probe, plan.component),
-        score=latent_score(pipeline, pruned, (fresh[0], fresh[0])),
-        noise_floor=latent_score(pipeline, pipeline, (fresh[0], fresh[1])),
+        score=latent_shift(pipeline, pruned, (fresh[0], fresh[0])),
+        noise_floor=latent_shift(pipeline, pipeline, (fresh[0], fresh[1])),
         reload_is_exact=same_latents(pruned, reloaded, probe),
         samples=tuple(write_samples({"before": pipeline, "after": pruned}, fresh[0], SHOWN, folder / "samples")),
     )

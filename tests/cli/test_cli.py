@@ -227,7 +227,7 @@ def test_evaluate_prints_the_fields_of_the_contract(run: Run, model: Path, tmp_p
     answer = json.loads(out)
     assert code == 0
     assert {"metrics", "protocol"} <= answer.keys()
-    fields = {"metric", "original", "pruned", "interval", "noise_floor"}
+    fields = {"metric", "original", "pruned", "interval", "interval_type", "noise_floor"}
     assert all(fields == row.keys() for row in answer["metrics"])
     assert json.loads((folder / "evaluation.json").read_text()) == {"pipeline": "pruned", **answer}
     code, out, _ = run("evaluate", "--run", folder, "--samples", "8")

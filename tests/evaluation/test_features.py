@@ -30,7 +30,6 @@ from transformers import (
 
 import ldpruner
 from ldpruner.errors import EvaluationError
-from ldpruner.evaluation.drawn import SampleBatch, draw
 from ldpruner.evaluation.evaluate import evaluate
 from ldpruner.evaluation.features import (
     Classifier,
@@ -39,6 +38,7 @@ from ldpruner.evaluation.features import (
     find_clip_score,
     find_extractor,
 )
+from ldpruner.evaluation.samples import SampleBatch, sample_batch
 from tests.conftest import WORDS
 
 CPU = torch.device("cpu")
@@ -88,7 +88,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_latents_are_pooled_over_space_by_mean_and_deviation() -> None:
     latents = RANDOM.normal(size=(5, 3, 4, 6))
     features = LatentFeatures()(SampleBatch(latents=latents))
-    expected = [[*(one.mean() for one in sample), *(one.std() for one in sample)] for sample in latents]
+    expected = [
+        [*(channel.mean() for channel in sample), *(channel.std() for channel in sample)] for sample in latents
+    ]
     np.testing.assert_allclose(features, expected)
 
 
@@ -134,14 +136,14 @@ def test_an_evaluation_has_the_clip_score_of_pipelines_that_take_prompts(
     result = evaluate(tiny_text, tiny_text, probe, clip=str(clip), metrics=("clip_score",))
     (row,) = result.metrics
     seeds = probe.model_copy(update={"seed": 1})
-    drawn = draw(tiny_text, seeds, range(5))
-    assert drawn.prompts == ("a cat", "the sea", "a dog on the moon", "a cat", "the sea")
-    assert row.pruned == row.original == pytest.approx(find_clip_score(str(clip), CPU)(drawn).mean(), rel=1e-3)
+    batch = sample_batch(tiny_text, seeds, range(5))
+    assert batch.prompts == ("a cat", "the sea", "a dog on the moon", "a cat", "the sea")
+    assert row.pruned == row.original == pytest.approx(find_clip_score(str(clip), CPU)(batch).mean(), rel=1e-3)
     assert row.noise_floor is not None
     assert result.protocol["clip"] == str(clip)
 
 
-def test_sounds_are_heard_one_by_one_at_the_networks_own_rate(tmp_path: Path) -> None:
+def test_sounds_pass_one_by_one_at_the_sampling_rate_of_the_network(tmp_path: Path) -> None:
     audio = ClapAudioConfig(
         hidden_size=16,
         patch_embeds_hidden_size=8,
@@ -177,7 +179,7 @@ def test_a_network_without_all_its_weights_is_refused(vision: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "no one/at all"])
-def test_a_network_that_is_not_there_is_told_in_one_line(name: str) -> None:
+def test_a_missing_network_raises_in_one_line(name: str) -> None:
     with pytest.raises(EvaluationError, match=name) as caught:
         find_extractor(name, CPU)
     assert "\n" not in str(caught.value)
@@ -194,7 +196,7 @@ def test_a_network_without_texts_gives_no_clip_score(vision: Path) -> None:
         find_clip_score(str(vision), CPU)
 
 
-def test_features_of_what_is_not_there_are_told(vision: Path) -> None:
+def test_features_of_missing_latents_or_pictures_raise(vision: Path) -> None:
     with pytest.raises(EvaluationError, match="files have no latents"):
         LatentFeatures()(VIDEOS)
     with pytest.raises(EvaluationError, match="for pictures"):
@@ -207,9 +209,9 @@ def test_inception_without_its_library_says_what_to_install(monkeypatch: pytest.
         find_extractor("inception", CPU)
 
 
-def test_inception_tells_classes_by_the_features_that_it_gave() -> None:
+def test_inception_classifies_its_own_features() -> None:
     class Network(torch.nn.Module):
-        """With what is asked of torchmetrics' own: features of bytes, and a last layer."""
+        """The interface of the torchmetrics network: features of bytes, and a last layer."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Each number beside its definition, another library's or a closed form; intervals beside what other seeds give."""
+"""Each metric agrees with its definition, another library or a closed form; intervals cover what other seeds give."""
 
 import sys
 from collections.abc import Callable
@@ -14,8 +14,24 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from ldpruner.errors import EvaluationError
-from ldpruner.evaluation import metrics as quality
-from ldpruner.scoring.importance import Gaussian, between, frechet_distance, importance, moments
+from ldpruner.evaluation import metrics
+from ldpruner.evaluation.metrics import (
+    Gaussian,
+    Measure,
+    Pixels,
+    Statistic,
+    between,
+    frechet_distance,
+    inception_score,
+    inside_manifold,
+    kernel_distance,
+    mean,
+    precision,
+    psnr,
+    recall,
+    shift_of_latents,
+    ssim,
+)
 
 Floats = NDArray[np.float64]
 Copied = Callable[[NDArray[np.int64]], float]  # of the samples of these indices
@@ -25,11 +41,11 @@ def normal(seed: int, samples: int = 40, features: int = 5, scale: float = 1.0, 
     return np.random.default_rng(seed).normal(shift, scale, (samples, features))
 
 
-def pictures(seed: int) -> quality.Pixels:
+def pictures(seed: int) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (3, 2, 16, 20, 3), dtype=np.uint8)
 
 
-def channels_first(frames: quality.Pixels) -> torch.Tensor:
+def channels_first(frames: Pixels) -> torch.Tensor:
     return torch.from_numpy(frames.astype(np.float64)).permute(0, 3, 1, 2)
 
 
@@ -37,9 +53,9 @@ def channels_first(frames: quality.Pixels) -> torch.Tensor:
 def test_the_frechet_distance_agrees_with_torchmetrics(features: int) -> None:
     first, second = normal(0, 70, features), normal(1, 90, features, scale=1.5, shift=0.5)
     arguments = []
-    for one in map(torch.from_numpy, (first, second)):
-        arguments += [one.mean(0), torch.cov(one.T, correction=0).reshape(features, features)]
-    assert frechet_distance(first, second) == pytest.approx(float(_compute_fid(*arguments)), rel=1e-6)
+    for tensor in map(torch.from_numpy, (first, second)):
+        arguments += [tensor.mean(0), torch.cov(tensor.T, correction=0).reshape(features, features)]
+    assert frechet_distance(first, second).value == pytest.approx(float(_compute_fid(*arguments)), rel=1e-6)
 
 
 def test_the_frechet_distance_of_gaussians_is_known_in_closed_form() -> None:
@@ -49,20 +65,20 @@ def test_the_frechet_distance_of_gaussians_is_known_in_closed_form() -> None:
     whitened = whitened @ scipy.linalg.inv(scipy.linalg.sqrtm(whitened.T @ whitened / 50))
     scales, shift = np.array([1.0, 2.0, 0.5, 3.0]), np.array([0.1, 0.0, -2.0, 1.0])
     expected = (shift**2).sum() + ((scales - 1) ** 2).sum()
-    assert frechet_distance(whitened * scales + shift, whitened) == pytest.approx(expected)
+    assert frechet_distance(whitened * scales + shift, whitened).value == pytest.approx(expected)
 
 
 def test_the_frechet_distance_of_fewer_samples_than_features_is_exact_and_silent() -> None:
     features = normal(0, 4, 60)
-    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-12)
-    shifted = frechet_distance(features + 2, features[[0, 1, 2, 3, 0, 1, 2, 3]])
+    assert frechet_distance(features, features).value == pytest.approx(0, abs=1e-12)
+    shifted = frechet_distance(features + 2, features[[0, 1, 2, 3, 0, 1, 2, 3]]).value
     assert shifted == pytest.approx(4 * 60)
 
 
 def test_the_kernel_distance_agrees_with_torchmetrics() -> None:
     first, second = normal(0), normal(1, shift=0.3)
     expected = float(poly_mmd(torch.from_numpy(first), torch.from_numpy(second)))
-    assert quality.kernel_distance(first, second) == pytest.approx(expected)
+    assert kernel_distance(first, second).value == pytest.approx(expected)
 
 
 def test_the_kernel_distance_is_its_definition_where_there_are_more_of_one_than_of_the_other() -> None:
@@ -76,39 +92,41 @@ def test_the_kernel_distance_is_its_definition_where_there_are_more_of_one_than_
         return float(np.mean([kernel(features[i], features[j]) for i in range(count) for j in range(count) if i != j]))
 
     across = float(np.mean([kernel(x, y) for x in first for y in second]))
-    assert quality.kernel_distance(first, second) == pytest.approx(among(first) + among(second) - 2 * across)
+    assert kernel_distance(first, second).value == pytest.approx(among(first) + among(second) - 2 * across)
 
 
-def test_inside_is_its_definition() -> None:
+def test_the_manifold_is_that_of_the_paper_however_many_rows_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     features, others = normal(0, 20, 3), normal(1, 25, 3, scale=0.7)
 
-    def near(one: Floats) -> float:
+    def is_inside(sample: Floats) -> float:
         for other in others:
             distances = sorted(float(np.linalg.norm(other - third)) for third in others)
-            if float(np.linalg.norm(one - other)) <= distances[3]:  # the first is its own
+            if float(np.linalg.norm(sample - other)) <= distances[3]:  # the first is its own
                 return 1.0
         return 0.0
 
-    found = quality.inside(features, others)
-    np.testing.assert_array_equal(found, [near(one) for one in features])
-    assert 0 < found.mean() < 1
+    inside = inside_manifold(features, others)
+    np.testing.assert_array_equal(inside, [is_inside(sample) for sample in features])
+    assert 0 < inside.mean() < 1
+    monkeypatch.setattr(metrics, "MAX_ROWS", 7)
+    np.testing.assert_array_equal(inside_manifold(features, others), inside)
 
 
 def test_precision_and_recall_tell_too_little_variety_from_too_much() -> None:
     real, narrow, wide = normal(0, 200, 3), normal(1, 200, 3, scale=0.2), normal(2, 200, 3, scale=4.0)
-    assert quality.inside(narrow, real).mean() > 0.95 > 0.3 > quality.inside(real, narrow).mean()
-    assert quality.inside(wide, real).mean() < 0.3 < 0.95 < quality.inside(real, wide).mean()
+    assert precision(narrow, real).value > 0.95 > 0.3 > recall(narrow, real).value
+    assert precision(wide, real).value < 0.3 < 0.95 < recall(wide, real).value
 
 
 def test_the_inception_score_is_the_mean_relative_entropy_of_scipy() -> None:
     classes = torch.from_numpy(normal(0, 30, 7, scale=2.0)).softmax(1).numpy()
     divergences = scipy.stats.entropy(classes, classes.mean(0)[None], axis=1)
-    assert quality.inception_score(classes) == pytest.approx(np.exp(divergences.mean()))
+    assert inception_score(classes).value == pytest.approx(np.exp(divergences.mean()))
 
 
 def test_the_inception_score_is_between_one_and_the_number_of_classes() -> None:
-    assert quality.inception_score(np.eye(7)) == pytest.approx(7)
-    assert quality.inception_score(np.full((5, 7), 1 / 7)) == pytest.approx(1)
+    assert inception_score(np.eye(7)).value == pytest.approx(7)
+    assert inception_score(np.full((5, 7), 1 / 7)).value == pytest.approx(1)
 
 
 def test_the_signal_to_noise_ratio_agrees_with_torchmetrics() -> None:
@@ -117,19 +135,19 @@ def test_the_signal_to_noise_ratio_agrees_with_torchmetrics() -> None:
         float(peak_signal_noise_ratio(channels_first(a), channels_first(b), data_range=255.0))
         for a, b in zip(one, other, strict=True)
     ]
-    assert quality.psnr(one, other) == pytest.approx(expected)
+    assert psnr(one, other) == pytest.approx(expected)
 
 
 def test_pictures_that_are_the_same_differ_by_no_more_than_rounding() -> None:
     one = pictures(0)
-    assert quality.psnr(one, one) == pytest.approx(58.92, abs=0.01)
-    assert quality.ssim(one, one) == pytest.approx(1)
+    assert psnr(one, one) == pytest.approx(58.92, abs=0.01)
+    assert ssim(one, one) == pytest.approx(1)
 
 
 def test_structural_similarity_is_of_a_sample_with_its_own_original() -> None:
     one, other = pictures(0), pictures(1)
     other[1] = one[1]
-    found = quality.ssim(one, other)
+    found = ssim(one, other)
     batches = [channels_first(frames.reshape(-1, 16, 20, 3)) for frames in (one[:1], other[:1])]
     expected = structural_similarity_index_measure(batches[0], batches[1], data_range=255.0)
     assert isinstance(expected, torch.Tensor)
@@ -140,14 +158,14 @@ def test_structural_similarity_is_of_a_sample_with_its_own_original() -> None:
 def test_structural_similarity_without_torchmetrics_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     with pytest.raises(EvaluationError, match=r"pip install .ld-pruner\[evaluation\]"):
-        quality.ssim(pictures(0), pictures(1))
+        ssim(pictures(0), pictures(1))
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     values = normal(0, 400, 1)[:, 0]
-    low, high = quality.mean_interval(values)
+    low, high = mean(values).interval
     margin = 1.96 * values.std() / np.sqrt(400)
-    assert low == 0  # no lower, whatever is drawn
+    assert low == 0  # its lower bound
     assert high == pytest.approx(values.mean() + margin, abs=0.2 * margin)
 
 
@@ -155,21 +173,23 @@ FIRST, SECOND = normal(0, 30), normal(1, 30)
 CLASSES = torch.from_numpy(normal(3, 30, 5)).softmax(1).numpy()
 
 
-def kernel() -> tuple[quality.Statistic, Copied]:
-    return quality.kernel_distances(FIRST, SECOND), lambda chosen: pairs_of(FIRST[chosen], chosen)
+def kernel() -> tuple[Statistic, Copied]:
+    return kernel_distance(FIRST, SECOND), lambda chosen: pairs_of(FIRST[chosen], chosen)
 
 
-def inception() -> tuple[quality.Statistic, Copied]:
-    return quality.inception_scores(CLASSES), lambda chosen: quality.inception_score(CLASSES[chosen])
+def inception() -> tuple[Statistic, Copied]:
+    return inception_score(CLASSES), lambda chosen: inception_score(CLASSES[chosen]).value
 
 
-def latents() -> tuple[quality.Statistic, Copied]:
-    shaped = [one.reshape(30, 5, 1) for one in (FIRST, SECOND)]
-    return quality.latent_scores(*shaped), lambda chosen: score_of(*(one[chosen] for one in shaped))
+def latents() -> tuple[Statistic, Copied]:
+    shaped = [array.reshape(30, 5, 1) for array in (FIRST, SECOND)]
+    return shift_of_latents(*shaped), lambda chosen: score_of(*(array[chosen] for array in shaped))
 
 
 def score_of(latents: Floats, originals: Floats) -> float:
-    return importance(moments(originals, originals), moments(latents, originals))
+    """LD-Pruner's score by its definition."""
+    shifts = (latents.mean(0) - originals.mean(0), latents.std(0) - originals.std(0))
+    return sum(float(np.linalg.norm(shift)) for shift in shifts)
 
 
 def pairs_of(features: Floats, chosen: NDArray[np.int64]) -> float:
@@ -184,49 +204,67 @@ def pairs_of(features: Floats, chosen: NDArray[np.int64]) -> float:
 
 @pytest.mark.parametrize("make", [kernel, inception, latents])
 @pytest.mark.parametrize("size", [7, 1000])
-def test_a_draw_counted_is_that_draw_copied_however_few_rows_are_there_at_once(
-    make: Callable[[], tuple[quality.Statistic, Copied]], size: int, monkeypatch: pytest.MonkeyPatch
+def test_a_resample_by_counts_equals_one_by_copies_however_few_rows_are_held(
+    make: Callable[[], tuple[Statistic, Copied]], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "ROWS", size)
-    monkeypatch.setattr(quality, "ELEMENTS", min(size, 2))
+    monkeypatch.setattr(metrics, "MAX_ROWS", size)
+    monkeypatch.setattr(metrics, "MAX_ELEMENTS", min(size, 2))
     statistic, copied = make()
-    draws = np.random.default_rng(0).integers(30, size=(4, 30))
-    counts = np.stack([np.bincount(one, minlength=30) for one in draws]).astype(np.float64)
-    np.testing.assert_allclose(statistic(counts), [copied(one) for one in draws], rtol=1e-9)
+    resamples = np.random.default_rng(0).integers(30, size=(4, 30))
+    counts = np.stack([np.bincount(indices, minlength=30) for indices in resamples]).astype(np.float64)
+    expected = [copied(indices) for indices in resamples]
+    np.testing.assert_allclose(statistic.of_counts(counts), expected, rtol=1e-9)
 
 
-def test_samples_counted_have_the_gaussian_of_samples_copied() -> None:
+def test_counted_samples_have_the_gaussian_of_copied_samples() -> None:
     features, chosen = normal(0), np.random.default_rng(0).integers(40, size=40)
     counted = Gaussian.of(features, np.bincount(chosen, minlength=40).astype(np.float64))
     assert between(counted, Gaussian.of(features[chosen])) == pytest.approx(0, abs=1e-12)
-    assert between(counted, Gaussian.of(features)) == pytest.approx(frechet_distance(features[chosen], features))
-
-
-def test_which_samples_are_inside_hangs_not_on_how_many_are_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, others = normal(0, 50, 3), normal(1, 60, 3, scale=0.7)
-    found = quality.inside(features, others)
-    monkeypatch.setattr(quality, "ROWS", 7)
-    np.testing.assert_array_equal(quality.inside(features, others), found)
+    assert between(counted, Gaussian.of(features)) == pytest.approx(frechet_distance(features[chosen], features).value)
 
 
 def test_an_interval_is_the_same_each_time() -> None:
     first, second = normal(0), normal(1)
-    assert quality.frechet_interval(first, second) == quality.frechet_interval(first, second)
+    assert frechet_distance(first, second).interval == frechet_distance(first, second).interval
 
 
-@pytest.mark.parametrize("metric", ["frechet", "kernel"])
-def test_nine_in_ten_intervals_or_more_hold_what_samples_give_on_average(metric: str) -> None:
-    """At 95 %, and of 60: fewer than 52 would be one in a hundred."""
-    value, interval = {
-        "frechet": (frechet_distance, quality.frechet_interval),
-        "kernel": (quality.kernel_distance, quality.kernel_interval),
-    }[metric]
+@pytest.mark.parametrize("metric", [frechet_distance, kernel_distance])
+def test_nine_in_ten_intervals_or_more_cover_the_mean_over_seeds(
+    metric: Callable[[Floats, Floats], Statistic],
+) -> None:
+    """At 95 %, of 60 intervals: fewer than 52 would be one case in a hundred."""
     real = normal(0, 50, 4)
 
-    def draw(seed: int) -> Floats:
-        return normal(seed, 50, 4, scale=1.2, shift=0.3)
+    def statistic(seed: int) -> Statistic:
+        return metric(normal(seed, 50, 4, scale=1.2, shift=0.3), real)
 
-    mean = float(np.mean([value(draw(seed), real) for seed in range(1, 200)]))
-    found = [interval(draw(seed), real) for seed in range(1000, 1060)]
-    assert sum(low <= mean <= high for low, high in found) >= 52
-    assert all(low <= value(draw(seed), real) <= high for seed, (low, high) in enumerate(found, 1000))
+    average = float(np.mean([statistic(seed).value for seed in range(1, 200)]))
+    statistics = [statistic(seed) for seed in range(1000, 1060)]
+    assert sum(low <= average <= high for low, high in (one.interval for one in statistics)) >= 52
+    assert all(one.interval[0] <= one.value <= one.interval[1] for one in statistics)
+
+
+@pytest.mark.parametrize(
+    ("metric", "original", "interval", "floor", "verdict"),
+    [
+        ("frechet_distance", 3.0, (2.5, 4.0), 3.0, True),
+        ("frechet_distance", 3.0, (3.1, 4.0), 3.0, False),
+        ("recall", 0.8, (0.7, 0.9), 0.8, True),
+        ("recall", 0.8, (0.6, 0.7), 0.8, False),
+        ("latent_shift", None, (0.5, 1.0), 2.0, True),
+        ("psnr", None, (20.0, 25.0), 12.0, True),
+        ("psnr", None, (9.0, 10.0), 12.0, False),
+        ("latency_ratio", 1.0, (0.4, 0.6), None, None),
+        ("parameters", 100, None, None, None),
+    ],
+)
+def test_a_measure_is_within_the_noise_floor_if_its_better_end_is_no_worse(
+    metric: str,
+    original: float | None,
+    interval: tuple[float, float] | None,
+    floor: float | None,
+    verdict: bool | None,
+) -> None:
+    pruned = sum(interval) / 2 if interval else 50
+    measure = Measure(metric=metric, original=original, pruned=pruned, interval=interval, noise_floor=floor)
+    assert measure.within_noise_floor is verdict

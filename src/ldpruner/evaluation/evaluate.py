@@ -1,67 +1,86 @@
-"""A pruned pipeline beside its original: what each costs, and how good what they draw is."""
+"""Cost and quality of a pruned pipeline, side by side with its original."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
 
 from ldpruner.errors import EvaluationError
-from ldpruner.evaluation import metrics as quality
-from ldpruner.evaluation.drawn import SampleBatch, read_samples
-from ldpruner.evaluation.features import Classifier, Extractor, Features, find_clip_score, find_extractor
+from ldpruner.evaluation.features import (
+    Classifier,
+    ClipScore,
+    Extractor,
+    Features,
+    LatentFeatures,
+    find_clip_score,
+    find_extractor,
+)
 from ldpruner.evaluation.media import Folder, find_media
-from ldpruner.evaluation.metrics import Interval
-from ldpruner.evaluation.observations import PAIRED, Observations, Observer, batches, observed
+from ldpruner.evaluation.metrics import (
+    CONFIDENCE,
+    NEIGHBOURS,
+    RESAMPLES,
+    SSIM_WINDOW,
+    Measure,
+    Statistic,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    latent_distance,
+    mean,
+    precision,
+    psnr,
+    recall,
+    shift_of_latents,
+    ssim,
+)
+from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
 from ldpruner.profiling.benchmark import ROUNDS, compare
-from ldpruner.scoring.importance import Floats, frechet_distance
+from ldpruner.scoring.importance import Floats
 from ldpruner.values import Value
 
 COSTS = ("latency_ms", "latency_ratio", "peak_memory_bytes", "parameters", "macs")
-OF_SETS = ("frechet_distance", "kid", "precision", "recall", "inception_score")  # of the features of all samples
-METRICS = (*COSTS, "latent_score", *OF_SETS, "clip_score", *PAIRED)
-DECODED_BATCH = 8  # pictures made at once: decoding takes more memory than denoising
-FEWEST = quality.NEIGHBOURS + 2  # samples: each one drawn has its third nearest neighbour
+SET_METRICS: Mapping[str, Callable[[Floats, Floats], Statistic]] = {  # of the features of all samples
+    "frechet_distance": frechet_distance,
+    "kid": kernel_distance,
+    "precision": precision,
+    "recall": recall,
+}
+PICTURE_METRICS = {"psnr": psnr, "ssim": ssim}
+PAIRED = ("latent_shift", "latent_distance", *PICTURE_METRICS)  # compare each sample with the original's
+METRICS = (*COSTS, *SET_METRICS, "inception_score", "clip_score", *PAIRED)
+DECODED_BATCH_SIZE = 8  # decoding takes more memory than denoising
+MIN_SAMPLES = NEIGHBOURS + 2  # each sample needs a third nearest neighbour
 PACKAGES = ("ld-pruner", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "scipy")
+
+Observations: TypeAlias = Mapping[str, NDArray[Any]]  # by name, of each sample
 
 logger = logging.getLogger(__name__)
 
 
-class Measure(Value):
-    """One metric of both pipelines; None where there is no such thing.
-
-    Attributes:
-        metric: its name, one of METRICS.
-        original: its value for the original: beside itself where it compares a sample with the original's.
-        pruned: its value for the pruned pipeline.
-        interval: of the pruned value, 95 %; of times, the tenth and ninetieth percentile of the rounds.
-        noise_floor: its value for the original on one set of seeds beside the original on another. A pruned value that
-            is no worse is as good as the original's by this metric and this many samples.
-    """
-
-    metric: str
-    original: int | float | None
-    pruned: int | float | None
-    interval: Interval | None = None
-    noise_floor: float | None = None
-
-
 class Evaluation(Value):
-    """All that was measured, and how: probe, seeds, counts, feature network, data, device, versions."""
+    """All measures, and how they were made: probe, seeds, counts, feature network, data, device, versions."""
 
     metrics: tuple[Measure, ...]
     protocol: dict[str, Any]
 
     def __getitem__(self, metric: str) -> Measure:
         """The measure of this name; KeyError if it was not measured."""
-        return {one.metric: one for one in self.metrics}[metric]
+        return {measure.metric: measure for measure in self.metrics}[metric]
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """The quality metrics by which the pruned pipeline is worse than its original, beyond the noise floor."""
+        return tuple(measure.metric for measure in self.metrics if measure.within_noise_floor is False)
 
 
 def evaluate(  # noqa: PLR0913  (each is a choice of its own)
@@ -76,77 +95,151 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     component: str | None = None,
     batch_size: int | None = None,
 ) -> Evaluation:
-    """Measures cost and quality of a pruned pipeline beside its original.
+    """Measures cost and quality of a pruned pipeline and its original.
 
-    It costs 3 * samples * steps denoiser calls on one sample each: the pruned pipeline draws once, the original once
-    with the same seeds and once with others. Timing takes 2 * (ROUNDS + 2) * steps more, and finding out whether
-    samples can be drawn in batches 4 * steps. Nothing is decoded if neither the features nor the metrics need it.
+    This takes 3 * samples * steps denoiser calls on one sample each: the pruned pipeline samples once, the original
+    with the same seeds and with others. Timing takes 2 * (ROUNDS + 2) * steps more, and a check that samples can be
+    batched 4 * steps. Nothing is decoded unless features or metrics need it.
 
     Args:
         pruned: the pruned pipeline.
         reference: the original.
-        probe: how many samples, in how many steps, of which prompts. The seeds are those of the two probes after it,
-            which are not the ones that operators were scored with.
-        data: a folder of pictures or sounds that samples are compared with, in features other than the latents; None
-            compares them with the original's on other seeds.
-        features: `latents`, `inception`, the folder or Hub id of a network of transformers, or an `Extractor`.
-        clip: the folder or Hub id of a CLIP model that scores how pictures fit their prompts.
+        probe: samples, steps and prompts. The seeds are the next two after the probe's, which scoring did not see.
+        data: a folder of pictures or sounds to compare samples with, in features other than the latents. None compares
+            them with the original's samples of other seeds.
+        features: `latents`, `inception`, the folder or Hub id of a transformers network, or an `Extractor`.
+        clip: the folder or Hub id of a CLIP model, which scores how well pictures match their prompts.
         metrics: which to measure; those that do not apply are left out.
-        component: which network was pruned, of pipelines with more than one denoiser.
-        batch_size: how many samples to draw at once; 16, or 8 where they are decoded, if None.
+        component: which network was pruned, in pipelines with more than one denoiser.
+        batch_size: samples at once; None means 16, or 8 if they are decoded.
 
     Raises:
-        DataError: there is no data, or it is broken.
+        DataError: there is no data, or a file is broken.
         EvaluationError: features or settings do not fit the pipeline.
-        NonFiniteLatents: one of the pipelines draws what is not a number.
+        NonFiniteLatents: one of the pipelines samples latents that are not finite.
     """
     if metrics is METRICS and find_spec("torchmetrics") is None:
         logger.info('no SSIM, which needs torchmetrics: pip install "ld-pruner[evaluation]"')
         metrics = tuple(name for name in METRICS if name != "ssim")
     probe = (probe or Probe()).completed(reference)
-    _check(probe, data, features, metrics)
-    if clip is not None and "prompt" not in probe.arguments(reference, [0]):
-        raise EvaluationError(f"{type(reference).__name__} takes no prompts; leave out clip={clip!r}")
+    _check(reference, probe, data, features, clip, metrics)
     folder = find_media(data) if data is not None else None
-    extractor = find_extractor(features, reference.device)
-    match = find_clip_score(clip, reference.device) if clip is not None else None
-    observer = Observer(extractor, match, frozenset(metrics))
+    clip_score = find_clip_score(clip, reference.device) if clip is not None else None
+    observer = _Observer(find_extractor(features, reference.device), clip_score, frozenset(metrics))
     seeds = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
-    batch = largest_batch(reference, seeds[0], batch_size or (DECODED_BATCH if observer.decodes else BATCH_SIZE))
-    original, other, moved, example = observed(pruned, reference, (seeds[0], seeds[1]), observer, batch)
-    real = _features_of(folder, example, extractor) if folder is not None else other["features"]
-    rows = [
+    size = batch_size or (DECODED_BATCH_SIZE if observer.decodes else BATCH_SIZE)
+    size = largest_batch(reference, seeds[0], size)
+    observations, example = _observed(pruned, reference, seeds, observer, size)
+    real = _features_of(folder, example, observer.extractor) if folder else observations[1]["features"]
+    measures = [
         *_costs(pruned, reference, probe, component, metrics),
-        *_paired(original, other, moved, observer.metrics),
-        *_of_sets((original["features"], other["features"], moved["features"]), real, observer),
+        *_set_measures(observations, real, observer),
+        *_sample_measures(*observations),
     ]
-    found = {row.metric: row for row in rows}
-    settings = {"features": extractor.name, "clip": clip, "batch": batch, "decoded": observer.decodes}
+    measured = {measure.metric: measure for measure in measures}
+    settings = {"features": observer.extractor.name, "clip": clip, "batch_size": size, "decoded": observer.decodes}
     return Evaluation(
-        metrics=tuple(found[name] for name in METRICS if name in metrics and name in found),
+        metrics=tuple(measured[name] for name in METRICS if name in metrics and name in measured),
         protocol=settings | _protocol(reference, seeds, folder, len(real)),
     )
 
 
-def _check(probe: Probe, data: Path | str | None, features: Features, metrics: Collection[str]) -> None:
-    """Finds fault with the settings before anything is drawn."""
+def _check(
+    reference: DiffusionPipeline,
+    probe: Probe,
+    data: Path | str | None,
+    features: Features,
+    clip: str | None,
+    metrics: Collection[str],
+) -> None:
+    """Raises EvaluationError for settings that do not fit, before anything is sampled."""
     if unknown := sorted(set(metrics) - set(METRICS)):
         raise EvaluationError(f"no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}")
-    if probe.samples < FEWEST:
-        raise EvaluationError(f"{probe.samples} samples are too few to compare; give the probe at least {FEWEST}")
+    if probe.samples < MIN_SAMPLES:
+        raise EvaluationError(f"{probe.samples} samples are too few to compare; give the probe at least {MIN_SAMPLES}")
     if data is not None and features == "latents":
         raise EvaluationError(
             f"files such as those of {str(data)!r} have no latents; choose features: inception, a folder or a Hub id"
+        )
+    if clip is not None and "prompt" not in probe.arguments(reference, [0]):
+        raise EvaluationError(f"{type(reference).__name__} takes no prompts; leave out clip={clip!r}")
+
+
+@dataclass(frozen=True)
+class _Observer:
+    """Reduces a batch of samples to what the metrics need, so that no picture is kept."""
+
+    extractor: Extractor
+    clip_score: ClipScore | None
+    metrics: frozenset[str]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it needs more than latents."""
+        needs = {*PICTURE_METRICS} | ({"clip_score"} if self.clip_score is not None else set())
+        return bool(self.metrics & needs) or not isinstance(self.extractor, LatentFeatures)
+
+    def __call__(self, batch: SampleBatch, original: SampleBatch) -> Observations:
+        """Observes a batch, and compares it with the original's samples on the same seeds."""
+        assert batch.latents is not None
+        assert original.latents is not None
+        observations: dict[str, NDArray[Any]] = {"features": self.extractor(batch)}
+        if "latent_shift" in self.metrics:
+            observations["latents"] = batch.latents.astype(np.float32)  # the largest part of what is kept
+        if "latent_distance" in self.metrics:
+            observations["latent_distance"] = latent_distance(batch.latents, original.latents)
+        if self.clip_score is not None and "clip_score" in self.metrics:
+            observations["clip_score"] = self.clip_score(batch)
+        if batch.pictures is None or original.pictures is None:
+            return observations
+        for name, metric in PICTURE_METRICS.items():
+            if name in self.metrics and (name != "ssim" or min(batch.pictures.shape[2:4]) >= SSIM_WINDOW):
+                observations[name] = metric(batch.pictures, original.pictures)
+        return observations
+
+
+def _observed(
+    pruned: DiffusionPipeline, reference: DiffusionPipeline, seeds: Sequence[Probe], observer: _Observer, size: int
+) -> tuple[list[Observations], SampleBatch]:
+    """Observes the original, the original on other seeds, and the pruned pipeline; also returns one batch."""
+    parts: list[list[Observations]] = [[], [], []]
+    runs = ((reference, seeds[0]), (reference, seeds[1]), (pruned, seeds[0]))
+    for indices in _split(range(seeds[0].samples), size):
+        batches = [sample_batch(pipeline, probe, indices, decoded=observer.decodes) for pipeline, probe in runs]
+        _check_same_shape(batches[0], batches[2])
+        for batch, observations in zip(batches, parts, strict=True):
+            observations.append(observer(batch, batches[0]))
+    return [_joined(observations) for observations in parts], batches[0]
+
+
+def _split(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def _joined(parts: Sequence[Observations]) -> Observations:
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not np.isfinite(joined["features"]).all():
+        raise EvaluationError("the feature network returns values that are not finite; choose other features")
+    return joined
+
+
+def _check_same_shape(original: SampleBatch, pruned: SampleBatch) -> None:
+    shapes = [None if batch.latents is None else batch.latents.shape for batch in (original, pruned)]
+    if shapes[0] != shapes[1]:
+        raise EvaluationError(
+            f"the original samples latents {shapes[0]}, the other pipeline {shapes[1]}; "
+            "give a pipeline and what was pruned of it"
         )
 
 
 def _features_of(folder: Folder, example: SampleBatch, extractor: Extractor) -> Floats:
     """The features of the files of a folder, read a few at a time."""
-    parts = [extractor(read_samples(files, example)) for files in batches(folder.files, DECODED_BATCH)]
-    found = np.concatenate(parts)
-    if len(found) < FEWEST:
-        raise EvaluationError(f"{folder.path} holds {len(found)} files, too few to compare; give at least {FEWEST}")
-    return found
+    if len(folder.files) < MIN_SAMPLES:
+        raise EvaluationError(
+            f"{folder.path} holds {len(folder.files)} files, too few to compare; give at least {MIN_SAMPLES}"
+        )
+    parts = [extractor(read_samples(files, example)) for files in _split(folder.files, DECODED_BATCH_SIZE)]
+    return np.concatenate(parts)
 
 
 def _costs(
@@ -154,122 +247,87 @@ def _costs(
     reference: DiffusionPipeline,
     probe: Probe,
     component: str | None,
-    asked: Collection[str],
+    metrics: Collection[str],
 ) -> list[Measure]:
-    if not set(COSTS) & set(asked):
+    if not set(COSTS) & set(metrics):
         return []
     comparison = compare({"original": reference, "pruned": pruned}, probe, component=component)
-    one, two = comparison.pipelines
-    ratio, times = comparison.latency_ratio, two.latency_ms
+    original, ours = comparison.pipelines
+    ratio, times = comparison.latency_ratio, ours.latency_ms
     assert ratio is not None
+    timings = [("latency_ms", original.latency_ms.median, times), ("latency_ratio", 1.0, ratio)]
     return [
-        Measure(
-            metric="latency_ms",
-            original=one.latency_ms.median,
-            pruned=times.median,
-            interval=(times.p10, times.p90),
-        ),
-        Measure(metric="latency_ratio", original=1.0, pruned=ratio.median, interval=(ratio.p10, ratio.p90)),
         *(
-            Measure(metric=name, original=getattr(one, name), pruned=getattr(two, name))
-            for name in ("peak_memory_bytes", "parameters", "macs")
+            Measure(
+                metric=name,
+                original=value,
+                pruned=times.median,
+                interval=(times.p10, times.p90),
+                interval_type="percentiles",
+            )
+            for name, value, times in timings
         ),
+        *(Measure(metric=name, original=getattr(original, name), pruned=getattr(ours, name)) for name in COSTS[2:]),
     ]
 
 
-def _paired(original: Observations, other: Observations, moved: Observations, asked: Collection[str]) -> list[Measure]:
-    """Means over samples, of each with its original or with its prompt; and the score of the whole plan."""
-    rows = [
-        Measure(
-            metric=name,
-            original=quality.mean(original[name]),
-            pruned=quality.mean(moved[name]),
-            interval=quality.mean_interval(moved[name]),
-            noise_floor=quality.mean(other[name]),
-        )
-        for name in ("clip_score", *PAIRED)
-        if name in moved
-    ]
-    if "latent_score" not in asked:
-        return rows
-    first, second, baseline_sample = (one["latents"] for one in (original, other, moved))
-    scores = quality.latent_scores(baseline_sample, first)
-    measure = Measure(
-        metric="latent_score",
-        original=0.0,
-        pruned=quality.point_estimate(scores, len(first)),
-        interval=quality.interval(scores, len(first)),
-        noise_floor=quality.point_estimate(quality.latent_scores(second, first), len(first)),
+def _measure(metric: str, original: float | None, pruned: Statistic, noise_floor: float) -> Measure:
+    return Measure(
+        metric=metric,
+        original=original,
+        pruned=pruned.value,
+        interval=pruned.interval,
+        interval_type="confidence",
+        noise_floor=noise_floor,
     )
-    return [*rows, measure]
 
 
-@dataclass(frozen=True)
-class _SetMetric:
-    """A metric of features and the reference's, and its interval."""
-
-    value: Callable[[Floats, Floats], float]
-    interval: Callable[[Floats, Floats], Interval]
-
-
-_SET_METRICS = {
-    "frechet_distance": _SetMetric(frechet_distance, quality.frechet_interval),
-    "kid": _SetMetric(quality.kernel_distance, quality.kernel_interval),
-    "precision": _SetMetric(
-        lambda features, real: quality.mean(quality.inside(features, real)),
-        lambda features, real: quality.mean_interval(quality.inside(features, real)),
-    ),
-    "recall": _SetMetric(
-        lambda features, real: quality.mean(quality.inside(real, features)),
-        lambda features, real: quality.mean_interval(quality.inside(real, features)),
-    ),
-}
-
-
-def _of_sets(features: tuple[Floats, Floats, Floats], real: Floats, observer: Observer) -> list[Measure]:
-    """Metrics of the features of the original, of the original on other seeds, and of the pruned pipeline."""
-    original, other, moved = features
-    rows = [
-        Measure(
-            metric=name,
-            original=metric.value(original, real),
-            pruned=metric.value(moved, real),
-            interval=metric.interval(moved, real),
-            noise_floor=metric.value(original, other),
-        )
-        for name, metric in _SET_METRICS.items()
+def _set_measures(observations: Sequence[Observations], real: Floats, observer: _Observer) -> list[Measure]:
+    """Metrics of features, of the original, the original on other seeds, and the pruned pipeline."""
+    original, other, pruned = (part["features"] for part in observations)
+    measures = [
+        _measure(name, metric(original, real).value, metric(pruned, real), metric(original, other).value)
+        for name, metric in SET_METRICS.items()
         if name in observer.metrics
     ]
     if isinstance(observer.extractor, Classifier) and "inception_score" in observer.metrics:
-        rows.append(_inception_score([observer.extractor.probabilities(one) for one in features]))
-    return rows
+        scores = [inception_score(observer.extractor.probabilities(part)) for part in (original, other, pruned)]
+        measures.append(_measure("inception_score", scores[0].value, scores[2], scores[1].value))
+    return measures
 
 
-def _inception_score(classes: Sequence[Floats]) -> Measure:
-    original, other, moved = (quality.inception_score(one) for one in classes)
-    interval = quality.inception_interval(classes[2])
-    return Measure(metric="inception_score", original=original, pruned=moved, interval=interval, noise_floor=other)
+def _sample_measures(original: Observations, other: Observations, pruned: Observations) -> list[Measure]:
+    """Metrics of single samples, with their originals or their prompts, and the score of the whole plan."""
+    measures = []
+    for name in ("clip_score", *PAIRED):
+        if name in pruned:
+            value = None if name in PAIRED else mean(original[name]).value
+            measures.append(_measure(name, value, mean(pruned[name]), mean(other[name]).value))
+    if "latents" in pruned:
+        shift, floor = (shift_of_latents(part["latents"], original["latents"]) for part in (pruned, other))
+        measures.append(_measure("latent_shift", None, shift, floor.value))
+    return measures
 
 
 def _protocol(
-    reference: DiffusionPipeline, seeds: Sequence[Probe], folder: Folder | None, compared: int
+    reference: DiffusionPipeline, seeds: Sequence[Probe], folder: Folder | None, real_samples: int
 ) -> dict[str, Any]:
-    """What else to write down, so that the same numbers can be measured again."""
+    """What else is needed to measure the same numbers again."""
     return {
         "probe": seeds[0].model_dump(mode="json"),
         "seeds": {"samples": seeds[0].seed, "noise_floor": seeds[1].seed},
         "samples": seeds[0].samples,
         "reference": {
-            "samples": compared,
+            "samples": real_samples,
             "folder": str(folder.path) if folder else None,
             "digest": folder.digest if folder else None,
         },
         "latency": {"rounds": ROUNDS, "samples": 1, "interval": "10th to 90th percentile of the rounds"},
         "bootstrap": {
-            "resamples": quality.RESAMPLES,
-            "confidence": quality.CONFIDENCE,
+            "resamples": RESAMPLES,
+            "confidence": CONFIDENCE,
             "seed": 0,
-            "interval": "percentiles, moved by the bias; the reference is not resampled, except for recall",
+            "interval": "percentiles, corrected for bias; the reference is not resampled, except for recall",
         },
         "pipeline": type(reference).__name__,
         "device": str(reference.device),
@@ -279,10 +337,10 @@ def _protocol(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # torchmetrics is optional
             continue
-    return found
+    return versions

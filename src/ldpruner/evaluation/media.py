@@ -1,4 +1,4 @@
-"""Pictures and sounds in a folder."""
+"""Picture and sound files of a folder."""
 
 import functools
 import hashlib
@@ -18,23 +18,18 @@ SOUNDS = (".flac", ".ogg", ".wav")
 
 @dataclass(frozen=True)
 class Folder:
-    """Pictures or sounds in a folder and those inside it.
-
-    Attributes:
-        path: the folder.
-        files: all of one kind, in the order of their names.
-    """
+    """A folder, and its files of one kind, those in subfolders included, sorted by path."""
 
     path: Path
     files: tuple[Path, ...]
 
     @functools.cached_property
     def digest(self) -> str:
-        """What tells these files from others: a hash of their contents."""
-        found = hashlib.blake2b(digest_size=16)
+        """A hash of the contents of all files."""
+        digest = hashlib.blake2b(digest_size=16)
         for path in self.files:
-            found.update(hashlib.blake2b(path.read_bytes()).digest())
-        return found.hexdigest()
+            digest.update(hashlib.blake2b(path.read_bytes()).digest())
+        return digest.hexdigest()
 
 
 def find_media(path: Path | str) -> Folder:
@@ -44,20 +39,20 @@ def find_media(path: Path | str) -> Folder:
         DataError: there are neither.
     """
     folder = Path(path)
-    files = sorted(one for one in folder.rglob("*") if one.is_file())
-    for endings in (PICTURES, SOUNDS):
-        if found := tuple(one for one in files if one.suffix.lower() in endings):
-            return Folder(folder, found)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for suffixes in (PICTURES, SOUNDS):
+        if matching := tuple(file for file in files if file.suffix.lower() in suffixes):
+            return Folder(folder, matching)
     raise DataError(
         f"no pictures or sounds in {str(path)!r}; give a folder of {', '.join((*PICTURES, *SOUNDS))} files"
     )
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture in colour, upright as its camera held it.
+    """Reads a picture in RGB, turned upright by its EXIF orientation.
 
     Raises:
-        DataError: it is broken.
+        DataError: the file is broken.
     """
     try:
         with Image.open(path) as opened:
@@ -67,10 +62,10 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def read_sound(path: Path, rate: int | None = None) -> Floats:
-    """A sound [channels, time] in -1 to 1, at a sampling rate in Hz, or at its own.
+    """Reads a sound [channels, time] in -1 to 1, resampled to `rate` Hz if given.
 
     Raises:
-        DataError: it is broken, or soundfile is missing.
+        DataError: the file is broken, or soundfile is missing.
     """
     try:
         import soundfile  # type: ignore[import-untyped]
@@ -79,12 +74,12 @@ def read_sound(path: Path, rate: int | None = None) -> Floats:
             'reading sounds needs soundfile, which is not installed; pip install "ld-pruner[audio]"'
         ) from error
     try:
-        wave, found = soundfile.read(path, always_2d=True)
+        wave, own_rate = soundfile.read(path, always_2d=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
-    return resampled(wave.T, found, rate or found)
+    return resampled(wave.T, own_rate, rate or own_rate)
 
 
 def resampled(sound: Floats, rate: int, wanted: int) -> Floats:
-    """A sound [channels, time] at another rate, in Hz."""
+    """A sound [channels, time] of `rate` Hz at `wanted` Hz."""
     return sound if rate == wanted else np.asarray(scipy.signal.resample_poly(sound, wanted, rate, axis=1))

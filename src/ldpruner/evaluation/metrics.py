@@ -1,11 +1,14 @@
-"""How good samples are: pure functions of their features [samples, features], and of paired samples.
+"""Quality metrics: functions of sample features [samples, features] and of samples paired with the original's.
 
-Each has its interval, by drawing the samples again with replacement while what they are compared with stays. A draw is
-told by how often each sample is there, so that none is copied, and many draws are one matrix.
+Most return a `Statistic`, which has a value and a 95 % interval. The interval resamples the samples with replacement
+and leaves the reference as it is. A resample is a row of counts, so no sample is copied and many resamples are one
+matrix.
 """
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,199 +18,255 @@ from numpy.typing import NDArray
 from ldpruner.errors import EvaluationError
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE, draw_latents, largest_batch
-from ldpruner.scoring.importance import Floats, Gaussian, Metric, between, importance, moments
+from ldpruner.scoring.importance import Floats
+from ldpruner.values import Value
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Interval: TypeAlias = tuple[float, float]
-Statistic: TypeAlias = Callable[[Floats], Floats]  # [draws] of how often each sample is there, [draws, samples]
 
 RESAMPLES = 200
 CONFIDENCE = 0.95
+HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "clip_score", "psnr", "ssim")
 NEIGHBOURS = 3  # of precision and recall, as in their paper
-WINDOW = 11  # pixels of the window of SSIM
-ROUNDING = 1 / 12  # squared error of rounding to bytes: no smaller one can be seen
-ROWS = 1024  # of a matrix between all samples that are there at once
-ELEMENTS = 4096  # of latents that are
+SSIM_WINDOW = 11  # pixels
+ROUNDING_ERROR = 1 / 12  # mean squared error of rounding to bytes
+MAX_ROWS = 1024  # of a matrix of all pairs of samples, held at once
+MAX_ELEMENTS = 4096  # of latents, held at once
 
 
-def interval(statistic: Statistic, samples: int, *, lowest: float = 0) -> Interval:
-    """The 95 % interval of a statistic of samples, by the bootstrap (Efron, 1979), its bias taken off.
+class Measure(Value):
+    """One metric of both pipelines.
 
-    Args:
-        statistic: of draws of the samples.
-        samples: how many there are.
-        lowest: what the statistic cannot be below.
+    Attributes:
+        metric: its name, one of `evaluate.METRICS`.
+        original: the original's value; None for metrics that compare each sample with the original's.
+        pruned: the pruned pipeline's value.
+        interval: of the pruned value.
+        interval_type: `confidence` (95 %, by the bootstrap), or `percentiles` (10th and 90th, of timings).
+        noise_floor: the value for the original on one set of seeds against the original on another; None for costs.
     """
-    random = np.random.default_rng(0)
-    chosen = (random.integers(samples, size=samples) for _ in range(RESAMPLES))
-    drawn = statistic(np.stack([np.bincount(one, minlength=samples) for one in chosen]).astype(np.float64))
-    # Samples drawn again are fewer distinct ones and lie further off: of 40 with 64 features by a quarter. Percentiles
-    # miss the measured distance, the basic interval mirrors them below it; moved ones hold what other seeds measure.
-    value = point_estimate(statistic, samples)
-    centred = drawn - drawn.mean() + value
-    low, high = np.percentile(centred, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return max(lowest, min(value, float(low))), max(value, float(high))
+
+    metric: str
+    original: int | float | None
+    pruned: int | float | None
+    interval: Interval | None = None
+    interval_type: Literal["confidence", "percentiles"] | None = None
+    noise_floor: float | None = None
+
+    @property
+    def within_noise_floor(self) -> bool | None:
+        """Whether these samples cannot tell the pruned pipeline from the original; None for costs.
+
+        True if the better end of the interval is no worse than the original's value, or than the noise floor for
+        metrics that have no value of the original.
+        """
+        limit = self.noise_floor if self.original is None else self.original
+        if self.noise_floor is None or self.interval is None or limit is None:
+            return None
+        return self.interval[1] >= limit if self.metric in HIGHER_IS_BETTER else self.interval[0] <= limit
 
 
-def point_estimate(statistic: Statistic, samples: int) -> float:
-    """A statistic of the samples as they are, each of them once."""
-    return float(statistic(np.ones((1, samples)))[0])
+@dataclass(frozen=True)
+class Statistic:
+    """A number computed from samples.
+
+    Attributes:
+        samples: how many samples.
+        of_counts: maps counts [resamples, samples], how often each sample is in a resample, to values [resamples].
+        lower_bound: the least value that the statistic can have.
+    """
+
+    samples: int
+    of_counts: Callable[[Floats], Floats]
+    lower_bound: float = 0.0
+
+    @functools.cached_property
+    def value(self) -> float:
+        """The statistic of the samples as they are."""
+        return float(self.of_counts(np.ones((1, self.samples)))[0])
+
+    @functools.cached_property
+    def interval(self) -> Interval:
+        """The 95 % interval by the bootstrap (Efron, 1979), corrected for its bias."""
+        random = np.random.default_rng(0)
+        resamples = (random.integers(self.samples, size=self.samples) for _ in range(RESAMPLES))
+        counts = np.stack([np.bincount(indices, minlength=self.samples) for indices in resamples])
+        values = self.of_counts(counts.astype(np.float64))
+        # A resample has fewer distinct samples, so its distance is larger: for 40 samples of 64 features by a quarter.
+        # Plain percentiles miss the measured distance and the basic interval mirrors them below it. Shifted
+        # percentiles cover what other seeds measure.
+        low, high = np.percentile(values - values.mean() + self.value, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+        return max(self.lower_bound, min(self.value, float(low))), max(self.value, float(high))
 
 
-def _parts(length: int, size: int) -> Iterator[slice]:
-    return (slice(first, first + size) for first in range(0, length, size))
-
-
-def mean(values: Floats) -> float:
+def mean(values: Floats) -> Statistic:
     """The mean over samples."""
-    return point_estimate(_means(values), len(values))
+    return Statistic(len(values), lambda counts: np.asarray(counts @ values / counts.sum(axis=1)))
 
 
-def mean_interval(values: Floats) -> Interval:
-    """The interval of a mean over samples."""
-    return interval(_means(values), len(values))
-
-
-def _means(values: Floats) -> Statistic:
-    return lambda counts: np.asarray(counts @ values / counts.sum(axis=1))
-
-
-def frechet_interval(features: Floats, reference: Floats) -> Interval:
-    """The interval of a Frechet distance between as many samples; more samples are nearer to each other."""
+def frechet_distance(features: Floats, reference: Floats) -> Statistic:
+    """Frechet distance of the Gaussians fitted to two sets of features. It falls as samples get more."""
     real = Gaussian.of(reference)
 
     def distances(counts: Floats) -> Floats:
-        return np.array([between(Gaussian.of(features, one), real) for one in counts])
+        return np.array([between(Gaussian.of(features, row), real) for row in counts])
 
-    return interval(distances, len(features))
+    return Statistic(len(features), distances)
 
 
-def kernel_distance(features: Floats, reference: Floats) -> float:
-    """KID: the unbiased squared maximum mean discrepancy, of kernel (x y / features + 1)^3.
+@dataclass(frozen=True)
+class Gaussian:
+    """The Gaussian fitted to features.
 
-    Unbiased means that it may be below 0. Source: Binkowski et al., arXiv 1801.01401, section 4.
+    Attributes:
+        mean: [features].
+        root: F [rows, features], where F'F is the covariance (divided by the number of samples); at most as many rows
+            as there are features or samples.
     """
-    return point_estimate(kernel_distances(features, reference), len(features))
+
+    mean: Floats
+    root: Floats
+
+    @classmethod
+    def of(cls, features: Floats, counts: Floats | None = None) -> "Gaussian":
+        """Fits features [samples, features]; each sample counts once, or `counts` [samples] times."""
+        counts = np.ones(len(features)) if counts is None else counts
+        shares = counts / counts.sum()
+        mean = shares @ features
+        centred = (features - mean) * np.sqrt(shares)[:, None]
+        is_tall = len(centred) > centred.shape[1]
+        return cls(mean, np.asarray(np.linalg.qr(centred, mode="r")) if is_tall else centred)
 
 
-def kernel_interval(features: Floats, reference: Floats) -> Interval:
-    """The interval of a KID."""
-    return interval(kernel_distances(features, reference), len(features), lowest=-np.inf)
+def between(first: Gaussian, second: Gaussian) -> float:
+    """Frechet distance of two Gaussians (Dowson and Landau, 1982).
+
+    With roots A and B, tr((A'A B'B)^1/2) is the sum of the singular values of AB'. This avoids the root of a
+    covariance, which is singular where samples are few or repeated.
+    """
+    mean = first.mean - second.mean
+    shared = np.linalg.svd(first.root @ second.root.T, compute_uv=False).sum()
+    return max(0.0, float(mean @ mean + (first.root**2).sum() + (second.root**2).sum() - 2 * shared))
 
 
-def kernel_distances(features: Floats, reference: Floats) -> Statistic:
-    """The discrepancies of draws; a sample and its own copy are no pair."""
+def kernel_distance(features: Floats, reference: Floats) -> Statistic:
+    """KID: the unbiased squared maximum mean discrepancy, with kernel (x y / features + 1)^3. It may be below 0.
+
+    A sample and its own copy in a resample are no pair.
+    Source: Binkowski et al., arXiv 1801.01401, section 4.
+    """
 
     def kernel(first: Floats, second: Floats) -> Floats:
         product = first @ second.T / features.shape[1] + 1
         return np.asarray(product * product * product)  # ten times as fast as a power
 
-    def itself(samples: Floats) -> Floats:
+    def with_itself(samples: Floats) -> Floats:
         return np.asarray(((samples**2).mean(axis=1) + 1) ** 3)
 
-    count, parts = len(reference), list(_parts(len(features), ROWS))
+    count, parts = len(reference), list(_parts(len(features), MAX_ROWS))
     across = np.concatenate([kernel(features[part], reference).mean(axis=1) for part in parts])
-    among = sum(float(kernel(reference[part], reference).sum()) for part in _parts(count, ROWS))
-    behind = (among - float(itself(reference).sum())) / (count * (count - 1))
+    pairs = sum(float(kernel(reference[part], reference).sum()) for part in _parts(count, MAX_ROWS))
+    within_reference = (pairs - float(with_itself(reference).sum())) / (count * (count - 1))
 
-    def statistic(counts: Floats) -> Floats:
-        within = -(counts**2) @ itself(features)
+    def distances(counts: Floats) -> Floats:
+        within = -(counts**2) @ with_itself(features)
         for part in parts:
             within += ((counts @ kernel(features, features[part])) * counts[:, part]).sum(axis=1)
         total = counts.sum(axis=1)
         within /= total**2 - (counts**2).sum(axis=1)
-        return np.asarray(within + behind - 2 * counts @ across / total)
+        return np.asarray(within + within_reference - 2 * counts @ across / total)
 
-    return statistic
+    return Statistic(len(features), distances, lower_bound=-np.inf)
 
 
-def inside(features: Floats, others: Floats, neighbours: int = NEIGHBOURS) -> Floats:
-    """Which samples lie where the others do: [samples], 1 or 0.
+def precision(features: Floats, reference: Floats) -> Statistic:
+    """The share of samples inside the manifold of the reference (Kynkaanniemi et al., arXiv 1904.06991)."""
+    return mean(inside_manifold(features, reference))
 
-    That is, nearer to one of the others than this one's third nearest neighbour among them. The mean is the precision
-    of samples among real ones, and the recall of real ones among samples. The others are not resampled, as copies
-    would be each other's neighbours: the interval of both is that of the mean.
 
+def recall(features: Floats, reference: Floats) -> Statistic:
+    """The share of the reference inside the manifold of the samples; here the reference is what is resampled."""
+    return mean(inside_manifold(reference, features))
+
+
+def inside_manifold(features: Floats, others: Floats, neighbours: int = NEIGHBOURS) -> Floats:
+    """Which samples lie inside the manifold of the others: [samples], 1 or 0.
+
+    A sample is inside if it is nearer to one of the others than that one's third nearest neighbour among them. The
+    others are never resampled, because copies would be each other's neighbours.
     Source: Kynkaanniemi et al., arXiv 1904.06991, equations 1 and 2.
     """
-    samples, known = torch.from_numpy(features), torch.from_numpy(others)
-    # the nearest of all is itself
-    radii = torch.cat([torch.cdist(part, known).kthvalue(neighbours + 1).values for part in known.split(ROWS)])
-    near = torch.cat([(torch.cdist(part, known) <= radii).any(dim=1) for part in samples.split(ROWS)])
-    return np.asarray(near.double().numpy())
+    samples, reference = torch.from_numpy(features), torch.from_numpy(others)
+    # the nearest of all is the sample itself
+    radii = torch.cat(
+        [torch.cdist(part, reference).kthvalue(neighbours + 1).values for part in reference.split(MAX_ROWS)]
+    )
+    is_near = torch.cat([(torch.cdist(part, reference) <= radii).any(dim=1) for part in samples.split(MAX_ROWS)])
+    return np.asarray(is_near.double().numpy())
 
 
-def inception_score(probabilities: Floats) -> float:
-    """How surely samples are of one class each, and how evenly of all: 1 to the number of classes.
+def inception_score(probabilities: Floats) -> Statistic:
+    """How surely each sample is of one class, and how evenly samples cover all: 1 to the number of classes.
 
     Args:
-        probabilities: [samples, classes], of all samples at once rather than in ten parts.
+        probabilities: [samples, classes], of all samples at once and not in ten parts.
 
     Source: Salimans et al., arXiv 1606.03498, section 4.
     """
-    return point_estimate(inception_scores(probabilities), len(probabilities))
 
+    def negative_entropy(distributions: Floats) -> Floats:
+        tiny = np.finfo(np.float64).tiny
+        return np.asarray((distributions * np.log(np.maximum(distributions, tiny))).sum(axis=1))
 
-def inception_interval(probabilities: Floats) -> Interval:
-    """The interval of an inception score."""
-    return interval(inception_scores(probabilities), len(probabilities), lowest=1)
-
-
-def inception_scores(probabilities: Floats) -> Statistic:
-    """The mean relative entropy of a draw: the entropy of all its samples together, less their own."""
-
-    def terms(one: Floats) -> Floats:
-        return np.asarray((one * np.log(np.maximum(one, np.finfo(np.float64).tiny))).sum(axis=1))
-
-    def statistic(counts: Floats) -> Floats:
+    def scores(counts: Floats) -> Floats:
         shares = counts / counts.sum(axis=1, keepdims=True)
-        return np.asarray(np.exp(shares @ terms(probabilities) - terms(shares @ probabilities)))
+        own, of_mean = shares @ negative_entropy(probabilities), negative_entropy(shares @ probabilities)
+        return np.asarray(np.exp(own - of_mean))
 
-    return statistic
-
-
-def latent_scores(latents: NDArray[np.floating], originals: NDArray[np.floating]) -> Statistic:
-    """The score of the method of draws of latents [samples, ...], those of a whole plan, and of their originals."""
-    flat, twins = (one.reshape(len(one), -1) for one in (latents, originals))
-
-    def statistic(counts: Floats) -> Floats:
-        shares, moved = counts / counts.sum(axis=1, keepdims=True), np.zeros((2, len(counts)))
-        for part in _parts(flat.shape[1], ELEMENTS):
-            here, before = (_spread(shares, one[:, part].astype(np.float64)) for one in (flat, twins))
-            moved += np.square(here - before).sum(axis=2)
-        return np.asarray(np.sqrt(moved).sum(axis=0))
-
-    return statistic
+    return Statistic(len(probabilities), scores, lower_bound=1.0)
 
 
-def _spread(shares: Floats, values: Floats) -> Floats:
-    """The means and the standard deviations of draws: [2, draws, elements]."""
+def shift_of_latents(latents: NDArray[np.floating], originals: NDArray[np.floating]) -> Statistic:
+    """How far the latents of a pruned pipeline moved: LD-Pruner's score (arXiv 2404.11936) of the whole plan.
+
+    || mean(Z) - mean(Z') ||_2 + || std(Z) - std(Z') ||_2, of latents and originals [samples, ...].
+    """
+    pair = [array.reshape(len(array), -1) for array in (latents, originals)]
+
+    def shifts(counts: Floats) -> Floats:
+        shares, squares = counts / counts.sum(axis=1, keepdims=True), np.zeros((2, len(counts)))
+        for part in _parts(pair[0].shape[1], MAX_ELEMENTS):
+            ours, theirs = (_mean_and_std(shares, array[:, part].astype(np.float64)) for array in pair)
+            squares += np.square(ours - theirs).sum(axis=2)
+        return np.asarray(np.sqrt(squares).sum(axis=0))
+
+    return Statistic(len(latents), shifts)
+
+
+def _mean_and_std(shares: Floats, values: Floats) -> Floats:
+    """Of each resample and element: [2, resamples, elements]."""
     mean = shares @ values
     return np.stack([mean, np.sqrt(np.maximum(shares @ np.square(values) - mean**2, 0))])
 
 
 def latent_distance(latents: Floats, originals: Floats) -> Floats:
-    """The root mean square difference of each sample's latents from its original's, [samples].
-
-    Args:
-        latents, originals: [samples, ...].
-    """
-    flat = np.square(latents - originals).reshape(len(latents), -1)
-    return np.asarray(np.sqrt(flat.mean(axis=1)))
+    """Root mean square difference of each sample's latents from the original's [samples], of arrays [samples, ...]."""
+    squares = np.square(latents - originals).reshape(len(latents), -1)
+    return np.asarray(np.sqrt(squares.mean(axis=1)))
 
 
 def psnr(pictures: Pixels, originals: Pixels) -> Floats:
-    """Peak signal-to-noise ratio of each sample with its original, in dB; 58.9, that of rounding to bytes, at most.
+    """Peak signal-to-noise ratio of each sample [samples], in dB; at most 58.9, that of rounding to bytes.
 
     Args:
         pictures, originals: [samples, frames, height, width, 3].
     """
     errors = ((pictures.astype(np.float64) - originals) ** 2).mean(axis=(1, 2, 3, 4))
-    return np.asarray(10 * np.log10(255**2 / np.maximum(errors, ROUNDING)))
+    return np.asarray(10 * np.log10(255**2 / np.maximum(errors, ROUNDING_ERROR)))
 
 
 def ssim(pictures: Pixels, originals: Pixels) -> Floats:
-    """Structural similarity of each sample with its original, the mean over frames; 1 where they are the same.
+    """Structural similarity of each sample with its original [samples], the mean over frames; 1 where they are equal.
 
     Args:
         pictures, originals: [samples, frames, height, width, 3], of at least 11 pixels a side.
@@ -218,43 +277,47 @@ def ssim(pictures: Pixels, originals: Pixels) -> Floats:
     Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), a Gaussian window of 11 pixels.
     """
     try:
-        from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+        from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise EvaluationError(
             'ssim needs torchmetrics, which is not installed; pip install "ld-pruner[evaluation]"'
         ) from error
 
-    def of_sample(one: Pixels, other: Pixels) -> float:
-        # A frame at a time: what it keeps of a picture is thirty times as large.
-        frames = [
-            [torch.from_numpy(frame.astype(np.float64)).permute(2, 0, 1)[None] for frame in each]
-            for each in (one, other)
-        ]
-        found = [similarity(first, second, data_range=255.0) for first, second in zip(*frames, strict=True)]
-        return float(np.mean([float(value) for value in found if isinstance(value, torch.Tensor)]))
+    def similarity(frame: Pixels, original: Pixels) -> float:
+        # One frame at a time: torchmetrics needs thirty times the memory of its picture.
+        first, second = (torch.from_numpy(array.astype(np.float64)) for array in (frame, original))
+        batches = first.permute(2, 0, 1)[None], second.permute(2, 0, 1)[None]
+        value = structural_similarity_index_measure(batches[0], batches[1], data_range=255.0)
+        assert isinstance(value, torch.Tensor)
+        return float(value)
 
-    return np.array([of_sample(one, other) for one, other in zip(pictures, originals, strict=True)])
+    videos = zip(pictures, originals, strict=True)
+    return np.array([np.mean([similarity(*pair) for pair in zip(*video, strict=True)]) for video in videos])
 
 
-def latent_score(
-    first: DiffusionPipeline, second: DiffusionPipeline, probes: tuple[Probe, Probe], metric: Metric = "mean_std"
-) -> float:
-    """How far the latents of two pipelines are apart, each on its own probe: the score of a whole plan.
+def latent_shift(first: DiffusionPipeline, second: DiffusionPipeline, probes: tuple[Probe, Probe]) -> float:
+    """Samples two pipelines, each with its own probe, and returns how far their latents are apart.
 
-    The same pipeline on probes of different seeds gives the noise floor.
+    For an original and its pruned pipeline on the same probe this is the score of the whole plan; infinity if latents
+    are not finite. The same pipeline on probes of different seeds gives the noise floor.
     """
-    drawn = [_drawn(pipeline, probe) for pipeline, probe in zip((first, second), probes, strict=True)]
-    return importance(moments(drawn[0], drawn[0]), moments(drawn[1], drawn[0]), metric)
+    originals, latents = (_latents(*pair) for pair in zip((first, second), probes, strict=True))
+    if not (np.isfinite(latents).all() and np.isfinite(originals).all()):
+        return float("inf")
+    return shift_of_latents(latents, originals).value
 
 
-def _drawn(pipeline: DiffusionPipeline, probe: Probe) -> Floats:
+def _latents(pipeline: DiffusionPipeline, probe: Probe) -> Floats:
     indices, size = range(probe.samples), largest_batch(pipeline, probe, BATCH_SIZE)
     batches = [indices[first : first + size] for first in range(0, len(indices), size)]
-    latents = [draw_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches]
-    return np.concatenate(latents)
+    return np.concatenate([draw_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches])
 
 
 def same_latents(first: DiffusionPipeline, second: DiffusionPipeline, probe: Probe) -> bool:
-    """Whether two pipelines give the same latents, to the bit, for the first samples of a probe."""
+    """Whether two pipelines sample bit-identical latents, for the first two samples of a probe."""
     samples = range(min(2, probe.samples))
     return bool((draw_latents(first, probe, samples) == draw_latents(second, probe, samples)).all())
+
+
+def _parts(length: int, size: int) -> Iterator[slice]:
+    return (slice(first, first + size) for first in range(0, length, size))
