@@ -28,7 +28,7 @@ from ldpruner.selection.plan import PlannedRemoval
 from tests.families import FAMILIES
 
 PROBE = ldpruner.Probe(samples=8, steps=2)
-SHIFTED = [PROBE.model_copy(update={"seed": seed}) for seed in (1, 2)]
+SHIFTED = [PROBE.replace(seed=seed) for seed in (1, 2)]
 NO_COSTS = tuple(name for name in METRICS if name not in COSTS)
 LATENT_ONLY = ("frechet_distance", "kid", "precision", "recall", "latent_shift", "latent_distance")
 

@@ -135,7 +135,7 @@ def test_an_evaluation_has_the_clip_score_of_pipelines_that_take_prompts(
     probe = ldpruner.Probe(samples=5, steps=1, prompts=("a cat", "the sea", "a dog on the moon"))
     result = evaluate(tiny_text, tiny_text, probe, clip=str(clip), metrics=("clip_score",))
     (row,) = result.metrics
-    seeds = probe.model_copy(update={"seed": 1})
+    seeds = probe.replace(seed=1)
     batch = sample_batch(tiny_text, seeds, range(5))
     assert batch.prompts == ("a cat", "the sea", "a dog on the moon", "a cat", "the sea")
     assert row.pruned == row.original == pytest.approx(find_clip_score(str(clip), CPU)(batch).mean(), rel=1e-3)

@@ -126,7 +126,7 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     folder = find_media(data) if data is not None else None
     clip_score = find_clip_score(clip, reference.device) if clip is not None else None
     observer = _Observer(find_extractor(features, reference.device), clip_score, frozenset(metrics))
-    seeds = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
+    seeds = [probe.replace(seed=probe.seed + shift) for shift in (1, 2)]
     size = batch_size or (DECODED_BATCH_SIZE if observer.decodes else BATCH_SIZE)
     size = largest_batch(reference, seeds[0], size)
     observations, example = _observed(pruned, reference, seeds, observer, size)
