@@ -1,1 +1,1 @@
-"""Measurements behind the numbers in the documents. Each script writes JSON into `benchmarks/results/`."""
+"""Studies behind the numbers in the documents. Each appends its cells to `benchmarks/results/STUDY.jsonl`."""

@@ -1,7 +1,7 @@
-"""Rivals that narrow a U-Net instead of removing operators: channel pruning through torch-pruning.
+"""Baselines that narrow a U-Net instead of removing operators: channel pruning with torch-pruning.
 
-By the size of the weights, or by a Taylor expansion of the denoising loss. A diffusers configuration cannot say the
-widths that are left, so such a pipeline runs and can be finetuned, but not be saved as a folder.
+Channels are ranked by magnitude, or by a Taylor expansion of the denoising loss. A diffusers configuration cannot
+express the remaining widths, so such a pipeline runs and can be finetuned, but cannot be saved.
 """
 
 import copy
@@ -24,8 +24,8 @@ from torch.nn.functional import mse_loss
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.running import schedulers
 
-RATIOS = tuple(part / 8 for part in range(1, 8))  # tried in turn
-STEPS = 8  # of the search for a latency, at most
+RATIOS = tuple(part / 8 for part in range(1, 8))  # cuts, the first ones to try
+STEPS = 8  # measurements of a search, at most
 CLOSE = 0.02  # of the latency that is wanted
 THRESHOLD = 0.05  # of Diff-Pruning's own examples
 LEVELS = 100  # noise levels at which gradients are taken, evenly spread
@@ -33,7 +33,7 @@ LEVELS = 100  # noise levels at which gradients are taken, evenly spread
 
 @dataclass(frozen=True)
 class Examples:
-    """What a denoiser was trained on: clean latents, and what it is told of them.
+    """Training examples of a denoiser: clean latents and their conditions.
 
     Attributes:
         latents: scaled as the denoiser sees them, [samples, channels, height, width].
@@ -46,7 +46,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a search for a latency found: the fraction that is left, measured, and the share of channels it took."""
+    """The result of a search for a latency: the cut of channels, and the measured fraction of the latency."""
 
     pipeline: DiffusionPipeline
     ratio: float
@@ -77,15 +77,15 @@ def to_latency(
         tried.append(measured(ratio))
         if tried[-1].latency <= wanted:
             break
-    best, low = min(tried, key=lambda one: one.latency), tried[-2].ratio if len(tried) > 1 else 0.0
+    best, low = min(tried, key=lambda reached: reached.latency), tried[-2].ratio if len(tried) > 1 else 0.0
     for _ in range(STEPS - len(tried)):
         if best.latency > wanted or best.latency >= wanted * (1 - CLOSE):
             break
-        found = measured((low + best.ratio) / 2)
-        if found.latency <= wanted:
-            best = found
+        middle = measured((low + best.ratio) / 2)
+        if middle.latency <= wanted:
+            best = middle
         else:
-            low = found.ratio
+            low = middle.ratio
     return best
 
 
@@ -100,8 +100,8 @@ def denoising_gradients(
     """The gradient of the denoising loss for every weight of the denoiser, summed over noise levels.
 
     From the least noise on, until the loss falls below `threshold` of the largest loss so far; 0 takes all levels.
-    Source: Diff-Pruning (Fang, Ma and Wang 2023, arXiv 2305.10924). A denoiser that predicts velocities does not get
-    better with more noise, as one that predicts noise does, so there all levels may count.
+    Source: Diff-Pruning (Fang, Ma and Wang 2023, arXiv 2305.10924). A denoiser for v-prediction does not get better
+    with more noise, as one for epsilon-prediction does, so there all levels may count.
     """
     denoiser = copy.deepcopy(find_denoiser(pipeline).module).requires_grad_(True)
     for loss in until_small(_losses(denoiser, examples, schedulers(pipeline)[0], levels, seed), threshold):
@@ -126,7 +126,7 @@ def _gradient(weight: nn.Parameter) -> Tensor:
 
 
 def _losses(denoiser: nn.Module, examples: Examples, scheduler: Any, levels: int, seed: int) -> Iterator[Tensor]:
-    """The denoising loss at each noise level, least noise first; what is to be found is as the scheduler says."""
+    """The denoising loss at each noise level, least noise first, on the target of the scheduler."""
     clean, generator = examples.latents, torch.Generator().manual_seed(seed)
     by_velocity = scheduler.config.prediction_type == "v_prediction"
     for level in torch.linspace(0, scheduler.config.num_train_timesteps - 1, levels).long():
@@ -153,28 +153,29 @@ def channel_pruned(
     Raises:
         ImportError: torch-pruning is not installed.
     """
-    found = find_denoiser(pipeline)
+    denoiser = find_denoiser(pipeline)
     importance = _importance(gradients is not None)
-    network = copy.deepcopy(found.module).requires_grad_(True)
+    network = copy.deepcopy(denoiser.module).requires_grad_(True)
     for name, weight in network.named_parameters():
         weight.grad = gradients[name].clone() if gradients is not None else None
     names = inspect.signature(network.forward).parameters
-    call = {**dict(zip(names, found.arguments, strict=False)), **found.options}
+    call = {**dict(zip(names, denoiser.arguments, strict=False)), **denoiser.options}
     _narrow_(network, call, ratio, importance)
     _restate_(network)
     network.zero_grad()
-    steppers = {id(one) for one in schedulers(pipeline)}
-    own = {name: copy.deepcopy(one) for name, one in pipeline.components.items() if id(one) in steppers}
+    steppers = {id(part) for part in schedulers(pipeline)}
+    own = {name: copy.deepcopy(part) for name, part in pipeline.components.items() if id(part) in steppers}
     other = copy.copy(pipeline)
-    other.register_modules(**{**own, found.component: network})
+    other.register_modules(**{**own, denoiser.component: network})
     return other
 
 
 def _importance(by_gradient: bool) -> Callable[[Any], Tensor]:
-    known = _torch_pruning().importance
-    found: Callable[[Any], Tensor]
-    found = known.GroupTaylorImportance(multivariable=True) if by_gradient else known.GroupMagnitudeImportance(p=2)
-    return found
+    module = _torch_pruning().importance
+    importance: Callable[[Any], Tensor] = (
+        module.GroupTaylorImportance(multivariable=True) if by_gradient else module.GroupMagnitudeImportance(p=2)
+    )
+    return importance
 
 
 def _torch_pruning() -> Any:
@@ -212,12 +213,12 @@ def _narrow_(network: nn.Module, call: Mapping[str, Any], ratio: float, importan
 def _heads(network: nn.Module) -> dict[nn.Module, int]:
     """How many heads the outputs of each projection of an attention are divided into."""
     attentions = [module for module in network.modules() if isinstance(module, Attention)]
-    return {layer: one.heads for one in attentions for layer in (one.to_q, one.to_k, one.to_v)}
+    return {layer: part.heads for part in attentions for layer in (part.to_q, part.to_k, part.to_v)}
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the channels of a group of layers hang together: [copies, units, size], all in one row.
+    """How the channels of a group of layers depend on each other: [copies, units, size] in one row.
 
     Attributes:
         copies: from each the same units are removed: the heads of an attention, the factors of a gated feed-forward.
@@ -242,13 +243,13 @@ def _layout(group: Any, heads: Mapping[nn.Module, int]) -> _Layout:
 
 
 def _least(values: Tensor, ratio: float, layout: _Layout) -> list[int]:
-    """The places of the least important channels, a share of them, given the importance of each."""
+    """The indices of the least important share of the channels, by the importance of each."""
     units = layout.units or len(values) // layout.copies
     places = torch.arange(len(values)).reshape(layout.copies, units, -1)
     ranked = values.cpu().reshape(places.shape).mean(dim=(0, 2)).argsort()
     gone = places[:, ranked[: units - _kept(units, ratio)]]
-    found: list[int] = (gone if layout.named else gone[:1]).flatten().sort().values.tolist()
-    return found
+    indices: list[int] = (gone if layout.named else gone[:1]).flatten().sort().values.tolist()
+    return indices
 
 
 def _kept(units: int, ratio: float) -> int:
@@ -256,7 +257,7 @@ def _kept(units: int, ratio: float) -> int:
 
 
 def _restate_(network: nn.Module) -> None:
-    """Sets what modules say of their widths to what they are: some check it when they are called."""
+    """Corrects the widths that modules store, as some check them when called."""
     for module in network.modules():
         if isinstance(module, (Downsample2D, Upsample2D)) and isinstance(module.conv, nn.Conv2d):
             module.channels, module.out_channels = module.conv.in_channels, module.conv.out_channels

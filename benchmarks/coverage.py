@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.coverage [--only NAME ...]
 
-Needs no weights and no accelerator. Writes its table into docs/pipelines.md.
+Needs no weights and no accelerator.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import scipy.optimize
 from PIL import Image
 
-from benchmarks.records import ROOT, cell, write_between
+from benchmarks.records import ROOT, Record, cell, markdown, read
 from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.operators.tracing import trace
 from ldpruner.pipelines.denoiser import find_denoiser
@@ -27,34 +27,19 @@ from ldpruner.pruning.serialization import load_meta
 from ldpruner.scoring.knapsack import exclusions
 
 FOLDERS = ROOT / "tests" / "architectures"
-DOCUMENT = ROOT / "docs" / "pipelines.md"
 IMAGE_SIZE = (512, 512)  # for the pipelines that need one
 REPEATS = 2  # the first discovery also imports the classes of the pipeline
 
 
 def main() -> None:
-    """Measures every cell that is missing, then writes the table."""
+    """Measures every cell that is missing."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", help="names of folders; the table is then left as it is")
+    parser.add_argument("--only", nargs="+", help="names of folders")
     options = parser.parse_args()
-    folders = [FOLDERS / name for name in options.only or _names()]
-    settings = {"image_size": list(IMAGE_SIZE), "repeats": REPEATS}
-    results = {
-        folder.name: cell(f"coverage/{folder.name}", settings, functools.partial(_measure, folder))["result"]
-        for folder in folders
-    }
-    if not options.only:
-        rows = [_row(name, results[name]) for name in sorted(results, key=lambda name: results[name]["parameters"])]
-        header = (
-            "| pipeline | denoiser | parameters | GMACs | operators | modifications | parameters removable | "
-            "MACs removable | seconds |\n" + "|---" * 9 + "|\n"
-        )
-        write_between("coverage table", header + "\n".join(rows) + "\n", DOCUMENT)
-
-
-def _names() -> list[str]:
-    return sorted(folder.name for folder in FOLDERS.iterdir())
+    for name in options.only or sorted(folder.name for folder in FOLDERS.iterdir()):
+        settings = {"pipeline": name, "image_size": IMAGE_SIZE, "repeats": REPEATS}
+        cell("coverage", settings, functools.partial(_measure, FOLDERS / name))
 
 
 def _measure(folder: Path) -> dict[str, Any]:
@@ -64,7 +49,7 @@ def _measure(folder: Path) -> dict[str, Any]:
 
 
 def _timed(action: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-    """What an action gives, and how long it kept one processor busy: other work on the machine counts little."""
+    """The result of an action and its processor time, which other work on the machine hardly changes."""
     start = time.process_time()
     result = action()
     return result, time.process_time() - start
@@ -83,19 +68,20 @@ def _discover(folder: Path) -> dict[str, Any]:
         "macs": macs,
         "operators": len(operators),
         "modifications": _modifications(operators),
-        "removable_parameters": most_removable(candidates, [one.parameters for one in candidates]) / parameters,
-        "removable_macs": most_removable(candidates, [one.macs for one in candidates]) / macs,
+        "removable_parameters": most_removable(candidates, [candidate.parameters for candidate in candidates])
+        / parameters,
+        "removable_macs": most_removable(candidates, [candidate.macs for candidate in candidates]) / macs,
     }
 
 
 def _modifications(operators: Sequence[Operator]) -> dict[str, int]:
-    """How many modifications there are of each kind, most frequent first: {'zero attention': 32}."""
+    """How many modifications of each kind there are, most frequent first: {'zero attention': 32}."""
     counts = Counter(f"{name} {operator.kind}" for operator in operators for name in operator.modifications)
     return dict(counts.most_common())
 
 
 def most_removable(candidates: Sequence[Candidate], weights: Sequence[int]) -> float:
-    """The largest sum of weights of candidates that share no leaf module, as selection excludes them."""
+    """The largest sum of weights of candidates that share no leaf module, which selection excludes."""
     scale = max(weights)
     result = scipy.optimize.milp(
         -np.array(weights) / scale,
@@ -106,13 +92,30 @@ def most_removable(candidates: Sequence[Candidate], weights: Sequence[int]) -> f
     return float(-result.fun * scale)
 
 
-def _row(name: str, result: dict[str, Any]) -> str:
-    modifications = ", ".join(f"{count} {name}" for name, count in result["modifications"].items())
-    return (
-        f"| {name} | {result['denoiser']} | {result['parameters'] / 1e6:,.0f} M | {result['macs'] / 1e9:,.0f} | "
-        f"{result['operators']} | {modifications} | {result['removable_parameters']:.1%} | "
-        f"{result['removable_macs']:.1%} | {result['seconds']:.1f} |"
-    )
+def table() -> Iterator[str]:
+    """A row for each pipeline, smallest first."""
+    head = ["pipeline", "denoiser", "parameters", "GMACs", "operators", "modifications"]
+    yield from markdown([*head, "parameters removable", "MACs removable", "seconds"], _rows())
+
+
+def _rows() -> Iterator[list[str]]:
+    for record in sorted(read("coverage"), key=lambda record: (record["result"]["parameters"], _name(record))):
+        result = record["result"]
+        yield [
+            _name(record),
+            result["denoiser"],
+            f"{result['parameters'] / 1e6:,.0f} M",
+            f"{result['macs'] / 1e9:,.0f}",
+            str(result["operators"]),
+            ", ".join(f"{count} {name}" for name, count in result["modifications"].items()),
+            f"{result['removable_parameters']:.1%}",
+            f"{result['removable_macs']:.1%}",
+            f"{result['seconds']:.1f}",
+        ]
+
+
+def _name(record: Record) -> str:
+    return str(record["settings"]["pipeline"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How the rivals of ld-pruner choose which operators to remove.
+"""Criteria by which ld-pruner and its baselines choose the operators to remove.
 
-Every rival is given the same operators, the same measured savings and the same budget: they differ only in what they
-take an operator to be worth. What is expensive is found out once for a case; the cut is asked for afterwards.
+All get the same operators, the same measured savings and the same budget. Each computes its expensive part once for a
+case and then makes a plan for any cut.
 
-    planner = RIVALS["block influence"](Case(pipeline, scores))
+    planner = CRITERIA["block influence"](Case(pipeline, scores))
     plan = planner(0.5)  # half of the latency gone
 """
 
@@ -32,24 +32,24 @@ from ldpruner.scoring.knapsack import TOLERANCE, predict
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import Plan, PlannedRemoval, Rule
 
-CALLS = 6  # of the denoiser, at as many noise levels, on which its output is compared
+CALLS = 6  # of the denoiser, at as many noise levels
 PAIR = re.compile(r"(?P<way>down|up)_blocks\.(?P<level>\d+)\.(resnets|attentions)\.(?P<place>\d+)$")
 MIDDLE = "mid_block"
 
-# Gives the plan that cuts a share of the latency, as predicted; raises BudgetError where the rival cannot.
+# Makes the plan that cuts a share of the predicted latency; raises BudgetError where there is none.
 Planner: TypeAlias = Callable[[float], Plan]
-# What torch calls after a module: with the module, its arguments, its options and its result.
+# A forward hook of torch: module, arguments, keyword arguments, result.
 Hook: TypeAlias = Callable[[nn.Module, Any, Any, Any], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is to be pruned.
+    """A pipeline to prune.
 
     Attributes:
-        pipeline: the untouched pipeline.
-        scores: ld-pruner's own, whose operators, savings and probe serve every rival.
-        seed: of what a rival draws at random.
+        pipeline: the original.
+        scores: those of ld-pruner; every criterion uses its operators, savings and probe.
+        seed: of random criteria.
     """
 
     pipeline: DiffusionPipeline
@@ -58,12 +58,12 @@ class Case:
 
     @property
     def denoiser(self) -> nn.Module:
-        found: nn.Module = self.pipeline.components[self.scores.component]
-        return found
+        denoiser: nn.Module = self.pipeline.components[self.scores.component]
+        return denoiser
 
 
 def knapsack(case: Case) -> Planner:
-    """Ours: the least sum of squared scores for the budget."""
+    """ld-pruner: the least sum of squared scores for the budget."""
     return functools.partial(_selected, case.scores, "knapsack", "ld-pruner")
 
 
@@ -73,27 +73,23 @@ def paper(case: Case) -> Planner:
 
 
 def random_order(case: Case) -> Planner:
-    """The paper's rule on scores that are drawn at random: the same order for every cut."""
+    """Operators in a random order, the same for every cut."""
     values = np.random.default_rng(case.seed).permutation(len(case.scores.scores)).tolist()
     return functools.partial(_selected, _revalued(case.scores, values), "greedy", "random")
 
 
 def fewest_parameters(case: Case) -> Planner:
-    """The smallest operators first, by the weights that go with them.
+    """Operators with the fewest parameters first.
 
-    What has no weights of its own, such as an activation, is never removed: all of those would go first, for no
-    weight and next to no time.
+    Operators without parameters, such as activations, stay: they would all go first and save next to nothing.
     """
-    sizes = [float(one.candidate.parameters) or math.inf for one in case.scores.scores]
+    sizes = [float(score.candidate.parameters) or math.inf for score in case.scores.scores]
     return functools.partial(_selected, _revalued(case.scores, sizes), "greedy", "parameters")
 
 
-def hand_rule(case: Case) -> Planner:
-    """BK-SDM's rule (Kim et al. 2023, arXiv 2305.15798), step by step until the budget is met.
-
-    See `hand_steps` for the steps.
-    """
-    steps = hand_steps(case.scores.scores)
+def bk_sdm(case: Case) -> Planner:
+    """BK-SDM's rule (Kim et al. 2023, arXiv 2305.15798), step by step until the budget is met."""
+    steps = bk_sdm_steps(case.scores.scores)
 
     def plan(cut: float) -> Plan:
         chosen: list[Score] = []
@@ -101,39 +97,39 @@ def hand_rule(case: Case) -> Planner:
             if predict(case.scores, chosen).latency <= 1 - cut + TOLERANCE:
                 break
             chosen += step
-        return _checked(_plan(case.scores, chosen), cut, "hand rule")
+        return _checked(_plan(case.scores, chosen), cut, "BK-SDM")
 
     return plan
 
 
-def hand_steps(scores: Sequence[Score]) -> list[list[Score]]:
-    """What BK-SDM's rule removes from a U-Net, one step after the other.
+def bk_sdm_steps(scores: Sequence[Score]) -> list[list[Score]]:
+    """The steps in which BK-SDM's rule removes blocks of a U-Net.
 
-    A pair is a ResNet block with the attention behind it; of a block that changes its width, the shortcut projection
-    stays. Removed are
+    A pair is a ResNet block with the attention behind it; the shortcut projection of a block that changes its width
+    stays. The steps remove
 
-    1. as in its base network, the inner pairs: on the way down all but the first of a level, on the way up all but the
-       first and the last. With one layer for each block there are none;
-    2. as in its small one, the middle block;
-    3. as in its tiny one, what is left of the deepest level, then, beyond BK-SDM, of the levels around it.
+    1. the inner pairs, as BK-SDM-Base does: all but the first pair of a down block, all but the first and last pair of
+       an up block. There are none with one layer for each block;
+    2. the middle block, as BK-SDM-Small does;
+    3. the other pairs, from the deepest level (as BK-SDM-Tiny does) to the outer levels (beyond BK-SDM).
 
-    In each of 1 and 3 the deepest level goes first, and in a level the way down before the way up. Samplers stay: no
-    rule can remove them alone.
+    In 1 and 3 the deepest level goes first, and in a level the down block. Samplers stay: no criterion can remove them
+    alone.
     """
     pairs = _pairs(scores)
     sizes = Counter((way, depth) for way, depth, _ in pairs)
-    outer = {it for it in pairs if it.place == 0 or (it.way == "up" and it.place == sizes[it.way, it.depth] - 1)}
-    order = sorted(pairs, key=lambda it: (it.depth, it.way, it.place))
-    middle = [one for one in scores if one.operator == MIDDLE and math.isfinite(one.score)]
+    outer = {at for at in pairs if at.place == 0 or (at.way == "up" and at.place == sizes[at.way, at.depth] - 1)}
+    order = sorted(pairs, key=lambda at: (at.depth, at.way, at.place))
+    middle = [score for score in scores if score.operator == MIDDLE and math.isfinite(score.score)]
     return [
-        *(pairs[it] for it in order if it not in outer),
+        *(pairs[at] for at in order if at not in outer),
         *([middle] if middle else []),
-        *(pairs[it] for it in order if it in outer),
+        *(pairs[at] for at in order if at in outer),
     ]
 
 
 class _Place(NamedTuple):
-    """Where a pair is: on the way down or up, how many levels from the deepest one, and which of its level."""
+    """Where a pair is: down or up, how many levels from the deepest, and its place in the level."""
 
     way: str
     depth: int
@@ -142,64 +138,66 @@ class _Place(NamedTuple):
 
 def _pairs(scores: Sequence[Score]) -> dict[_Place, list[Score]]:
     """The pairs of ResNet block and attention."""
-    found = [(match, one) for one in scores if (match := PAIR.match(one.operator)) and math.isfinite(one.score)]
-    deepest = max((int(match["level"]) for match, _ in found), default=0)
+    matches = [
+        (match, score) for score in scores if (match := PAIR.match(score.operator)) and math.isfinite(score.score)
+    ]
+    deepest = max((int(match["level"]) for match, _ in matches), default=0)
     pairs: dict[_Place, list[Score]] = {}
-    for match, one in found:
+    for match, score in matches:
         level = int(match["level"])
         depth = level if match["way"] == "up" else deepest - level
-        pairs.setdefault(_Place(match["way"], depth, int(match["place"])), []).append(one)
+        pairs.setdefault(_Place(match["way"], depth, int(match["place"])), []).append(score)
     return pairs
 
 
 def block_influence(case: Case) -> Planner:
     """ShortGPT's criterion (Men et al. 2024, arXiv 2403.03853), least influence first."""
     influences = block_influences(case)
-    values = [influences.get(one.operator, math.inf) for one in case.scores.scores]
+    values = [influences.get(score.operator, math.inf) for score in case.scores.scores]
     return functools.partial(_selected, _revalued(case.scores, values), "greedy", "block influence")
 
 
 def block_influences(case: Case) -> dict[str, float]:
-    """How far each block turns what it is given: 1 - cosine of its output and of what would be there without it.
+    """1 - cosine of each block's output and the output without the block.
 
-    The vectors are those of single positions or tokens; the mean is over all of them in all calls of the untouched
-    pipeline's sampling. Blocks are operators that are made of others and can become the identity; one that changes
-    the width is compared with its own shortcut projection, which is what would be left of it.
+    The mean is over positions or tokens and over all calls of the original's sampling. Blocks are operators that
+    consist of others and can become the identity. A block that changes the width is compared with its shortcut
+    projection.
     """
-    blocks = {one.operator: one for one in _blocks(case)}
-    turned: dict[str, list[float]] = {name: [] for name in blocks}
-    _watch(case, {name: functools.partial(_note, one, turned[name]) for name, one in blocks.items()})
-    return {name: float(np.mean(values)) for name, values in turned.items()}
+    blocks = {candidate.operator: candidate for candidate in _blocks(case)}
+    influences: dict[str, list[float]] = {name: [] for name in blocks}
+    _watch(case, {name: functools.partial(_record, block, influences[name]) for name, block in blocks.items()})
+    return {name: float(np.mean(values)) for name, values in influences.items()}
 
 
 def _blocks(case: Case) -> Iterator[Candidate]:
-    for one in case.scores.scores:
-        is_composite = any(case.denoiser.get_submodule(one.operator).children())
-        if is_composite and one.modification != "zero" and math.isfinite(one.score):
-            yield one.candidate
+    for score in case.scores.scores:
+        is_composite = any(case.denoiser.get_submodule(score.operator).children())
+        if is_composite and score.modification != "zero" and math.isfinite(score.score):
+            yield score.candidate
 
 
-def _note(
-    candidate: Candidate, found: list[float], module: nn.Module, arguments: Any, options: Any, result: Any
+def _record(
+    candidate: Candidate, influences: list[float], module: nn.Module, arguments: Any, options: Any, result: Any
 ) -> None:
     stand_in = replacement(module, candidate.modification, candidate.source)
     without, output = _tensor(stand_in(*arguments, **options)), _tensor(result)
-    # pictures have their channels behind the batch, tokens at the end
-    turned = 1 - cosine_similarity(without, output, dim=1 if output.ndim == 4 else -1)
-    found.append(float(turned.mean()))
+    # channels follow the batch in images, and come last in tokens
+    influence = 1 - cosine_similarity(without, output, dim=1 if output.ndim == 4 else -1)
+    influences.append(float(influence.mean()))
 
 
 def output_loss(case: Case) -> Planner:
     """LAPTOP-Diff's criterion (Zhang et al. 2024, arXiv 2404.11098): the least sum of output losses for the budget."""
     losses = output_losses(case)
-    scores = _revalued(case.scores, losses).model_copy(update={"metric": "mse"})  # which adds up as it is
+    scores = _revalued(case.scores, losses).replace(metric="mse")  # its scores add up without squares
     return functools.partial(_selected, scores, "knapsack", "output loss")
 
 
 def output_losses(case: Case, calls: int = CALLS) -> list[float]:
-    """The mean squared change of the denoiser's output by each removal alone, in the order of the scores.
+    """The mean squared change of the denoiser's output by each single removal, in the order of the scores.
 
-    On states of the untouched pipeline's own sampling, at some of its steps drawn at random; so it needs no data.
+    Measured on random steps of the original's own sampling, so it needs no data.
     """
     recorded: list[tuple[Any, Any, Tensor]] = []
 
@@ -222,24 +220,24 @@ def _output_loss(case: Case, score: Score, calls: Sequence[tuple[Any, Any, Tenso
         if is_out_of_memory(error):
             raise
         return math.inf
-    losses = [float((one - call[2]).square().mean()) for one, call in zip(outputs, calls, strict=True)]
+    losses = [float((output - call[2]).square().mean()) for output, call in zip(outputs, calls, strict=True)]
     mean = float(np.mean(losses))
     return mean if math.isfinite(mean) else math.inf
 
 
-RIVALS: Mapping[str, Callable[[Case], Planner]] = {
-    "knapsack": knapsack,
-    "paper": paper,
+CRITERIA: Mapping[str, Callable[[Case], Planner]] = {
+    "ld-pruner": knapsack,
+    "greedy (paper)": paper,
     "output loss": output_loss,
     "block influence": block_influence,
-    "hand rule": hand_rule,
+    "BK-SDM": bk_sdm,
     "fewest parameters": fewest_parameters,
     "random": random_order,
 }
 
 
 def _watch(case: Case, hooks: Mapping[str, Hook]) -> None:
-    """Draws all samples of the probe; the hooks are told of every call of the submodules that they are named for."""
+    """Samples the whole probe with hooks on the named submodules."""
     probe = case.scores.probe
     size = largest_batch(case.pipeline, probe, BATCH_SIZE)
     with contextlib.ExitStack() as stack:
@@ -252,27 +250,25 @@ def _watch(case: Case, hooks: Mapping[str, Hook]) -> None:
 
 def _tensor(result: Any) -> Tensor:
     """The first tensor that a module returned."""
-    found: Tensor = result if isinstance(result, Tensor) else result[0]
-    return found
+    tensor: Tensor = result if isinstance(result, Tensor) else result[0]
+    return tensor
 
 
 def _revalued(scores: Scores, values: Sequence[float]) -> Scores:
-    """The scores with other values; what cannot be removed stays so."""
+    """The scores with other values; those of failed modifications stay infinite."""
     pairs = zip(scores.scores, values, strict=True)
-    valued = (
-        one.model_copy(update={"score": value if math.isfinite(one.score) else math.inf}) for one, value in pairs
-    )
-    return scores.model_copy(update={"scores": tuple(valued)})
+    valued = (score.replace(score=value if math.isfinite(score.score) else math.inf) for score, value in pairs)
+    return scores.replace(scores=tuple(valued))
 
 
 def _selected(scores: Scores, rule: Rule, criterion: str, cut: float) -> Plan:
     plan = ldpruner.select(scores, ldpruner.Budget(latency=1 - cut), rule=rule)
-    return plan.model_copy(update={"provenance": {**plan.provenance, "criterion": criterion}})
+    return plan.replace(provenance={**plan.provenance, "criterion": criterion})
 
 
 def _plan(scores: Scores, chosen: Sequence[Score]) -> Plan:
-    ordered = [one for one in scores.scores if one in chosen]
-    removed = tuple(PlannedRemoval(**one.candidate.removal.model_dump(), score=one.score) for one in ordered)
+    ordered = [score for score in scores.scores if score in chosen]
+    removed = tuple(PlannedRemoval(**score.candidate.removal.model_dump(), score=score.score) for score in ordered)
     return Plan(
         removed=removed,
         component=scores.component,
@@ -282,7 +278,7 @@ def _plan(scores: Scores, chosen: Sequence[Score]) -> Plan:
 
 
 def _checked(plan: Plan, cut: float, criterion: str) -> Plan:
-    """A plan that says by what it was made, if it meets the budget."""
+    """The plan with its criterion; raises BudgetError if it misses the budget."""
     assert plan.predicted is not None
     left = plan.predicted.latency
     if left > 1 - cut + TOLERANCE:
@@ -290,4 +286,4 @@ def _checked(plan: Plan, cut: float, criterion: str) -> Plan:
             f"budget latency={1 - cut:g} cannot be reached by {criterion}: all that it removes leaves {left:.3f}"
         )
     budget = ldpruner.Budget(latency=1 - cut)
-    return plan.model_copy(update={"budget": budget, "provenance": {"criterion": criterion}})
+    return plan.replace(budget=budget, provenance={"criterion": criterion})

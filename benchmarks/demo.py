@@ -1,4 +1,4 @@
-"""What `ldpruner demo` prints, as a committed result; writes the table and the picture of the README.
+"""The result of `ldpruner demo`, and the picture of the README.
 
 python -m benchmarks.demo [--run runs/demo-benchmark]
 """
@@ -9,23 +9,22 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import ROOT, cell, write_between
-from ldpruner.cli.demo import JUDGED, OWN_SAMPLES
+from benchmarks.records import ROOT, cell, markdown, read
 
 PICTURE = "before-after-recovered"
 
 
 def main() -> None:
-    """Runs the demo if its result is missing, then writes the table."""
+    """Runs the demo if its result is missing."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo-benchmark"))
     options = parser.parse_args()
-    result = cell("demo", {"command": "ldpruner demo"}, lambda: _demo(options.run))["result"]
-    write_between("demo table", _table(result))
+    cell("demo", {"command": "ldpruner demo"}, lambda: _demo(options.run))
 
 
 def _demo(run: Path) -> dict[str, Any]:
@@ -33,75 +32,56 @@ def _demo(run: Path) -> dict[str, Any]:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
     shutil.copyfile(run / "samples" / f"{PICTURE}.png", ROOT / "docs" / f"{PICTURE}.png")
-    losses = {"losses": None}  # of each step: too many for a table
-    return {**result, "samples": None, "history": {**result["history"], **losses}}
+    del result["samples"]
+    return {**result, "history": {**result["history"], "losses": None}}  # the loss of each step is too long
 
 
-def _table(result: dict[str, Any]) -> str:
-    original, pruned = result["pipelines"]
-    ratio = result["latency_ratio"]
+def table() -> Iterator[str]:
+    """Cost and quality of the original and the pruned pipeline, before and after recovery."""
+    (record,) = read("demo")
+    result = record["result"]
+    pair, ratio = result["pipelines"], result["latency_ratio"]
+    shift = ["latent shift, pruned", "", f"{result['score']:.2f}", f"noise floor {result['noise_floor']:.2f}"]
     rows = [
-        (
-            "parameters",
-            *(f"{one['parameters'] / 1e6:.2f} M" for one in (original, pruned)),
-            _kept("parameters", result),
-        ),
-        (
-            "MACs of a denoiser call",
-            *(f"{one['macs'] / 1e6:.1f} M" for one in (original, pruned)),
-            _kept("macs", result),
-        ),
-        (
+        ["parameters", *(f"{part['parameters'] / 1e6:.2f} M" for part in pair), _ratio("parameters", result)],
+        ["MACs of a denoiser call", *(f"{part['macs'] / 1e6:.1f} M" for part in pair), _ratio("macs", result)],
+        [
             "latency, median (10 to 90 %)",
-            *(_spread(one["latency_ms"], " ms", 1) for one in (original, pruned)),
-            _spread({name: 100 * value for name, value in ratio.items()}, " %", 1),
-        ),
-        (
+            *(_percentiles(part["latency_ms"], " ms") for part in pair),
+            _percentiles({name: 100 * value for name, value in ratio.items()}, " %"),
+        ],
+        [
             "peak memory",
-            *(f"{one['peak_memory_bytes'] / 2**20:.1f} MiB" for one in (original, pruned)),
-            _kept("peak_memory_bytes", result),
-        ),
+            *(f"{part['peak_memory_bytes'] / 2**20:.1f} MiB" for part in pair),
+            _ratio("peak_memory_bytes", result),
+        ],
+        shift,
         *_quality(result),
     ]
-    header = "| | original | pruned | kept |\n|---|---|---|---|\n"
-    note = (
-        f"\n\n{len(result['removed'])} operators removed for a budget of 50 % of the latency; one sample, 10 steps, "
-        f"2 cores; then {result['history']['steps']} steps of finetuning on {OWN_SAMPLES} samples of the original: "
-        f"no data. Distances and SSIM are of {JUDGED} samples on seeds that nothing was chosen by; the noise floor is "
-        "the original against itself on other seeds.\n"
-    )
-    return header + "\n".join(f"| {' | '.join(row)} |" for row in rows) + note
+    yield from markdown(["", "original", "pruned", "ratio"], rows)
 
 
-def _quality(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """How far the pruned pipeline's samples are from the original's, before and after it recovered."""
-    found = {row["metric"]: row for row in result["metrics"]}
-    names = {
-        "latent_score": "score of the latents, recovered",
+def _quality(result: Mapping[str, Any]) -> Iterator[list[str]]:
+    """How far the recovered pipeline's samples are from the original's."""
+    measures = {row["metric"]: row for row in result["metrics"]}
+    labels = {
+        "latent_shift": "latent shift, recovered",
         "frechet_distance": "Frechet distance of the latents, recovered",
         "ssim": "SSIM with the original's pictures, recovered",
     }
-    before = (
-        "score of the latents, before",
-        "0",
-        f"{result['score']:.2f}",
-        f"(noise floor {result['noise_floor']:.2f})",
-    )
-    rows = [(label, found[name]) for name, label in names.items()]
-    return [before] + [
-        (label, f"{row['original']:.3g}", f"{row['pruned']:.3g}", f"(noise floor {row['noise_floor']:.3g})")
-        for label, row in rows
-    ]
+    for name, label in labels.items():
+        row = measures[name]
+        original = "" if row["original"] is None else f"{row['original']:.3g}"
+        yield [label, original, f"{row['pruned']:.3g}", f"noise floor {row['noise_floor']:.3g}"]
 
 
-def _kept(name: str, result: dict[str, Any]) -> str:
+def _ratio(name: str, result: Mapping[str, Any]) -> str:
     original, pruned = result["pipelines"]
     return f"{pruned[name] / original[name]:.1%}"
 
 
-def _spread(values: dict[str, float], unit: str, digits: int) -> str:
-    low, high = f"{values['p10']:.{digits}f}", f"{values['p90']:.{digits}f}"
-    return f"{values['median']:.{digits}f}{unit} ({low} to {high})"
+def _percentiles(values: Mapping[str, float], unit: str) -> str:
+    return f"{values['median']:.1f}{unit} ({values['p10']:.1f} to {values['p90']:.1f})"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 import ldpruner
+from benchmarks.models import MODELS
 from benchmarks.records import cell
-from benchmarks.subjects import SUBJECTS
 from ldpruner.finetuning import Finetuning, Training
 from ldpruner.finetuning.conditioning import predicted
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
@@ -37,15 +37,15 @@ def main() -> None:
     """Measures what is missing."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=("satellite", "emoji"))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=("satellite", "emoji"))
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--steps", type=int, default=4, help="in each round")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name, batch in itertools.product(options.models, BATCHES):
-        settings = {"model": name, "rounds": options.rounds, "steps": options.steps, "batch": batch}
+        settings = {"model": name, "train_batch_size": batch, "rounds": options.rounds, "steps": options.steps}
         measure = functools.partial(_measured, name, options.rounds, options.steps, batch)
-        found = cell(f"finetuning_speed/{name}-{batch}", settings, measure)
+        found = cell("finetuning_speed", settings, measure)
         ratio = found["result"]["steps_per_second_ratio"]
         shown = f"{ratio['median']:.3f} of the bare loop ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
         print(f"{name}, batch {batch}: {shown}")  # noqa: T201

@@ -1,4 +1,4 @@
-"""Stable Diffusion v1.4 with its published configurations and random weights, as the subject of a benchmark."""
+"""Stable Diffusion v1.4 with its published configuration files and random weights."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -34,10 +34,10 @@ class Extent:
     """How much is measured.
 
     Attributes:
-        steps, planned_steps, scored_steps: of a draw; of those that plans are for; of those that are scored.
-        rounds, pairs: of calls and of draws, one after the other; of scoring and of finetuning, in turn.
-        modifications: that scoring is timed on.
-        seconds: that scoring may take for a plan; else only large operators are scored.
+        steps, planned_steps, scored_steps: denoising steps to time, to plan for, and to score with.
+        rounds, pairs: timings of calls, and of scoring and finetuning in turn with a bare loop.
+        modifications: how many are timed.
+        seconds: limit of scoring for a plan; beyond it only large operators are scored.
         backend: of torch.compile.
     """
 
@@ -55,8 +55,8 @@ LITTLE = Extent(3, planned_steps=3, scored_steps=2, rounds=2, pairs=1, modificat
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The pipeline, and what several cells need of it."""
+class FullSizeModel:
+    """The pipeline, and what several cells share."""
 
     pipeline: DiffusionPipeline
     device: torch.device
@@ -78,36 +78,36 @@ class Subject:
 
     @cached_property
     def profile(self) -> Scores:
-        """What each removal saves; nothing is drawn, so all are scored alike."""
+        """The savings of each removal, all with the score 1: nothing is sampled."""
         with Scoring(self.pipeline, self.operators, self.probe(self.extent.planned_steps)) as scoring:
             scores = scoring.scores()
-        alike = tuple(one.model_copy(update={"score": 1.0}) for one in scores.scores)
-        return scores.model_copy(update={"scores": alike})
+        equal = tuple(score.replace(score=1.0) for score in scores.scores)
+        return scores.replace(scores=equal)
 
     def milliseconds(self, run: Callable[[], Any], times: int) -> list[float]:
-        """Of so many runs, after one that does not count."""
+        """The time of each run, after one that does not count."""
         return [timed_ms(run, self.device) for _ in range(times + 1)][1:]
 
 
-def open_subject(device: torch.device, *, small: bool) -> Subject:
-    """The pipeline of the published configurations, or of narrow ones, with random weights."""
+def open_full_size(device: torch.device, *, small: bool) -> FullSizeModel:
+    """The pipeline of the published configurations, or of narrow ones if `small`."""
     pipeline = load_meta(FOLDERS / MODEL)
     if device.type == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)
     for name, network in networks(pipeline).items():
         with device:
-            drawn = _drawn(network, NARROW[name] if small else {})
-        pipeline.register_modules(**{name: drawn.to(torch.float16 if device.type == "cuda" else torch.float32)})
-    return Subject(pipeline, device, LITTLE if small else Extent())
+            filled = _with_random_weights(network, NARROW[name] if small else {})
+        pipeline.register_modules(**{name: filled.to(torch.float16 if device.type == "cuda" else torch.float32)})
+    return FullSizeModel(pipeline, device, LITTLE if small else Extent())
 
 
-def _drawn(network: Any, changes: Mapping[str, Any]) -> nn.Module:
-    """A network of the same configuration, but for some changes, with random weights."""
+def _with_random_weights(network: Any, changes: Mapping[str, Any]) -> nn.Module:
+    """A network of the same configuration, with some changes."""
     if isinstance(network, ModelMixin):
-        found: nn.Module = type(network).from_config({**network.config, **changes})
+        copied: nn.Module = type(network).from_config({**network.config, **changes})
     else:
         configuration = copy.deepcopy(network.config)
         configuration.update(changes)
-        found = type(network)(configuration)
-    return found.eval()
+        copied = type(network)(configuration)
+    return copied.eval()

@@ -3,15 +3,12 @@
     python -m benchmarks.metric_design --data FOLDER [--models emoji] [--seeds 3] [--pictures 128] [--rules knapsack]
 
 FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. Each score chooses
-what to remove, at several cuts of the latency; the damage is the rise of the judge's Frechet distance to test images,
-without any finetuning. One JSON for each plan and seed, as a plan that several scores choose is measured once, and one
-for each seed with all that were chosen. Scoring resumes from its run folders. Writes the tables of
-docs/metric-design.md.
+what to remove, at several cuts of the latency; the damage is the rise of the Frechet distance to test images,
+without any finetuning. There is a cell for each plan and seed, as a plan that several scores choose is measured once,
+and one for each seed with all choices. Scoring resumes from its run folders.
 """
 
 import argparse
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +18,9 @@ import numpy as np
 import scipy.stats
 
 import ldpruner
-from benchmarks.records import ROOT, cell, write_between
+from benchmarks.models import MODELS, Model, open_model
+from benchmarks.records import cell, markdown, read
 from benchmarks.selection_rules import random_plan
-from benchmarks.subjects import SUBJECTS, Subject, open_subject
 from ldpruner.scoring.importance import METRICS
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
@@ -31,73 +28,61 @@ from ldpruner.selection.plan import RULES, Plan, Rule
 
 CUTS = (0.1, 0.2, 0.35, 0.5)  # of the latency
 STEPS = 6
-DOCUMENT = ROOT / "docs" / "metric-design.md"
 RANDOM = "random"
 ORIGINAL = ("original", "", 0.0)
-# what a plan was chosen by: rule, score, cut
-PlannedRemoval: TypeAlias = tuple[str, str, float]
+# rule, metric and cut by which a plan was chosen
+PlanKey: TypeAlias = tuple[str, str, float]
 
 
 def main() -> None:
-    """Measures every cell that is missing, then writes the tables."""
+    """Measures every cell that is missing."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=8, help="latents to score with")
     parser.add_argument("--pictures", type=int, default=128, help="pictures to measure a plan with")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=["knapsack"])
     parser.add_argument("--runs", type=Path, default=Path("runs/metric-design"))
     options = parser.parse_args()
-    rises = {name: _rises(open_subject(name, options.data / name), options) for name in options.models}
-    write_between("tables", "\n".join(_tables(rises, options.rules)), DOCUMENT)
+    for name in options.models:
+        model = open_model(name, options.data / name)
+        for seed in range(options.seeds):
+            _measure_choices(model, seed, options)
 
 
-def _rises(subject: Subject, options: argparse.Namespace) -> dict[PlannedRemoval, list[float]]:
-    """For each choice the rise of the distance over the original's, seed by seed; and the original's own."""
-    rises: dict[PlannedRemoval, list[float]] = {}
-    for seed in range(options.seeds):
-        found = _choices(subject, seed, options)
-        original = found.pop(ORIGINAL)
-        rises.setdefault(ORIGINAL, []).append(original)
-        for choice, distance in found.items():
-            rises.setdefault(choice, []).append(distance - original)
-    return rises
-
-
-def _choices(subject: Subject, seed: int, options: argparse.Namespace) -> dict[PlannedRemoval, float]:
-    """For each choice on one seed the distance of its plan: from these cells alone the tables are written."""
+def _measure_choices(model: Model, seed: int, options: argparse.Namespace) -> None:
+    """For each choice on one seed the distance of its plan; the tables are made from these cells alone."""
     asked = {"samples": options.samples, "pictures": options.pictures, "rules": options.rules}
-    settings = {"model": subject.name, "weights": subject.weights, "seed": seed, "steps": STEPS, **asked}
+    settings = {"model": model.name, "weights": model.weights, "seed": seed, "steps": STEPS, **asked}
 
     def measure() -> dict[str, Any]:
-        # a removal shall save the same on all seeds
-        costs = _scores(subject, 0, options)[METRICS[0]]
-        plans = dict(_plans(_scores(subject, seed, options), costs, options.rules, seed))
-        found = [(ORIGINAL, _distance(subject, None, seed, options.pictures))]
-        found += [(choice, _distance(subject, plan, seed, options.pictures)) for choice, plan in plans.items()]
-        return {"choices": [[*choice, distance] for choice, distance in found]}
+        # a removal saves the same on all seeds
+        costs = _scores(model, 0, options)[METRICS[0]]
+        plans = dict(_plans(_scores(model, seed, options), costs, options.rules, seed))
+        distances = [(ORIGINAL, _distance(model, None, seed, options.pictures))]
+        distances += [(choice, _distance(model, plan, seed, options.pictures)) for choice, plan in plans.items()]
+        return {"choices": [[*choice, distance] for choice, distance in distances]}
 
-    known = cell(f"metric_design/{subject.name}/seed-{seed}", settings, measure)["result"]["choices"]
-    return {(rule, metric, cut): distance for rule, metric, cut, distance in known}
+    cell("metric_design", settings, measure)
 
 
-def _scores(subject: Subject, seed: int, options: argparse.Namespace) -> dict[str, Scores]:
-    """All alternative scores, read off the same latents."""
-    probe = subject.probe(options.samples, STEPS, seed)
-    with Scoring(subject.pipeline, None, probe, run=options.runs / f"{subject.name}-{seed}") as scoring:
+def _scores(model: Model, seed: int, options: argparse.Namespace) -> dict[str, Scores]:
+    """The scores of all metrics, from the same latents."""
+    probe = model.probe(options.samples, STEPS, seed)
+    with Scoring(model.pipeline, None, probe, run=options.runs / f"{model.name}-{seed}") as scoring:
         for _ in scoring:
             pass
         return {metric: scoring.scores(metric) for metric in METRICS}
 
 
 def _plans(
-    found: Mapping[str, Scores], costs: Scores, rules: Sequence[Rule], seed: int
-) -> Iterator[tuple[PlannedRemoval, Plan]]:
+    scores_by_metric: Mapping[str, Scores], costs: Scores, rules: Sequence[Rule], seed: int
+) -> Iterator[tuple[PlanKey, Plan]]:
     for cut in CUTS:
         for rule in rules:
-            for metric, scores in found.items():
+            for metric, scores in scores_by_metric.items():
                 plan = ldpruner.select(_with_costs(scores, costs), ldpruner.Budget(latency=1 - cut), rule=rule)
                 yield (rule, metric, cut), plan
         yield (RANDOM, RANDOM, cut), random_plan(costs, 1 - cut, np.random.default_rng(seed))
@@ -105,51 +90,69 @@ def _plans(
 
 def _with_costs(scores: Scores, costs: Scores) -> Scores:
     pairs = zip(scores.scores, costs.scores, strict=True)
-    priced = tuple(score.model_copy(update={"savings": other.savings}) for score, other in pairs)
-    return scores.model_copy(update={"costs": costs.costs, "scores": priced})
+    priced = tuple(score.replace(savings=other.savings) for score, other in pairs)
+    return scores.replace(costs=costs.costs, scores=priced)
 
 
-def _distance(subject: Subject, plan: Plan | None, seed: int, pictures: int) -> float:
+def _distance(model: Model, plan: Plan | None, seed: int, pictures: int) -> float:
     """The Frechet distance to test images of a pruned pipeline, or of the original."""
-    removed = [one.removal.model_dump(mode="json") for one in plan.removed] if plan else []
-    named = {"model": subject.name, "weights": subject.weights}
+    removed = [planned.removal.model_dump(mode="json") for planned in plan.removed] if plan else []
+    named = {"model": model.name, "weights": model.weights}
     settings = {**named, "seed": seed, "pictures": pictures, "steps": STEPS, "removed": removed}
-    digest = hashlib.blake2b(json.dumps(removed).encode(), digest_size=6).hexdigest()
 
     def measure() -> dict[str, Any]:
-        pruned = ldpruner.prune(subject.pipeline, plan) if plan else subject.pipeline
+        pruned = ldpruner.prune(model.pipeline, plan) if plan else model.pipeline
         predicted = plan.predicted.model_dump() if plan and plan.predicted else None
-        return {"frechet_distance": subject.distance(pruned, pictures, STEPS, seed), "predicted": predicted}
+        return {"frechet_distance": model.distance(pruned, pictures, STEPS, seed), "predicted": predicted}
 
-    found = cell(f"metric_design/{subject.name}/{digest}-{seed}", settings, measure)
-    return float(found["result"]["frechet_distance"])
+    return float(cell("metric_design", settings, measure)["result"]["frechet_distance"])
 
 
-def _tables(rises: Mapping[str, Mapping[PlannedRemoval, Sequence[float]]], rules: Sequence[Rule]) -> Iterator[str]:
-    for name, table in rises.items():
-        yield f"### zoo:{name}\n\nThe original's own distance is {_interval(table[ORIGINAL], '{:.2f}')}.\n"
-        yield "| rule | score | " + " | ".join(f"-{cut:.0%}" for cut in CUTS) + " |"
-        yield "|---|---|" + "---|" * len(CUTS)
-        for rule, metric in [(rule, metric) for rule in rules for metric in METRICS] + [(RANDOM, "")]:
-            cells = [_interval(table[rule, metric or RANDOM, cut]) for cut in CUTS]
-            yield f"| {rule} | {metric} | " + " | ".join(cells) + " |"
+def tables() -> Iterator[str]:
+    """The rise of the distance over the original's for each model, and the ranks of the metrics."""
+    rises = {model: _rises(model) for model in MODELS}
+    choices = [choice for table in rises.values() for choice in table if choice[0] not in (RANDOM, ORIGINAL[0])]
+    rules = list(dict.fromkeys(rule for rule, _, _ in choices))
+    metrics = list(dict.fromkeys(metric for _, metric, _ in choices))
+    cuts = sorted({cut for _, _, cut in choices})
+    for model, table in rises.items():
+        yield f"### zoo:{model}\n\nThe original's own distance is {_interval(table[ORIGINAL], '{:.2f}')}.\n"
+        rows = [(rule, metric, metric) for rule in rules for metric in metrics] + [(RANDOM, "", RANDOM)]
+        head = ["rule", "metric", *(f"-{cut:.0%}" for cut in cuts)]
+        yield from markdown(
+            head,
+            ([rule, label, *(_interval(table[rule, metric, cut]) for cut in cuts)] for rule, label, metric in rows),
+        )
         yield ""
     yield "### Ranks\n"
-    yield "| score | " + " | ".join(rules) + " |"
-    yield "|---|" + "---|" * len(rules)
-    ranks = {rule: _ranks(rises, rule) for rule in rules}
-    for place, metric in enumerate(METRICS):
-        yield f"| {metric} | " + " | ".join(_interval(ranks[rule][place], "{:.2f}") for rule in rules) + " |"
-    yield ""
+    ranks = {rule: _ranks(rises, [[(rule, metric, cut) for metric in metrics] for cut in cuts]) for rule in rules}
+    rows_of_ranks = (
+        [name, *(_interval(ranks[rule][place], "{:.2f}") for rule in rules)] for place, name in enumerate(metrics)
+    )
+    yield from markdown(["metric", *rules], rows_of_ranks)
 
 
-def _ranks(rises: Mapping[str, Mapping[PlannedRemoval, Sequence[float]]], rule: str) -> np.ndarray:
-    """The place of each score among all, 1 for least damage, for each model, cut and seed: [scores, cases]."""
+def _rises(model: str) -> dict[PlanKey, list[float]]:
+    """The original's own distance, and each choice's rise over it, seed by seed."""
+    rises: dict[PlanKey, list[float]] = {}
+    for record in read("metric_design"):
+        if record["settings"]["model"] != model or "choices" not in record["result"]:
+            continue
+        distances = {(rule, metric, cut): value for rule, metric, cut, value in record["result"]["choices"]}
+        original = distances.pop(ORIGINAL)
+        rises.setdefault(ORIGINAL, []).append(original)
+        for choice, distance in distances.items():
+            rises.setdefault(choice, []).append(distance - original)
+    return rises
+
+
+def _ranks(rises: Mapping[str, Mapping[PlanKey, Sequence[float]]], cuts: Sequence[Sequence[PlanKey]]) -> np.ndarray:
+    """The rank of each metric, 1 for the least rise, for each model, cut and seed: [metrics, cases]."""
     cases = [
-        [table[rule, metric, cut][seed] for metric in METRICS]
+        [table[choice][seed] for choice in choices]
         for table in rises.values()
-        for cut in CUTS
-        for seed in range(len(table[rule, METRICS[0], cut]))
+        for choices in cuts
+        for seed in range(len(table[choices[0]]))
     ]
     return np.asarray(scipy.stats.rankdata(np.array(cases), axis=1)).T
 

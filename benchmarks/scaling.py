@@ -66,7 +66,7 @@ def main() -> None:
 
 def _linear(_: argparse.Namespace) -> dict[str, Any]:
     """Seconds over samples x operators x steps, for small and large of each."""
-    settings = {name: list(numbers) for name, numbers in SHORT.items()}
+    settings = {"cell": "linear", **SHORT}
 
     def measured() -> dict[str, Any]:
         found = [
@@ -80,7 +80,7 @@ def _linear(_: argparse.Namespace) -> dict[str, Any]:
         left = np.square(seconds - slope * work).sum() / np.square(seconds - seconds.mean()).sum()
         return {"cases": found, "seconds_each": slope, "explained": 1 - float(left)}
 
-    return cell("scaling/linear", settings, measured)
+    return cell("scaling", settings, measured)
 
 
 def _driver(_: argparse.Namespace) -> dict[str, Any]:
@@ -91,26 +91,26 @@ def _driver(_: argparse.Namespace) -> dict[str, Any]:
         seconds, draws = _scored(_every(None), samples=16, steps=10, executor=executor)
         own = seconds - sum(executor.seconds)
         return {
-            "draws": draws,
+            "samplings": draws,
             "seconds": seconds,
             "own_share": own / seconds,
             "own_seconds_each": own / draws,
             "task_seconds": [round(one, 4) for one in executor.seconds],
         }
 
-    return cell("scaling/driver", {"samples": 16, "steps": 10}, measured)
+    return cell("scaling", {"cell": "driver", "samples": 16, "steps": 10}, measured)
 
 
 def _choice(_: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one stage of a race, for one budget, to find out what is contested."""
-    settings = {"pipeline": LARGE.name, "kept": list(KEPT), "seed": 0}
+    settings = {"cell": "contested", "pipeline": LARGE.name, "kept": list(KEPT), "seed": 0}
 
     def measured() -> dict[str, Any]:
         denoiser = find_denoiser(load_meta(LARGE))
         scores = _made_up(denoiser, seed=0)
         return {"modifications": len(scores.scores), "seconds": [_chosen(scores, kept) for kept in KEPT]}
 
-    return cell("scaling/choice", settings, measured)
+    return cell("scaling", settings, measured)
 
 
 def _made_up(denoiser: Denoiser, seed: int) -> Scores:
@@ -158,7 +158,8 @@ def _workers(options: argparse.Namespace) -> dict[str, Any]:
         draws = np.random.default_rng(0).choice(known["task_seconds"], MODIFICATIONS * GROUPS)
         return {"busy": _busy(draws, WORKERS, known["own_seconds_each"]), "tasks": len(draws)}
 
-    return cell("scaling/workers", {"workers": WORKERS, "modifications": MODIFICATIONS, "groups": GROUPS}, measured)
+    settings = {"cell": "workers", "workers": WORKERS, "modifications": MODIFICATIONS, "groups": GROUPS}
+    return cell("scaling", settings, measured)
 
 
 def _busy(draws: Floats, workers: int, own: float) -> float:
@@ -197,7 +198,7 @@ def _ray(_: argparse.Namespace) -> dict[str, Any]:
             pairs.append(pair)
         return {"seconds_ratio": Percentiles.of([two / one for one, two in pairs]).model_dump(), "seconds": pairs}
 
-    return cell("scaling/ray", {"operators": 40, "samples": 16, "steps": 10}, measured)
+    return cell("scaling", {"cell": "ray", "operators": 40, "samples": 16, "steps": 10}, measured)
 
 
 def _ledger(options: argparse.Namespace) -> dict[str, Any]:
@@ -230,7 +231,7 @@ def _ledger(options: argparse.Namespace) -> dict[str, Any]:
             "seconds_to_open": opened,
         }
 
-    return cell("scaling/ledger", {"elements": options.elements}, measured)
+    return cell("scaling", {"cell": "store", "elements": options.elements}, measured)
 
 
 def _compile(_: argparse.Namespace) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def _compile(_: argparse.Namespace) -> dict[str, Any]:
 
     Calls by the processor time of one thread, as the machine is shared.
     """
-    settings = {"samples": 16, "pairs": 5 * ROUNDS}
+    settings = {"cell": "compile", "samples": 16, "pairs": 5 * ROUNDS}
 
     def measured() -> dict[str, Any]:
         torch.compiler.config.force_disable_caches = True
@@ -272,7 +273,7 @@ def _compile(_: argparse.Namespace) -> dict[str, Any]:
             "seconds_to_compile_again": time.perf_counter() - started,
         }
 
-    return cell("scaling/compile", settings, measured)
+    return cell("scaling", settings, measured)
 
 
 class _Timed(LocalExecutor):

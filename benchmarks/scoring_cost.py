@@ -2,9 +2,9 @@
 
     python -m benchmarks.scoring_cost --data FOLDER [--models satellite] [--samples 64] [--steps 6] [--seeds 0]
 
-FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. One JSON for each
-model and seed. Everything runs on one thread. Plans are compared by their quality and not by their operators, as many
-operators near zero are interchangeable.
+FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. There is a
+cell for each model and seed. Everything runs on one thread. Plans are compared by their quality and not by their
+operators, as many operators near zero are interchangeable.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import ldpruner
+from benchmarks.models import MODELS, OTHER_SEED, open_model
 from benchmarks.records import cell
-from benchmarks.subjects import SUBJECTS, UNSEEN, open_subject
 from ldpruner.errors import BudgetError
 from ldpruner.evaluation.metrics import mean
 from ldpruner.operators.discovery import Removal
@@ -48,22 +48,22 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--steps", type=int, default=6)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for model in options.models:
-        subject = open_subject(model, options.data / model)
+        opened = open_model(model, options.data / model)
         for seed in options.seeds:
-            named = {"model": model, "weights": subject.weights}
+            named = {"model": model, "weights": opened.weights}
             settings = {**named, "seed": seed, "samples": options.samples, "steps": options.steps}
-            probe = subject.probe(options.samples, options.steps, seed)
-            measure = functools.partial(_measured, subject.pipeline, probe)
-            found = cell(f"scoring_cost/{model}-{seed}", settings, measure)
-            for race in found["result"]["races"]:
-                print(model, seed, race)  # noqa: T201
+            probe = opened.probe(options.samples, options.steps, seed)
+            measure = functools.partial(_measured, opened.pipeline, probe)
+            found = cell("scoring_cost", settings, measure)
+            for row in found["result"]["adaptive"]:
+                print(model, seed, row)  # noqa: T201
 
 
 def _measured(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _measured(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> dict[str, A
         "denoiser_calls": whole.denoiser_calls,
         "seconds": seconds,
         "errors": errors,
-        "races": [_raced(pipeline, whole, seconds, known, kept) for kept in KEPT],
+        "adaptive": [_raced(pipeline, whole, seconds, known, kept) for kept in KEPT],
         "peers": _beside_peers(pipeline, whole),
     }
 
@@ -89,7 +89,7 @@ def _errors(scoring: Scoring) -> list[dict[str, float]]:
     for few in sorted(known[0].scores)[:-1]:
         plain = [cost(one.scores[few] / one.score, scoring.metric) for one in known]
         used = [cost(shrunk_score(one, few, one.samples, scoring.metric) / one.score, scoring.metric) for one in known]
-        found.append({"samples": few, "plain": float(np.log(plain).std()), "steadied": float(np.log(used).std())})
+        found.append({"samples": few, "plain": float(np.log(plain).std()), "shrunk": float(np.log(used).std())})
     return found
 
 
@@ -103,10 +103,10 @@ def _raced(
         taken = _seconds(lambda: list(AdaptiveScorer(scoring, [budget])))
         scores = scoring.scores()
     found = {
-        "kept": kept,
+        "latency": kept,
         "calls_ratio": scores.denoiser_calls / whole.denoiser_calls,
         "seconds_ratio": taken / seconds,
-        "stopped": sum(one.stopped for one in scores.scores),
+        "early_stopped": sum(one.stopped for one in scores.scores),
     }
     try:
         plans = [ldpruner.select(one, budget) for one in (whole, scores)]
@@ -114,7 +114,12 @@ def _raced(
         return {**found, "failure": str(error)}
     objectives = [_objective(plan, whole) for plan in plans]
     away = [_moved(pipeline, plan, whole.probe) for plan in plans]
-    return {**found, "objective_ratio": objectives[1] / objectives[0], "exhaustive": away[0], "raced": away[1]}
+    return {
+        **found,
+        "objective_ratio": objectives[1] / objectives[0],
+        "exhaustive_plan": away[0],
+        "adaptive_plan": away[1],
+    }
 
 
 def _objective(plan: Plan, scores: Scores) -> float:
@@ -125,7 +130,7 @@ def _objective(plan: Plan, scores: Scores) -> float:
 
 def _moved(pipeline: DiffusionPipeline, plan: Plan, probe: ldpruner.Probe) -> dict[str, Any]:
     """How far a plan moves the latents of other seeds: the mean over samples of their squared distance."""
-    other = probe.model_copy(update={"seed": probe.seed + UNSEEN})
+    other = probe.model_copy(update={"seed": probe.seed + OTHER_SEED})
     pruned = ldpruner.prune(pipeline, plan)
     batches = [range(first, min(first + BATCH_SIZE, other.samples)) for first in range(0, other.samples, BATCH_SIZE)]
     drawn = [[draw_latents(one, other, batch).double() for batch in batches] for one in (pipeline, pruned)]

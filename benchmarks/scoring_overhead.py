@@ -40,9 +40,9 @@ def main() -> None:
     if options.peak_of:
         sys.stdout.write(json.dumps(_peak(options.peak_of, probe)))
         return
-    settings = {"model": MODEL, "rounds": options.rounds, "probe": probe.model_dump(exclude_none=True)}
-    time_result = cell("scoring_overhead_time", settings, lambda: _times(probe, options.rounds))
-    memory_result = cell("scoring_overhead_memory", settings, lambda: _peaks(options))
+    settings = {"cell": "time", "model": MODEL, "rounds": options.rounds, "probe": probe.model_dump(exclude_none=True)}
+    time_result = cell("scoring_overhead", settings, lambda: _times(probe, options.rounds))
+    memory_result = cell("scoring_overhead", {**settings, "cell": "memory"}, lambda: _peaks(options))
     sys.stdout.write(json.dumps({**time_result["result"], **memory_result["result"]}, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Where a program waits for the device that it gives work to."""
+"""Where a program waits for its CUDA device."""
 
 import traceback
 import warnings
@@ -17,28 +17,28 @@ PACKAGES = ("ldpruner", "diffusers", "transformers")
 
 @contextmanager
 def counted_waits(device: torch.device) -> Iterator[Counter[str]]:
-    """Counts where this process waits for a CUDA device, as torch sees it, by file and line."""
-    found: Counter[str] = Counter()
+    """Counts the places, by file and line, where torch synchronizes this process with a CUDA device."""
+    waits: Counter[str] = Counter()
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if WAITED in str(message):
-            found[_place()] += 1
+            waits[_place()] += 1
 
     mode = torch.cuda.set_sync_debug_mode if device.type == "cuda" else lambda _: None
     with warnings.catch_warnings(), patch.object(warnings, "showwarning", note):
         warnings.simplefilter("always")
         mode("warn")
         try:
-            yield found
+            yield waits
         finally:
             mode("default")
 
 
 def _place() -> str:
-    """The innermost line of this project, of diffusers or of transformers that is being run."""
+    """The innermost running line of this project, of diffusers or of transformers."""
     for frame in reversed(traceback.extract_stack()):
         parts = Path(frame.filename).parts
-        package = next((one for one in PACKAGES if one in parts), None)
+        package = next((name for name in PACKAGES if name in parts), None)
         if package is not None:
             return f"{'/'.join(parts[parts.index(package) :])}:{frame.lineno}"
     return "elsewhere"

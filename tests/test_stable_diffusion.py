@@ -1,6 +1,5 @@
 """The benchmark at the size of Stable Diffusion: what can be checked of it without an accelerator."""
 
-import json
 import warnings
 
 import pytest
@@ -8,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import ldpruner
-from benchmarks.full_size import MODEL, open_subject
-from benchmarks.records import RESULTS, machine
+from benchmarks.full_size import MODEL, open_full_size
+from benchmarks.records import machine, read
 from benchmarks.waits import WAITED, counted_waits
 from ldpruner.pipelines.sampling import draw_latents
 
@@ -36,8 +35,8 @@ def test_the_machine_names_its_accelerator(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_the_narrow_stand_in_has_the_operators_of_the_published_model() -> None:
-    subject = open_subject(torch.device("cpu"), small=True)
-    published = json.loads((RESULTS / "coverage" / f"{MODEL}.json").read_text(encoding="utf-8"))["result"]
+    subject = open_full_size(torch.device("cpu"), small=True)
+    (published,) = (record["result"] for record in read("coverage") if record["settings"]["pipeline"] == MODEL)
     assert len(subject.operators) == published["operators"]
     assert subject.denoiser.rows == 2  # guided
     assert draw_latents(subject.pipeline, subject.probe(1), [0]).isfinite().all()
