@@ -21,7 +21,7 @@ def test_what_waits_for_a_device_is_counted_by_its_place(tiny: DiffusionPipeline
     with counted_waits(torch.device("cpu")) as found:
         draw_latents(tiny, probe, [0], wait)
     ((place, count),) = found.items()
-    assert place.startswith("ldpruner/latents.py:")
+    assert place.startswith("ldpruner/pipelines/sampling.py:")
     assert count == probe.steps
 
 
