@@ -59,7 +59,7 @@ BUDGETS = (0.65, 0.5)
 LARGE = ("stage", "resnet", "transformer", "attention", "feed_forward")
 PATIENCE = 60.0  # seconds that compiling may take, to be done once more
 MANY = 10**6  # so that no checkpoint and no validation falls into a round
-UNDER_WAY, STEPS = 1000, 3  # steps: at the start the average follows faster; in a round
+STEPS = 3  # in a round
 PRECISIONS: Mapping[str, Sequence[Precision]] = {"cuda": ("fp16", "bf16"), "cpu": ("bf16",)}
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -239,7 +239,7 @@ def _trained(model: FullSizeModel, plan: Plan, precision: Precision) -> dict[str
     bare = copy.deepcopy(networks(pruned)[model.denoiser.component])
     probe = model.probe(4).replace(samples=8)
     work = Finetuning(pruned, model.pipeline, probe=probe, training=training)
-    work.state.step, work.state.validation_losses = UNDER_WAY, {0: math.inf}
+    work.state.validation_losses = {0: math.inf}
     loops = iter(work), _bare(work.distillation, bare, training, model.device)
     advances = [lambda loop=loop: list(itertools.islice(loop, STEPS)) for loop in loops]
     rounds = [[timed_ms(one, model.device) / STEPS for one in advances] for _ in range(1 + 2 * model.extent.pairs)]
@@ -257,17 +257,17 @@ def _bare(distillation: Distillation, module: nn.Module, training: Training, dev
     indices, names = torch.arange(training.train_batch_size), stages(distillation.teacher, module)
     latents, given = distillation.examples.batch(indices, torch.zeros_like(indices))
     levels = random_levels(training.train_batch_size, torch.Generator())
-    noisy, target, times = distillation.noised(latents, torch.randn_like(latents), levels)
+    noisy, target, times = distillation.add_noise(latents, torch.randn_like(latents), levels)
     noisy, target = noisy.to(device), target.to(device)
-    call = distillation.conditions.arguments(noisy, times, given)
+    call = distillation.call_signature.arguments(noisy, times, given)
     with features_of(distillation.teacher, names) as taught, features_of(module, names) as learnt:
         while True:
             with torch.autocast(device.type, AUTOCAST[training.mixed_precision]):
                 found = predicted(module(**call), noisy).float()
-                shown = distillation.shown(distillation.teacher, noisy, times, given)
+                shown = distillation.predict(distillation.teacher, noisy, times, given)
                 loss = mse_loss(found, target) + training.output_kd_weight * mse_loss(found, shown)
                 loss = loss + training.feature_kd_weight * feature_loss(
-                    taught, learnt, normalised=training.normalize_features
+                    taught, learnt, normalize=training.normalize_features
                 )
             scaler.scale(loss).backward()
             scaler.step(optimizer)

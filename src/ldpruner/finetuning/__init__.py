@@ -1,14 +1,13 @@
 """Finetuning a pruned pipeline, with the original as teacher.
 
-training            the loop
-lesson              the teacher, and what it teaches with, made ready
-calls               how the pipeline calls its denoiser
-examples            latents and what goes with them, kept on disk
-dataset, encoding   pictures and sounds, row by row; from them to latents
-objectives          noise, and what is to be found in noisy latents
-losses              the task, the teacher's output, the teacher's features
-settings            how long, how fast, by which losses
-state, checkpoints  what a run is, in memory and on disk
+trainer             the training loop
+distillation        the teacher, its examples, and the losses of a student
+conditioning        how the pipeline calls its denoiser
+examples            latents and conditions, kept on disk
+dataset, encoding   pictures and sounds, and their latents
+objectives          adding noise, and the target of the prediction
+losses              distances of predictions and of features
+settings, state     what a run is told, and what its checkpoint holds
 """
 
 from ldpruner.finetuning.settings import History, Training

@@ -1,103 +1,110 @@
-"""The teacher, and what it teaches with: examples, how it is called, and what is to be found in noisy latents."""
+"""Distillation: the teacher, the examples, and the losses of a student."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.utils._pytree import tree_map
 
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.finetuning.conditioning import CallSignature, predicted, watch_call_signature
 from ldpruner.finetuning.dataset import Rows
 from ldpruner.finetuning.examples import Examples, Source
+from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
 from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
+from ldpruner.finetuning.settings import Training
 from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import precision
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import schedulers
+from ldpruner.pipelines.running import schedulers, uncompiled
 from ldpruner.pipelines.sampling import largest_batch
 from ldpruner.profiling.costs import device_of
 
-BATCH_SIZE = 16  # samples of the teacher drawn at once
-REHEARSED = 8  # examples on which the teacher is tried
-UNGUIDED = 0.2  # of the examples, under classifier-free guidance; its authors use 0.1 to 0.2 (Ho and Salimans 2022)
+BATCH_SIZE = 16  # samples of the teacher at once
+MAX_VALIDATION_EXAMPLES = 256  # so that a validation costs little
+TEACHER_EXAMPLES = 8  # on which the teacher is validated
+UNCONDITIONAL_SHARE = 0.2  # of the examples; classifier-free guidance uses 0.1 to 0.2 (Ho and Salimans 2022)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The teacher, and what it teaches with.
+    """The teacher and its examples.
 
     Attributes:
         component: the denoiser's name in the pipeline.
         teacher: the denoiser.
-        conditions: how it is called.
-        objective: what noise does to latents.
-        examples: what is learnt from.
-        sign: -1 where the pipeline turns round what the denoiser finds.
+        call_signature: how the pipeline calls it.
+        objective: how noise is added, and what the denoiser predicts.
+        examples: latents and conditions.
+        sign: -1 where the pipeline negates the denoiser's output.
     """
 
     component: str
     teacher: nn.Module
-    conditions: CallSignature
+    call_signature: CallSignature
     objective: Objective
     examples: Examples
     sign: float = 1.0
 
     @property
     def copies(self) -> int:
-        """Ways in which each example is asked for: 2 under classifier-free guidance."""
-        return self.conditions.copies * self.conditions.calls
+        """Conditions of each example: 2 under classifier-free guidance, with and without the prompt."""
+        return self.call_signature.copies * self.call_signature.calls
 
-    def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents, what the denoiser is to find in them, and the scheduler's timesteps."""
-        noisy, target, times = self.objective.noised(clean, noise, levels)
+    def add_noise(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents, the target of the denoiser's output, and the scheduler's timesteps."""
+        noisy, target, times = self.objective.add_noise(clean, noise, levels)
         return noisy, self.sign * target, times
 
     @cached_property
-    def shares(self) -> Tensor:
-        """How often each copy is learnt from: those that are given the same whatever the sample, less often."""
+    def copy_shares(self) -> Tensor:
+        """How often each copy of the conditions is trained on, [copies]; unconditional ones less often."""
         first = self.examples.chunks[0]
-        alike = torch.ones(self.copies, dtype=torch.bool)
+        unconditional = torch.ones(self.copies, dtype=torch.bool)
         for name in self.examples.names:
-            alike &= (first[name] == first[name][:1]).flatten(2).all(2).all(0)
-        if alike.all() or not alike.any():
+            unconditional &= (first[name] == first[name][:1]).flatten(2).all(2).all(0)
+        if unconditional.all() or not unconditional.any():
             return torch.full((self.copies,), 1 / self.copies)
-        return torch.where(alike, UNGUIDED / alike.sum(), (1 - UNGUIDED) / (~alike).sum())
+        conditional_share = (1 - UNCONDITIONAL_SHARE) / (~unconditional).sum()
+        return torch.where(unconditional, UNCONDITIONAL_SHARE / unconditional.sum(), conditional_share)
 
     @torch.no_grad()
-    def shown(self, network: nn.Module, noisy: Tensor, times: Tensor, given: Sequence[Tensor]) -> Tensor:
-        """What a network that is not trained finds in noisy latents, in full precision."""
+    def predict(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+        """The output of a network that is not trained, in full precision."""
         noisy = noisy.to(dtype=precision(network))
-        return predicted(network(**self.conditions.arguments(noisy, times, given)), noisy).float()
+        return predicted(network(**self.call_signature.arguments(noisy, times, conditions)), noisy).float()
 
     def validate_teacher(self, pipeline: str) -> "Distillation":
-        """Tries the teacher on some examples, and finds out the sign of what it finds.
+        """Calls the teacher on some noised examples, and sets the sign of its output.
 
         Raises:
             FinetuningError: it cannot be called on noised latents.
         """
         generator = torch.Generator().manual_seed(0)
-        chosen = torch.arange(REHEARSED) % len(self.examples)
-        latents, given = self.examples.batch(chosen, torch.zeros_like(chosen))
-        noise, levels = torch.randn(latents.shape, generator=generator), random_levels(REHEARSED, generator)
-        noisy, target, times = self.objective.noised(latents, noise, levels)
+        indices = torch.arange(TEACHER_EXAMPLES) % len(self.examples)
+        latents, conditions = self.examples.batch(indices, torch.zeros_like(indices))
+        noise, levels = torch.randn(latents.shape, generator=generator), random_levels(TEACHER_EXAMPLES, generator)
+        noisy, target, times = self.objective.add_noise(latents, noise, levels)
         try:
-            found = self.shown(self.teacher, noisy.to(device_of(self.teacher)), times, given).cpu()
+            output = self.predict(self.teacher, noisy.to(device_of(self.teacher)), times, conditions).cpu()
         except MISFITS as error:
             raise FinetuningError(f"{pipeline} cannot be finetuned yet: {one_line(error)}") from error
-        is_turned = mse_loss(-found, target) < 0.5 * mse_loss(found, target)
-        return replace(self, sign=-1.0 if is_turned else 1.0)
+        is_negated = mse_loss(-output, target) < 0.5 * mse_loss(output, target)
+        return replace(self, sign=-1.0 if is_negated else 1.0)
 
 
 def prepare_distillation(
     teacher: DiffusionPipeline, rows: Rows | None, probe: Probe, component: str | None, folder: Path | None
 ) -> Distillation:
-    """Watches the teacher, and draws or encodes what it teaches with into a folder.
+    """Watches how the teacher is called, and samples or encodes the examples into a folder.
 
     Raises:
         FinetuningError: the pipeline or the data do not fit.
@@ -109,9 +116,123 @@ def prepare_distillation(
         )
     denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
     batch = largest_batch(teacher, probe.model_copy(update={"samples": max(2, probe.samples)}), BATCH_SIZE)
-    conditions = watch_call_signature(teacher, denoiser.component, probe, batches=batch > 1)
+    call_signature = watch_call_signature(teacher, denoiser.component, probe, batches=batch > 1)
     objective = objective_of(schedulers(teacher)[0])
-    source = Source(teacher, denoiser.component, conditions, probe, batch, rows)
+    source = Source(teacher, denoiser.component, call_signature, probe, batch, rows)
     examples = source.examples(folder / "examples" if folder is not None else None)
-    distillation = Distillation(denoiser.component, denoiser.module, conditions, objective, examples)
+    distillation = Distillation(denoiser.component, denoiser.module, call_signature, objective, examples)
     return distillation.validate_teacher(type(teacher).__name__)
+
+
+class NoisyBatch(NamedTuple):
+    """Noisy examples of a step.
+
+    Attributes:
+        noisy, target: latents, and the target of the denoiser's output, [batch, ...].
+        times, weights: the scheduler's timesteps, and the weight of the loss at them, [batch].
+        guidance: strengths of autoguidance, [batch, 1, ...].
+        conditions: what else the denoiser is called with.
+    """
+
+    noisy: Tensor
+    target: Tensor
+    times: Tensor
+    weights: Tensor
+    guidance: Tensor
+    conditions: Sequence[Tensor]
+
+    def to(self, device: torch.device) -> "NoisyBatch":
+        """The same batch on a device; the host does not wait for the copy."""
+        moved: NoisyBatch = tree_map(lambda tensor: _moved(tensor, device), self)
+        return moved
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    # a copy from memory that is not pinned waits until the device has finished all earlier work
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class DistillationLoss:
+    """The losses of a student: denoising, the teacher's output and the teacher's features.
+
+    Args:
+        distillation: the teacher and its examples.
+        student: the network that is trained.
+        weak_model: the unfinetuned student, for autoguidance; or None.
+        training: weights of the losses.
+        accelerator: which part of a batch belongs to this process.
+    """
+
+    def __init__(
+        self,
+        distillation: Distillation,
+        student: nn.Module,
+        weak_model: nn.Module | None,
+        training: Training,
+        accelerator: Accelerator,
+    ) -> None:
+        self.distillation, self.student, self.weak_model = distillation, student, weak_model
+        self.training, self.accelerator = training, accelerator
+        self.stages = stages(distillation.teacher, student) if training.feature_kd_weight else ()
+        self.trained, self.validation = _split(len(distillation.examples), training)
+
+    def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
+        """The losses on this process's part of a random batch, one for each accumulation pass."""
+        chosen = torch.randint(len(self.trained), (self.training.train_batch_size,), generator=generator)
+        yield from self._losses(module, self.trained[chosen], generator)
+
+    def validation_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
+        """The losses on this process's part of the validation examples."""
+        size, count = self.training.train_batch_size, len(self.validation)
+        # whole batches, so that each process has a part: a few examples come twice, with other noise
+        padded = self.validation[torch.arange(-(-count // size) * size) % count]
+        for indices in padded.split(size):
+            yield from self._losses(module, indices, generator)
+
+    def _losses(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """The losses on this process's part of some examples; noise is sampled for all of them."""
+        distillation, training = self.distillation, self.training
+        copies = torch.multinomial(distillation.copy_shares, len(indices), replacement=True, generator=generator)
+        levels = random_levels(len(indices), generator)
+        noise = torch.randn((len(indices), *distillation.examples.shape), generator=generator)
+        part = torch.arange(self.accelerator.process_index, len(indices), self.accelerator.num_processes)
+        for chosen in part.chunk(training.gradient_accumulation_steps):
+            latents, conditions = distillation.examples.batch(indices[chosen], copies[chosen])
+            noisy, target, times = distillation.add_noise(latents, noise[chosen], levels[chosen])
+            guidance = training.strengths(levels[chosen]).reshape(-1, *[1] * (latents.ndim - 1))
+            weights = distillation.objective.weights(times) if training.snr_weighting else torch.ones(len(times))
+            batch = NoisyBatch(noisy, target, times, weights, guidance, conditions)
+            yield self._loss(module, batch.to(self.accelerator.device))
+
+    def _loss(self, module: nn.Module, batch: NoisyBatch) -> Tensor:
+        distillation, training, target = self.distillation, self.training, batch.target
+        inputs = batch.noisy, batch.times, batch.conditions
+        with (
+            self.accelerator.autocast(),
+            uncompiled(),  # compiled networks may not call hooks
+            features_of(distillation.teacher, self.stages) as teacher_features,
+            features_of(self.student, self.stages) as student_features,
+        ):
+            output = predicted(module(**distillation.call_signature.arguments(*inputs)), batch.noisy).float()
+            if not training.is_taught:
+                return (training.task_loss_weight or 0.0) * latent_loss(output, target, batch.weights)
+            teacher_output = distillation.predict(distillation.teacher, *inputs)
+            if self.weak_model is not None:
+                shift = batch.guidance * (teacher_output - distillation.predict(self.weak_model, *inputs))
+                target, teacher_output = target + shift, teacher_output + shift
+            loss = (training.task_loss_weight or 0.0) * latent_loss(output, target, batch.weights)
+            loss = loss + training.output_kd_weight * latent_loss(output, teacher_output, batch.weights)
+            return loss + training.feature_kd_weight * feature_loss(
+                teacher_features, student_features, normalize=training.normalize_features
+            )
+
+
+def _split(count: int, training: Training) -> tuple[Tensor, Tensor]:
+    """Indices of the examples for training and for validation."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(training.seed))
+    validation = min(MAX_VALIDATION_EXAMPLES, max(1, round(count * training.validation_fraction)))
+    if validation >= count:
+        raise FinetuningError(f"{count} examples are too few for training and validation; give at least 2")
+    return order[validation:], order[:validation]

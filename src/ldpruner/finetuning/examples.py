@@ -1,4 +1,4 @@
-"""What a denoiser learns from: latents, and what it is given with them. Encoded or drawn once, and kept on disk."""
+"""Training examples: latents and their conditions, sampled or encoded once and kept on disk."""
 
 import hashlib
 import json
@@ -13,29 +13,30 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ldpruner.errors import FinetuningError, StorageError
-from ldpruner.finetuning.conditioning import CallSignature, recorded_calls
+from ldpruner.errors import FinetuningError
+from ldpruner.finetuning.conditioning import CallSignature, record_calls
 from ldpruner.finetuning.dataset import Item, Rows, items
 from ldpruner.finetuning.encoding import Encoder, find_encoder
+from ldpruner.finetuning.state import write_tensors
 from ldpruner.pipelines.fingerprints import weights_digest
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
 from ldpruner.pipelines.sampling import draw_latents
 
-CHUNK = 64  # examples in one file
+CHUNK = 64  # examples in a file
 LATENTS = "latents"
+SAMPLING = {"samples", "seed", "steps", "prompts"}  # of a probe; encoded data does not depend on these
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples in chunks, as they are mapped from their files: a large set need not fit into memory.
+    """Examples in chunks, memory-mapped from their files: a large set need not fit into memory.
 
     Attributes:
-        chunks: of each example its latents, as the scheduler steps them, [examples, ...], and what the denoiser is
-            given with it, [examples, copies, rows, ...].
-        digest: tells them from others.
+        chunks: latents as the scheduler steps them, [examples, ...], and conditions, [examples, copies, rows, ...].
+        digest: identifies the examples.
     """
 
     chunks: tuple[dict[str, Tensor], ...]
@@ -46,29 +47,28 @@ class Examples:
         return torch.tensor([len(chunk[LATENTS]) for chunk in self.chunks]).cumsum(0)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self.chunks else 0
+        return int(self._ends[-1])
 
     @property
     def names(self) -> list[str]:
-        """Of what is given."""
+        """The names of the conditions."""
         return [name for name in self.chunks[0] if name != LATENTS]
 
     @property
     def shape(self) -> torch.Size:
-        """Of one example's latents."""
+        """The shape of one example's latents."""
         return self.chunks[0][LATENTS].shape[1:]
 
     def batch(self, indices: Tensor, copies: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latents [batch, ...] of some examples, and one copy of what is given with each: [batch, rows, ...]."""
+        """Latents [batch, ...] of some examples, and one copy of the conditions of each, [batch, rows, ...]."""
         chunks = torch.searchsorted(self._ends, indices, right=True)
         rows = indices - torch.cat([torch.zeros(1, dtype=torch.long), self._ends])[chunks]
         places = list(zip(chunks.tolist(), rows.tolist(), copies.tolist(), strict=True))
         latents = torch.stack([self.chunks[chunk][LATENTS][row] for chunk, row, _ in places])
-
-        def one_copy(name: str) -> Tensor:
-            return torch.stack([self.chunks[chunk][name][row, copy] for chunk, row, copy in places])
-
-        return latents.float(), [one_copy(name) for name in self.names]
+        conditions = [
+            torch.stack([self.chunks[chunk][name][row, copy] for chunk, row, copy in places]) for name in self.names
+        ]
+        return latents.float(), conditions
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,21 @@ class Source:
     Attributes:
         teacher: the original pipeline.
         component: its denoiser.
-        conditions: how it calls it.
-        probe: how it draws, and what it is called with.
-        batch: samples drawn at once.
+        call_signature: how it calls the denoiser.
+        probe: how the teacher samples, and its arguments.
+        batch: samples at once.
         rows: of data; None for the teacher's own samples.
     """
 
     teacher: DiffusionPipeline
     component: str
-    conditions: CallSignature
+    call_signature: CallSignature
     probe: Probe
     batch: int
     rows: Rows | None = None
 
     def examples(self, folder: Path | None) -> Examples:
-        """All examples; chunks that `folder` already holds are read.
+        """All examples; chunks that are already in `folder` are read.
 
         Raises:
             FinetuningError: there are none.
@@ -109,68 +109,68 @@ class Source:
         encoder = None
         for first in range(0, total, CHUNK):
             path = folder / f"{first:07d}.safetensors" if folder is not None else None
-            if path is not None and (known := _read(path)) is not None:
-                yield known
+            if path is not None and (chunk := _read(path)) is not None:
+                yield chunk
                 continue
-            logger.info("%s %d of %d", "drawing" if self.rows is None else "encoding", first, total)
-            wanted = range(first, min(first + CHUNK, total))
+            logger.info("%s %d of %d", "sampling" if self.rows is None else "encoding", first, total)
+            indices = range(first, min(first + CHUNK, total))
             if self.rows is not None:
                 encoder = encoder or find_encoder(self.teacher, self.probe)
-            chunk = self._drawn(wanted) if encoder is None else self._encoded(encoder, wanted)
+            chunk = self._sampled(indices) if encoder is None else self._encoded(encoder, indices)
             if path is not None:
-                _write(path, chunk)
-                chunk = _read(path) or chunk  # which is left on the disk until it is asked for
+                write_tensors(path, chunk)
+                chunk = _read(path) or chunk  # from now on in the file, not in memory
             yield chunk
 
-    def _drawn(self, wanted: range) -> dict[str, Tensor]:
-        batches = [wanted[first : first + self.batch] for first in range(0, len(wanted), self.batch)]
+    def _sampled(self, indices: range) -> dict[str, Tensor]:
+        batches = self._batches(indices)
         latents = [draw_latents(self.teacher, self.probe, batch).cpu() for batch in batches]
-        given = [self._given(self.probe, batch) for batch in batches]
-        return _chunk(torch.cat(latents), given)
+        return _chunk(latents, [self._conditions(self.probe, batch) for batch in batches])
 
-    def _encoded(self, encoder: Encoder, wanted: range) -> dict[str, Tensor]:
+    def _encoded(self, encoder: Encoder, indices: range) -> dict[str, Tensor]:
         assert self.rows is not None
-        found = list(items([self.rows[index] for index in wanted], self.teacher))
-        probe = _asking(self.probe, found)
-        batches = [range(len(found))[first : first + self.batch] for first in range(0, len(found), self.batch)]
-        latents = [encoder([found[index].picture for index in batch]) for batch in batches]
-        return _chunk(torch.cat(latents), [self._given(probe, batch) for batch in batches])
+        chosen = list(items([self.rows[index] for index in indices], self.teacher))
+        probe, batches = _probe_of(chosen, self.probe), self._batches(range(len(chosen)))
+        latents = [encoder([chosen[index].picture for index in batch]) for batch in batches]
+        return _chunk(latents, [self._conditions(probe, batch) for batch in batches])
 
-    def _given(self, probe: Probe, batch: Sequence[int]) -> list[Tensor]:
-        """What the denoiser is given with some samples; only what comes before it runs."""
-        if not self.conditions.rows and self.conditions.appended is None:
+    def _batches(self, indices: range) -> list[range]:
+        return [indices[first : first + self.batch] for first in range(0, len(indices), self.batch)]
+
+    def _conditions(self, probe: Probe, batch: Sequence[int]) -> list[Tensor]:
+        """The conditions of some samples; only what comes before the denoiser runs."""
+        if not self.call_signature.condition_places and self.call_signature.appended is None:
             return []
         arguments = probe.arguments(self.teacher, batch)
-        calls = recorded_calls(self.teacher, self.component, self.conditions, arguments)
-        return [one.cpu() for one in self.conditions.of(calls, len(batch))]
+        calls = record_calls(self.teacher, self.component, self.call_signature, arguments)
+        return [tensor.cpu() for tensor in self.call_signature.conditions(calls, len(batch))]
 
     def _digest(self) -> str | None:
-        """Tells these examples from others; None for rows that nothing can tell from others."""
+        """Identifies the examples; None for rows without a fingerprint."""
         rows = getattr(self.rows, "_fingerprint", None)
         if self.rows is not None and rows is None:
             return None
         weights = {name: weights_digest(part) for name, part in networks(self.teacher).items()}
-        # data is encoded the same whatever would be drawn
-        drawing = {"samples", "seed", "steps", "prompts"} if rows is not None else None
-        identity = {"rows": rows, "weights": weights, "probe": self.probe.model_dump(mode="json", exclude=drawing)}
-        return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+        probe = self.probe.model_dump(mode="json", exclude=SAMPLING if rows is not None else None)
+        identity = json.dumps({"rows": rows, "weights": weights, "probe": probe}, sort_keys=True)
+        return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
-def _asking(probe: Probe, found: Sequence[Item]) -> Probe:
-    """A probe that asks for the pictures of some items."""
-    names = {name for item in found for name in item.asked}
-    asked = {name: tuple(item.asked[name] for item in found) for name in names}
-    prompts = asked.pop("prompt", probe.prompts)
-    return probe.model_copy(update={"samples": len(found), "prompts": prompts, "call": {**probe.call, **asked}})
+def _probe_of(chosen: Sequence[Item], probe: Probe) -> Probe:
+    """A probe with the captions or classes of some items."""
+    names = {name for item in chosen for name in item.arguments}
+    arguments = {name: tuple(item.arguments[name] for item in chosen) for name in names}
+    prompts = arguments.pop("prompt", probe.prompts)
+    return probe.model_copy(update={"samples": len(chosen), "prompts": prompts, "call": {**probe.call, **arguments}})
 
 
-def _chunk(latents: Tensor, given: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-    columns = {f"given.{place}": torch.cat(parts).contiguous() for place, parts in enumerate(zip(*given, strict=True))}
-    return {LATENTS: latents.contiguous(), **columns}
+def _chunk(latents: Sequence[Tensor], conditions: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    tensors = {f"conditions.{place}": torch.cat(parts) for place, parts in enumerate(zip(*conditions, strict=True))}
+    return {LATENTS: torch.cat(list(latents)), **tensors}
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """A chunk; None where there is none that can be read."""
+    """A chunk; None where no file can be read."""
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
@@ -178,13 +178,3 @@ def _read(path: Path) -> dict[str, Tensor] | None:
     except safetensors.SafetensorError:
         logger.warning("%s is damaged and is made again", path)
         return None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, partial)
-        partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(f"cannot write {path}: {error}") from error

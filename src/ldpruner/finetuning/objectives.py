@@ -1,4 +1,4 @@
-"""What a denoiser learns: latents noised to a random level, and what it shall find in them."""
+"""The training objective of a denoiser: how noise is added to latents, and what the denoiser predicts."""
 
 from typing import Any, Protocol
 
@@ -8,47 +8,46 @@ from torch import Tensor
 
 from ldpruner.errors import FinetuningError
 
-LARGEST = 100.0  # of 1/alpha: without any signal there is no end to it
-DISTILLED = ("LCM", "TCD")  # their denoisers were taught to jump, not to find noise
+MAX_WEIGHT = 100.0  # of 1/alpha, which grows without limit as the signal vanishes
+DISTILLED = ("LCM", "TCD")  # their denoisers were trained to jump, not to predict noise
 
 
 class Objective(Protocol):
-    """What noise does to latents, and what is to be found in them."""
+    """How noise is added, and what is predicted."""
 
-    def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [batch, ...] noised to levels in 0 to 1, [batch].
+    def add_noise(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds noise to latents [batch, ...] at levels in 0 to 1, [batch].
 
         Returns:
-            the noisy latents, what is to be found in them, and the scheduler's timesteps [batch].
+            the noisy latents, the target of the prediction, and the scheduler's timesteps [batch].
         """
 
     def weights(self, times: Tensor) -> Tensor:
-        """How much errors at timesteps count, balanced, [batch]: 1 on average over all levels."""
+        """SNR weights of the loss at timesteps, [batch]: 1 on average over all levels."""
 
 
 class Diffusion:
-    """Noise, velocity or the clean latents, under a schedule of betas (Ho et al. 2020; Salimans and Ho 2022).
+    """Epsilon-, v- or sample-prediction under a beta schedule (Ho et al. 2020; Salimans and Ho 2022).
 
-    Where alpha is the signal's share of the noisy latents, an error in the noise is one in the velocity that is
-    1/alpha times as large. So small errors of the first steps, which decide the colours, hardly count in a plain loss
-    of noise. Balanced, squared errors count 1/alpha times: halfway to a loss of the velocity.
+    With alpha the share of the signal, an error in epsilon is one in velocity that is 1/alpha times as large. So a
+    plain epsilon loss hardly counts errors of the first steps, which decide the colours. The SNR weight of 1/alpha is
+    halfway to a velocity loss, whose weight would be its square.
     """
 
     def __init__(self, scheduler: Any) -> None:
-        known: Any = DDPMScheduler.from_config(scheduler.config)
-        known.alphas_cumprod = scheduler.alphas_cumprod  # some shift them in ways of their own
-        self.scheduler, self.prediction = known, known.config.prediction_type
-        alphas = known.alphas_cumprod.float().sqrt()
-        scale = (1 / alphas).clamp(max=LARGEST) if self.prediction == "epsilon" else torch.ones_like(alphas)
-        self._weights = scale / scale.mean()
+        self.scheduler: Any = DDPMScheduler.from_config(scheduler.config)
+        self.scheduler.alphas_cumprod = scheduler.alphas_cumprod  # some schedulers shift them
+        alphas = self.scheduler.alphas_cumprod.float().sqrt()
+        is_epsilon = self.scheduler.config.prediction_type == "epsilon"
+        weights = (1 / alphas).clamp(max=MAX_WEIGHT) if is_epsilon else torch.ones_like(alphas)
+        self._weights = weights / weights.mean()
 
-    def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        count = self.scheduler.config.num_train_timesteps
+    def add_noise(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        count, prediction = self.scheduler.config.num_train_timesteps, self.scheduler.config.prediction_type
         times = (levels * count).long().clamp(max=count - 1)
         targets = {"epsilon": noise, "sample": clean}
-        if self.prediction not in targets:
-            targets[self.prediction] = self.scheduler.get_velocity(clean, noise, times)
-        return self.scheduler.add_noise(clean, noise, times), targets[self.prediction], times
+        target = targets[prediction] if prediction in targets else self.scheduler.get_velocity(clean, noise, times)
+        return self.scheduler.add_noise(clean, noise, times), target, times
 
     def weights(self, times: Tensor) -> Tensor:
         return self._weights[times]
@@ -57,44 +56,43 @@ class Diffusion:
 class Flow:
     """The velocity of a straight path from latents to noise (Lipman et al. 2023; Liu et al. 2023).
 
-    Levels are shifted towards noise as far as the scheduler's own are (Esser et al. 2024, equation 23).
+    Levels are shifted towards noise as the scheduler shifts its own (Esser et al. 2024, equation 23).
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.count = scheduler.config.num_train_timesteps
-        self.shift = float(
-            getattr(scheduler.config, "shift", None) or getattr(scheduler.config, "flow_shift", None) or 1
-        )
+        config = scheduler.config
+        self.count = config.num_train_timesteps
+        self.shift = float(getattr(config, "shift", None) or getattr(config, "flow_shift", None) or 1)
 
-    def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shifted = self.shift * levels / (1 + (self.shift - 1) * levels)
-        share = shifted.reshape(-1, *[1] * (clean.ndim - 1))
-        return (1 - share) * clean + share * noise, noise - clean, shifted * self.count
+    def add_noise(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sigmas = self.shift * levels / (1 + (self.shift - 1) * levels)
+        share = sigmas.reshape(-1, *[1] * (clean.ndim - 1))
+        return (1 - share) * clean + share * noise, noise - clean, sigmas * self.count
 
     def weights(self, times: Tensor) -> Tensor:
         return torch.ones(len(times))
 
 
 def objective_of(scheduler: Any) -> Objective:
-    """The objective that a pipeline's scheduler steps by.
+    """The objective that belongs to a pipeline's scheduler.
 
     Raises:
-        FinetuningError: it steps by another.
+        FinetuningError: it is not supported.
     """
     name, config = type(scheduler).__name__, scheduler.config
     prediction = getattr(config, "prediction_type", "epsilon")
     if "FlowMatch" in name or prediction == "flow_prediction" or getattr(config, "use_flow_sigmas", False):
         return Flow(scheduler)
-    is_known = "beta_schedule" in config and getattr(config, "timestep_type", "discrete") == "discrete"
-    if not is_known or name.startswith(DISTILLED) or prediction not in ("epsilon", "v_prediction", "sample"):
+    has_betas = "beta_schedule" in config and getattr(config, "timestep_type", "discrete") == "discrete"
+    if not has_betas or name.startswith(DISTILLED) or prediction not in ("epsilon", "v_prediction", "sample"):
         raise FinetuningError(
-            f"{name} (prediction_type {prediction!r}) steps by an objective that is not known here; "
-            "known are noise, velocity and sample under a schedule of betas, and flow matching"
+            f"{name} (prediction_type {prediction!r}) has an objective that is not supported; supported are epsilon, "
+            "v_prediction and sample under a beta schedule, and flow matching"
         )
     return Diffusion(scheduler)
 
 
 def random_levels(batch: int, generator: torch.Generator) -> Tensor:
-    """Noise levels in 0 to 1, [batch], spread evenly: a step's loss does not hang on which it happened to draw."""
-    spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-    return spread[torch.randperm(batch, generator=generator)]
+    """Noise levels in 0 to 1, [batch], stratified, so that the loss of a step hangs less on the levels it got."""
+    strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    return strata[torch.randperm(batch, generator=generator)]

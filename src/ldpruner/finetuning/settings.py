@@ -1,6 +1,5 @@
 """How a pruned denoiser is trained, as one value."""
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -57,7 +56,7 @@ class Training(Value):
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     lr_warmup_steps: int = Field(default=50, ge=0)
-    lr_scheduler: Literal["constant", "cosine"] = "cosine"
+    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
     adam_weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
@@ -102,15 +101,6 @@ class Training(Value):
         """How strong autoguidance is at noise levels, [batch]."""
         low, high = self.guidance_interval
         return self.autoguidance_scale * ((levels >= low) & (levels <= high))
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step."""
-        if step < self.lr_warmup_steps:
-            return self.learning_rate * (step + 1) / self.lr_warmup_steps
-        if self.lr_scheduler == "constant":
-            return self.learning_rate
-        done = (step - self.lr_warmup_steps) / max(1, self.max_train_steps - self.lr_warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class History(Value):

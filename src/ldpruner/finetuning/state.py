@@ -1,36 +1,48 @@
-"""The state of a training run: weights, their moving average, the optimizer, and what happened so far."""
+"""The state of a training run: weights, their moving average, optimizer, learning rate and losses.
+
+A checkpoint is one safetensors file with the rest as JSON in its header. It is written under a temporary name and
+then renamed, and nothing in it is unpickled.
+"""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ldpruner.errors import FinetuningError
-from ldpruner.finetuning.checkpoints import optimizer_tensors, read_checkpoint, restore_optimizer_, write_checkpoint
+from ldpruner.errors import FinetuningError, StorageError, one_line
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.profiling.costs import device_of
 
-FUSED = ("cpu", "cuda")  # devices on which torch has a fused AdamW
-# after so many steps a slow average follows only every few: it is a pass over all weights
-EAGER, PAUSE, SLOW = 100, 4, 0.9
+FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
 
 
 class State:
-    """What a checkpoint holds. The network is trained in full precision, whatever it ships in."""
+    """Everything that a checkpoint holds. The network is trained in full precision, whatever it ships in."""
 
     def __init__(self, module: nn.Module, training: Training) -> None:
-        self.module, self.training = module.float().requires_grad_(True).eval(), training
-        self.weights = list(module.parameters())
-        # fused: all weights in one pass, which pays for the clipping and the average
-        fused, decay = device_of(module).type in FUSED, training.adam_weight_decay
+        self.training = training
+        self.weights = list(module.float().requires_grad_(True).parameters())
+        self.buffers = list(module.buffers())
+        fused, decay = device_of(module).type in FUSED_DEVICES, training.adam_weight_decay
         self.optimizer = torch.optim.AdamW(self.weights, training.learning_rate, weight_decay=decay, fused=fused)
-        self.average, self.best = _copies(self.weights), _copies(self.weights)
-        self.step, self.best_step = 0, 0
+        self.lr_scheduler = get_scheduler(
+            training.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=training.lr_warmup_steps,
+            num_training_steps=training.max_train_steps,
+        )
+        self.ema = EMAModel(self.weights, decay=training.ema_decay, foreach=True)
+        self.best: list[Tensor] = []
+        self.step, self.best_step, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
         self.validation_losses: dict[int, float] = {}
 
@@ -39,97 +51,161 @@ class State:
         return History(
             losses=tuple(self.losses),
             validation_losses=self.validation_losses,
-            best_step=self.best_step,
+            best_step=self.best_step if self.validation_losses else self.step,
             steps=self.step,
         )
 
     @property
     def is_over(self) -> bool:
-        """Whether all steps are made, or the last looks at the held-out loss found none better."""
+        """Whether all steps are done, or the last validations found no better loss."""
         patience = self.training.early_stopping_patience
-        idle = sum(1 for step in self.validation_losses if step > self.best_step)
-        return self.step >= self.training.max_train_steps or (patience is not None and idle >= patience)
+        without_improvement = sum(step > self.best_step for step in self.validation_losses)
+        return self.step >= self.training.max_train_steps or (patience is not None and without_improvement >= patience)
 
-    def note(self, loss: float) -> None:
-        """Keeps a held-out loss, and the averaged weights if it is the lowest."""
-        self.validation_losses[self.step] = loss
-        if self.step and loss < min(one for step, one in self.validation_losses.items() if step < self.step):
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.lr_scheduler.get_last_lr()[0])
+
+    def advance_(self, *, skipped: bool) -> None:
+        """Updates the learning rate and the moving average after an optimizer step; fp16 skips some."""
+        if not skipped:
+            self.lr_scheduler.step()
+        self.ema.step(self.weights)
+        self.step += 1
+
+    def record_validation(self, loss: float) -> None:
+        """Keeps a validation loss, and the averaged weights if it is the lowest so far."""
+        if not self.validation_losses or loss < min(self.validation_losses.values()):
             self.best_step = self.step
-            self.best = _copies(self.average)
+            self.best = [weight.clone() for weight in self.ema.shadow_params]
+        self.validation_losses[self.step] = loss
 
-    def average_(self) -> None:
-        """Lets the averaged weights follow; faster at first, so that they forget where they started."""
-        steps = PAUSE if self.step >= EAGER and self.training.ema_decay >= SLOW else 1
-        if (self.step + 1) % steps and self.step + 1 < self.training.max_train_steps:
-            return
-        decay = min(self.training.ema_decay, (1 + self.step) / (10 + self.step)) ** steps
-        get_ema_multi_avg_fn(decay)(self.average, self.weights, self.step)
+    def load_best_(self) -> None:
+        """Loads the averaged weights with the lowest validation loss; the last ones if there was no validation."""
+        self.load_weights_(self.best or self.ema.shadow_params)
 
     @torch.no_grad()
     def load_weights_(self, weights: Sequence[Tensor]) -> None:
-        """Puts weights into the network."""
-        for own, new in zip(self.weights, weights, strict=True):
-            own.copy_(new)
+        """Copies weights into the network."""
+        _copy_(self.weights, weights)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The network with its averaged weights, until the context ends."""
-        known = _copies(self.weights)
-        self.load_weights_(self.average)
+        """The network has its averaged weights inside the context."""
+        self.ema.store(self.weights)
+        self.ema.copy_to(self.weights)
         try:
             yield
         finally:
-            self.load_weights_(known)
+            self.ema.restore(self.weights)
 
-    def write(self, path: Path, identity: dict[str, Any], extra: dict[str, Any]) -> None:
-        """Writes all of it; `identity` says which run it is of."""
-        parts = {
-            "weights": _numbered(self.weights),
-            "average": _numbered(self.average),
-            "best": _numbered(self.best),
-            "optimizer": optimizer_tensors(self.optimizer),
-        }
-        facts = {
-            "identity": identity,
-            "best": self.best_step,
-            "losses": self.losses,
-            "validation_losses": self.validation_losses,
-        }
-        write_checkpoint(path, parts, {**facts, "extra": extra})
-
-    def restore_(self, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """Goes back to what `write` wrote; returns what was written with it.
+    def write(self, path: Path, identity: Mapping[str, Any], scaler: Mapping[str, Any] | None = None) -> None:
+        """Writes a checkpoint of the run that `identity` describes.
 
         Raises:
-            FinetuningError: it is of another run.
+            StorageError: the file cannot be written; the previous checkpoint is still there.
         """
-        parts, facts = read_checkpoint(path, next(self.module.parameters()).device)
-        _check_identity(path, facts["identity"], identity)
-        self.load_weights_(_listed(parts["weights"]))
-        self.average, self.best = _listed(parts["average"]), _listed(parts["best"])
-        self.best_step = facts["best"]
-        restore_optimizer_(self.optimizer, parts.get("optimizer", {}))
-        self.losses, self.step = facts["losses"], len(facts["losses"])
-        self.validation_losses = {int(step): loss for step, loss in facts["validation_losses"].items()}
-        extra: dict[str, Any] = facts["extra"]
-        return extra
+        groups = {"weight": self.weights, "buffer": self.buffers, "ema": self.ema.shadow_params, "best": self.best}
+        tensors = {f"{name}/{index}": tensor for name, group in groups.items() for index, tensor in enumerate(group)}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+        metadata = {
+            "identity": dict(identity),
+            "losses": self.losses,
+            "validation_losses": self.validation_losses,
+            "best_step": self.best_step,
+            "seconds": self.seconds,
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "ema_step": self.ema.optimization_step,
+            "scaler": scaler,
+        }
+        write_tensors(path, tensors, metadata)
+
+    @torch.no_grad()
+    def restore_(self, path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Restores what `write` wrote, and returns the state of its scaler.
+
+        Raises:
+            FinetuningError: the file is no checkpoint, or of another run.
+        """
+        tensors, metadata = _read_checkpoint(path, self.weights[0].device)
+        _check_identity(path, metadata["identity"], identity)
+        _copy_(self.weights, _group(tensors, "weight"))
+        _copy_(self.buffers, _group(tensors, "buffer"))
+        _copy_(self.ema.shadow_params, _group(tensors, "ema"))
+        self.best = _group(tensors, "best")
+        self._restore_optimizer_(tensors)
+        self.lr_scheduler.load_state_dict(metadata["lr_scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.ema.optimization_step = metadata["ema_step"]
+        self.losses, self.step = metadata["losses"], len(metadata["losses"])
+        self.validation_losses = {int(step): loss for step, loss in metadata["validation_losses"].items()}
+        self.best_step, self.seconds = metadata["best_step"], metadata["seconds"]
+        scaler: dict[str, Any] | None = metadata["scaler"]
+        return scaler
+
+    def _restore_optimizer_(self, tensors: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            group, index, *names = key.split("/")
+            if group != "optimizer":
+                continue
+            # fused AdamW walks moments in the memory order of their weight, which the file does not keep
+            weight = self.weights[int(index)].detach()
+            moment = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
+            state.setdefault(int(index), {})["/".join(names)] = moment
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [one.detach().clone() for one in tensors]
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes tensors, and metadata as JSON, to a safetensors file: whole or not at all.
+
+    Raises:
+        StorageError: the file cannot be written; the previous one is still there.
+    """
+    contents = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {"metadata": json.dumps(dict(metadata or {}))}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(contents, partial, metadata=header)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot write {path}: {one_line(error)}") from error
 
 
-def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {str(place): one for place, one in enumerate(tensors)}
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write_tensors` wrote: tensors and metadata."""
+    with safetensors.safe_open(path, framework="pt", device=str(device)) as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no mapping)
+        return tensors, json.loads(opened.metadata()["metadata"])
 
 
-def _listed(tensors: dict[str, Tensor]) -> list[Tensor]:
-    return [tensors[str(place)] for place in range(len(tensors))]
+def _read_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors, metadata = read_tensors(path, device)
+        if "identity" not in metadata:
+            raise KeyError("identity")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise FinetuningError(f"{path} is no checkpoint: {one_line(error)}; delete it to start again") from error
+    return tensors, metadata
 
 
-def _check_identity(path: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    wanted = json.loads(json.dumps(wanted))
-    differing = sorted(name for name in {*known, *wanted} if known.get(name) != wanted.get(name))
-    if differing:
-        changes = "; ".join(f"{name} was {known.get(name)!r}, is {wanted.get(name)!r}" for name in differing)
+def _group(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    count = sum(key.startswith(f"{name}/") for key in tensors)
+    return [tensors[f"{name}/{index}"] for index in range(count)]
+
+
+def _copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def _check_identity(path: Path, written: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    current = json.loads(json.dumps(dict(current)))
+    names = sorted(name for name in {*written, *current} if written.get(name) != current.get(name))
+    if names:
+        changes = "; ".join(f"{name} was {written.get(name)!r}, is {current.get(name)!r}" for name in names)
         raise FinetuningError(f"{path} is of another training: {changes}; delete it or choose another run folder")

@@ -1,77 +1,167 @@
-"""The loop of finetuning, on one device or under a launcher, with the same result.
+"""The training loop, on one device or under a launcher, with the same result.
 
-Nothing random is carried from step to step: each draws for the whole batch, whatever the number of processes, from a
-generator seeded by its own number. So an interrupted run goes on as if it had not been, and two processes learn as
-one.
+No random state is carried from step to step: each step samples for the whole batch, whatever the number of processes,
+with a generator seeded by its own number. So an interrupted run goes on exactly as if it had not been, and two
+processes train as one.
 """
 
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, one_line
-from ldpruner.finetuning.conditioning import predicted
 from ldpruner.finetuning.dataset import Rows, open_data
-from ldpruner.finetuning.distillation import prepare_distillation
-from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
-from ldpruner.finetuning.objectives import random_levels
+from ldpruner.finetuning.distillation import DistillationLoss, prepare_distillation
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
 from ldpruner.pipelines.fingerprints import architecture, precision, weights_digest
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import networks, uncompiled
+from ldpruner.pipelines.running import networks
 from ldpruner.profiling.costs import device_of
 from ldpruner.runtime import cast_
 
-MOST_HELD = 256  # examples held out: a look shall cost little
 SAMPLES = 256  # of the teacher, where there is no data
-PRIME = 1_000_003  # runs of neighbouring seeds share no step's seed
+SEED_STRIDE = 1_000_003  # runs with neighbouring seeds share no step's seed
 CHECKPOINT = Path("finetuning", "state.safetensors")
-WITHOUT_EFFECT = ("gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps")  # on the result
-LONG = timedelta(days=7)  # for which other processes wait while the first encodes
+WITHOUT_EFFECT = {"gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps"}  # on the result
+ENCODING_TIMEOUT = timedelta(days=7)  # other processes wait while the first one encodes
 
 logger = logging.getLogger(__name__)
 
 
-class Batch(NamedTuple):
-    """Noisy examples of a step.
+class TrainingLoss(Protocol):
+    """What a network is trained on.
 
-    Attributes:
-        noisy, target: [batch, ...] latents, and what is to be found in them.
-        times, weights: [batch] the scheduler's timesteps, and how much errors count at them.
-        strengths: [batch, 1, ...] of autoguidance.
-        given: what else the denoiser is called with.
+    Each loss is the mean over this process's part of a batch, in one of its accumulation passes.
     """
 
-    noisy: Tensor
-    target: Tensor
-    times: Tensor
-    weights: Tensor
-    strengths: Tensor
-    given: Sequence[Tensor]
+    def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
+        """The losses on a random batch, one for each pass: whoever iterates goes backward in between."""
 
-    def on(self, device: torch.device) -> "Batch":
-        """The same on a device, which is not waited for."""
-        sent: Batch = tree_map(lambda one: _sent(one, device), self)
-        return sent
+    def validation_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
+        """The losses on the validation examples; none where there are none."""
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    # from memory that is not pinned a copy waits until the device has done all before it
-    return tensor.pin_memory().to(device, non_blocking=True)
+class Trainer:
+    """Trains a network in place: an iterable with a length that takes one step after the other, then `finish()`.
+
+    Args:
+        module: the network; it stays in training or evaluation mode.
+        loss: what it is trained on.
+        training: how long, how fast.
+        accelerator: the devices and the precision.
+        checkpoint: a file for its state; training goes on from there.
+        identity: what describes the run besides its settings. A checkpoint of another run is refused.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: TrainingLoss,
+        training: Training,
+        accelerator: Accelerator,
+        *,
+        checkpoint: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.loss, self.training, self.accelerator, self.checkpoint = loss, training, accelerator, checkpoint
+        self.identity = {**training.model_dump(exclude=WITHOUT_EFFECT), **(identity or {})}
+        self.state = State(module, training)
+        self.module, self.optimizer = accelerator.prepare(module, self.state.optimizer)
+        self._pending: list[tuple[Tensor, float]] = []  # losses that are still on the device, and learning rates
+        if checkpoint is not None and checkpoint.exists():
+            scaler = self.state.restore_(checkpoint, self.identity)
+            if accelerator.scaler is not None and scaler:
+                accelerator.scaler.load_state_dict(scaler)
+            logger.info("training goes on from step %d", self.state.step)
+        self._remaining = training.max_train_steps - self.state.step
+
+    def __len__(self) -> int:
+        return self._remaining
+
+    def __iter__(self) -> Iterator[int]:
+        """Trains; yields the number of steps done so far, earlier sittings included."""
+        state, training = self.state, self.training
+        started = time.perf_counter() - state.seconds
+        if not state.validation_losses:
+            self._validate()
+        while not state.is_over:
+            self._step()
+            if state.step % training.validation_steps == 0 or state.step == training.max_train_steps:
+                self._validate()
+            if state.step % training.checkpointing_steps == 0 or state.is_over:
+                self._flush()
+                state.seconds = time.perf_counter() - started
+                self._write()
+            yield state.step
+
+    def finish(self) -> History:
+        """Loads the best averaged weights into the network, and returns how training went."""
+        self._flush()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
+        self.state.load_best_()
+        self.accelerator.end_training()
+        return self.state.history
+
+    def _step(self) -> None:
+        generator = torch.Generator().manual_seed(self.training.seed * SEED_STRIDE + self.state.step)
+        losses = []
+        for loss in self.loss.training_losses(self.module, generator):
+            self.accelerator.backward(loss / self.training.gradient_accumulation_steps)
+            losses.append(loss.detach())
+        self.accelerator.clip_grad_norm_(self.state.weights, self.training.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._pending.append((torch.stack(losses).mean(), self.state.learning_rate))
+        self.state.advance_(skipped=self.optimizer.step_was_skipped)
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Records the loss of the averaged weights on the validation examples, with the same noise each time."""
+        generator = torch.Generator().manual_seed((self.training.seed + 1) * SEED_STRIDE - 1)
+        with self.state.averaged():
+            losses = list(self.loss.validation_losses(self.module, generator))
+        self._flush()
+        if losses:
+            loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+            self.state.record_validation(loss)
+            self.accelerator.log({"validation_loss": loss}, step=self.state.step)
+
+    def _flush(self) -> None:
+        """Fetches the losses of the last steps from the device, all at once."""
+        if not self._pending:
+            return
+        losses, rates = zip(*self._pending, strict=True)
+        values = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
+        self._pending.clear()
+        for value, rate in zip(values, rates, strict=True):
+            self.accelerator.log({"loss": value, "learning_rate": rate}, step=len(self.state.losses))
+            self.state.losses.append(value)
+        logger.info(
+            "step %d of %d, loss %.4f", self.state.step, self.training.max_train_steps, math.fsum(values) / len(values)
+        )
+        if not all(map(math.isfinite, values)):
+            raise FinetuningError(
+                f"the loss is not finite after {self.state.step} steps at "
+                f"learning_rate={self.training.learning_rate:g}; lower it"
+            )
+
+    def _write(self) -> None:
+        if self.checkpoint is not None and self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            self.state.write(self.checkpoint, self.identity, scaler.state_dict() if scaler is not None else None)
 
 
 def finetune(
@@ -89,14 +179,14 @@ def finetune(
 
     Args:
         pruned: what `prune` made.
-        teacher: the original pipeline; it stays as it is.
+        teacher: the original pipeline; it is not changed.
         data: a folder of pictures or sounds, with captions where the pipeline takes prompts; a dataset of the
-            `datasets` library; or None: the teacher's own samples then take their place.
-        probe: how the teacher is called, and how many samples it draws where there is no data; 256 if None.
+            `datasets` library; or None to train on the teacher's own samples.
+        probe: how the teacher is called, and how many samples it gives where there is no data; 256 if None.
         component: which network, for pipelines with more than one denoiser.
         training: how long, how fast, by which losses.
         run: a folder for examples and checkpoints; the same call again goes on where it stopped.
-        report_to: of Accelerate, or their names, such as `tensorboard`.
+        report_to: trackers of Accelerate, or their names, such as `tensorboard`.
 
     Raises:
         FinetuningError: the pipeline, the data or the settings do not fit.
@@ -109,7 +199,7 @@ def finetune(
 
 
 class Finetuning:
-    """A training run: an iterable with a length that does the work, step by step, then `finish()`.
+    """A finetuning run: an iterable with a length that takes one step after the other, then `finish()`.
 
     The arguments are those of `finetune`.
     """
@@ -127,190 +217,81 @@ class Finetuning:
         report_to: Sequence[Any] = (),
     ) -> None:
         self.training = (training or Training()).resolved(data=data is not None)
-        self.folder = Path(run) if run is not None else None
-        self.accelerator = _accelerator(self.training, teacher, self.folder, report_to)
+        folder = Path(run) if run is not None else None
+        self.accelerator = prepare_accelerator(self.training, teacher.device, folder, report_to)
         rows = open_data(data) if data is not None else None
         with self.accelerator.main_process_first():
-            distillation = prepare_distillation(
-                teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, self.folder
+            self.distillation = prepare_distillation(
+                teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, folder
             )
-        student: Any = networks(pruned)[distillation.component]
-        self.distillation, self._was = distillation, (device_of(student), precision(student))
-        student = student.to(self.accelerator.device)
-        self._weaker = (
-            copy.deepcopy(student).requires_grad_(False).eval() if self.training.autoguidance_scale else None
-        )
-        self._save_memory(student)
-        self.state = State(student, self.training)
-        self.trained, self.held = _split(len(distillation.examples), self.training)
-        self.identity = {
-            **self.training.model_dump(exclude=set(WITHOUT_EFFECT)),
+        self._student: Any = networks(pruned)[self.distillation.component]
+        self._placement = device_of(self._student), precision(self._student)
+        student = self._student.to(self.accelerator.device).eval()
+        weak_model = copy.deepcopy(student).requires_grad_(False) if self.training.autoguidance_scale else None
+        self._enable_gradient_checkpointing()
+        identity = {
             "network": architecture(student).digest,
-            "examples": distillation.examples.digest,
-            "weaker": weights_digest(self._weaker) if self._weaker is not None else None,
+            "examples": self.distillation.examples.digest,
+            "weak_model": weights_digest(weak_model) if weak_model is not None else None,
         }
-        self.module, self.optimizer = self.accelerator.prepare(student, self.state.optimizer)
-        self._fresh: list[Tensor] = []
-        self._resume()
-        self._left = self.training.max_train_steps - self.state.step
+        loss = DistillationLoss(self.distillation, student, weak_model, self.training, self.accelerator)
+        checkpoint = folder / CHECKPOINT if folder is not None else None
+        self._trainer = Trainer(
+            student, loss, self.training, self.accelerator, checkpoint=checkpoint, identity=identity
+        )
 
-    def _save_memory(self, student: Any) -> None:
+    def _enable_gradient_checkpointing(self) -> None:
         if not self.training.gradient_checkpointing:
             return
         try:
-            student.enable_gradient_checkpointing()
+            self._student.enable_gradient_checkpointing()
         except ValueError as error:
             raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
 
-    def __len__(self) -> int:
-        return self._left
+    @property
+    def state(self) -> State:
+        return self._trainer.state
 
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that writes and prints."""
         return bool(self.accelerator.is_main_process)
 
+    def __len__(self) -> int:
+        return len(self._trainer)
+
     def __iter__(self) -> Iterator[int]:
-        """Trains; yields how many steps are made after each of this sitting."""
-        state, names = self.state, stages(self.distillation.teacher, self.state.module)
-        wanted = names if self.training.feature_kd_weight else ()
-        with features_of(self.distillation.teacher, wanted) as taught, features_of(state.module, wanted) as learnt:
-            if not state.validation_losses:
-                self._look(taught, learnt)
-            while not state.is_over:
-                self._advance(taught, learnt)
-                if state.step % self.training.validation_steps == 0 or state.step == self.training.max_train_steps:
-                    self._look(taught, learnt)
-                if state.step % self.training.checkpointing_steps == 0 or state.is_over:
-                    self._write()
-                yield state.step
+        """Trains; yields the number of steps done so far, earlier sittings included."""
+        return iter(self._trainer)
 
     def finish(self) -> History:
-        """Puts the best weights into the pruned pipeline, as it was, and says how training went."""
-        self._flush()
-        self.accelerator.wait_for_everyone()
-        module = self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
-        self.state.load_weights_(self.state.best)
+        """Loads the best weights into the pruned pipeline, on its device and in its precision; returns the history."""
+        history = self._trainer.finish()
         if self.training.gradient_checkpointing:
-            module.disable_gradient_checkpointing()
-        device, dtype = self._was
-        cast_(module.to(device), dtype)
-        self.accelerator.end_training()
-        return self.state.history
-
-    def _advance(self, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> None:
-        state = self.state
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.training.rate_at(state.step)
-        generator = torch.Generator().manual_seed(self.training.seed * PRIME + state.step)
-        chosen = self.trained[torch.randint(len(self.trained), (self.training.train_batch_size,), generator=generator)]
-        losses = []
-        for loss in self._losses(chosen, generator, taught, learnt):
-            self.accelerator.backward(loss / self.training.gradient_accumulation_steps)
-            losses.append(loss.detach())
-        self.accelerator.clip_grad_norm_(state.weights, self.training.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        state.average_()
-        self._fresh.append(torch.stack(losses).mean())
-        state.step += 1
-
-    def _losses(
-        self, chosen: Tensor, generator: torch.Generator, taught: dict[str, Tensor], learnt: dict[str, Tensor]
-    ) -> Iterator[Tensor]:
-        """The losses on this process's share of the chosen examples, with noise drawn for all of them."""
-        distillation = self.distillation
-        copies = torch.multinomial(distillation.shares, len(chosen), replacement=True, generator=generator)
-        levels = random_levels(len(chosen), generator)
-        noise = torch.randn((len(chosen), *distillation.examples.shape), generator=generator)
-        mine = torch.arange(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
-        for part in mine.chunk(self.training.gradient_accumulation_steps):
-            latents, given = distillation.examples.batch(chosen[part], copies[part])
-            noisy, target, times = distillation.noised(latents, noise[part], levels[part])
-            strengths = self.training.strengths(levels[part]).reshape(-1, *[1] * (latents.ndim - 1))
-            weights = distillation.objective.weights(times) if self.training.snr_weighting else torch.ones(len(times))
-            batch = Batch(noisy, target, times, weights, strengths, given).on(self.accelerator.device)
-            yield self._loss(batch, taught, learnt)
-
-    def _loss(self, batch: Batch, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> Tensor:
-        distillation, training, noisy, target = self.distillation, self.training, batch.noisy, batch.target
-        asked = noisy, batch.times, batch.given
-        with self.accelerator.autocast(), uncompiled():  # whose hooks on features may otherwise not be called
-            found = predicted(self.module(**distillation.conditions.arguments(*asked)), noisy).float()
-            shown = distillation.shown(distillation.teacher, *asked) if training.is_taught else None
-            if self._weaker is not None and shown is not None:
-                lead = batch.strengths * (shown - distillation.shown(self._weaker, *asked))
-                target, shown = target + lead, shown + lead
-            loss = (training.task_loss_weight or 0.0) * latent_loss(found, target, batch.weights)
-            if shown is not None:
-                loss = loss + training.output_kd_weight * latent_loss(found, shown, batch.weights)
-                loss = loss + training.feature_kd_weight * feature_loss(
-                    taught, learnt, normalised=training.normalize_features
-                )
-        return loss
-
-    @torch.no_grad()
-    def _look(self, taught: dict[str, Tensor], learnt: dict[str, Tensor]) -> None:
-        """The loss of the averaged weights on the held-out examples, the same noise each time."""
-        state = self.state
-        generator = torch.Generator().manual_seed((self.training.seed + 1) * PRIME - 1)
-        # whole batches, so that each process has a share: a few examples come twice, with other noise
-        batches = torch.arange(
-            -(-len(self.held) // self.training.train_batch_size) * self.training.train_batch_size
-        ) % len(self.held)
-        parts = self.held[batches].split(self.training.train_batch_size)
-        with state.averaged():
-            losses = torch.stack([one for part in parts for one in self._losses(part, generator, taught, learnt)])
-        loss = self.accelerator.reduce(losses.mean(), "mean")
-        self._flush()
-        state.note(float(loss))
-        self.accelerator.log({"validation_loss": float(loss)}, step=state.step)
-
-    def _flush(self) -> None:
-        """Takes the losses of the last steps from the device, all at once."""
-        if not self._fresh:
-            return
-        values = self.accelerator.reduce(torch.stack(self._fresh), "mean").tolist()
-        first = self.state.step - len(values)
-        for place, value in enumerate(values):
-            self.accelerator.log({"loss": value, "rate": self.training.rate_at(first + place)}, step=first + place)
-        self.state.losses += values
-        self._fresh.clear()
-        if not all(map(math.isfinite, values)):
-            raise FinetuningError(
-                f"the loss is not finite after {self.state.step} steps at "
-                f"learning_rate={self.training.learning_rate:g}; lower it"
-            )
-
-    def _resume(self) -> None:
-        path = self.folder / CHECKPOINT if self.folder is not None else None
-        if path is not None and path.exists():
-            extra = self.state.restore_(path, self.identity)
-            if self.accelerator.scaler is not None and extra["scaler"]:
-                self.accelerator.scaler.load_state_dict(extra["scaler"])
-            logger.info("finetuning goes on from step %d", self.state.step)
-
-    def _write(self) -> None:
-        self._flush()
-        if self.folder is not None and self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            extra = {"scaler": scaler.state_dict() if scaler is not None else None}
-            self.state.write(self.folder / CHECKPOINT, self.identity, extra)
+            self._student.disable_gradient_checkpointing()
+        device, dtype = self._placement
+        cast_(self._student.to(device), dtype)
+        return history
 
 
-def _accelerator(
-    training: Training, teacher: DiffusionPipeline, folder: Path | None, report_to: Sequence[Any]
+def prepare_accelerator(
+    training: Training, device: torch.device, folder: Path | None = None, report_to: Sequence[Any] = ()
 ) -> Accelerator:
-    # It keeps the precision and the device of the first one of a process otherwise.
+    """The devices, the precision and the trackers of a training run.
+
+    Raises:
+        FinetuningError: a tracker is not installed, or a batch cannot be shared among the processes.
+    """
+    # Otherwise Accelerate keeps the precision and the device of the first accelerator of the process.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    if teacher.device.type == "cuda":
-        torch.cuda.set_device(teacher.device)
-    # a pruned network may hold a weight that nothing reads; and gradient checkpointing asks for a static graph
-    handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=LONG)]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # a pruned network may hold a weight that nothing reads, and gradient checkpointing needs a static graph
+    handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT)]
     try:
         accelerator = Accelerator(
             mixed_precision=training.mixed_precision,
-            cpu=teacher.device.type == "cpu",
+            cpu=device.type == "cpu",
             log_with=list(report_to) or None,
             project_dir=str(folder or "."),
             kwargs_handlers=handlers,
@@ -328,12 +309,3 @@ def _accelerator(
     if report_to:
         accelerator.init_trackers("ld-pruner", config=training.model_dump(exclude_none=True))
     return accelerator
-
-
-def _split(count: int, training: Training) -> tuple[Tensor, Tensor]:
-    """Which examples are trained on, and which are held out."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(training.seed))
-    held = min(MOST_HELD, max(1, round(count * training.validation_fraction)))
-    if held >= count:
-        raise FinetuningError(f"{count} examples are too few to train on and to hold some out; give at least 2")
-    return order[held:], order[:held]

@@ -1,0 +1,67 @@
+"""Rows of data: pictures and sounds with captions or classes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io.wavfile
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from ldpruner.errors import DataError, LdPrunerError
+from ldpruner.finetuning.dataset import items, open_data
+from tests.families import FAMILIES
+
+
+@pytest.mark.parametrize("listing", ["metadata.jsonl", "metadata.csv"])
+def test_pictures_of_a_folder_have_the_captions_of_its_metadata(
+    listing: str, tiny_text: DiffusionPipeline, tmp_path: Path
+) -> None:
+    captions = {"0.png": "a cat", "1.png": "the moon"}
+    for name in captions:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    rows = [json.dumps({"file_name": name, "text": caption}) for name, caption in captions.items()]
+    if listing.endswith("csv"):
+        rows = ["file_name,text", *(f"{name},{caption}" for name, caption in captions.items())]
+    (tmp_path / listing).write_text("\n".join(rows) + "\n")
+    arguments = [item.arguments for item in items(open_data(tmp_path)[:2], tiny_text)]
+    assert arguments == [{"prompt": "a cat"}, {"prompt": "the moon"}]
+    (tmp_path / listing).write_text("{file_name" if listing.endswith("jsonl") else "name\nx\n")
+    with pytest.raises(DataError, match="cannot read"):
+        open_data(tmp_path)[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sounds_of_a_folder_become_mel_pictures(tmp_path: Path) -> None:
+    pipeline = FAMILIES["audio-diffusion"].pipeline()
+    mel: Any = pipeline.components["mel"]
+    rate = mel.get_sample_rate()
+    wave = np.sin(np.arange(rate) / 9)
+    scipy.io.wavfile.write(tmp_path / "tone.wav", rate, (wave * 9000).astype(np.int16))
+    decoded = {"audio": {"array": wave, "sampling_rate": rate}}
+    for row in (*open_data(tmp_path), decoded):
+        assert {item.picture.size for item in items([row], pipeline)} == {(mel.x_res, mel.y_res)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("nowhere", "no pictures or sounds in"),
+        ([{"image": Image.new("RGB", (8, 8))}], "needs data with a column text"),
+        ([{"sound": 1, "text": "a cat"}], "learns from data with a column image"),
+    ],
+)
+def test_data_that_does_not_fit_the_pipeline_is_refused(tiny_text: DiffusionPipeline, data: Any, message: str) -> None:
+    with pytest.raises(LdPrunerError, match=message):
+        list(items(open_data(data), tiny_text))
+
+
+def test_a_class_has_to_be_a_number(tiny_transformer: DiffusionPipeline) -> None:
+    picture = Image.new("RGB", (8, 8))
+    (item,) = items([{"image": picture, "label": "3"}], tiny_transformer)
+    assert item.arguments == {"class_labels": 3}
+    with pytest.raises(LdPrunerError, match="label='cat' is not the number of a class"):
+        list(items([{"image": picture, "label": "cat"}], tiny_transformer))

@@ -1,0 +1,36 @@
+"""Losses on predictions and on features."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
+from ldpruner.pipelines.running import networks
+
+
+def test_losses_agree_with_their_formulas_in_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 3, 4, 8, 8, generator=generator).unbind(0)
+    x, y = teacher.double().numpy(), student.double().numpy()
+    errors, sizes = ((x - y) ** 2).mean((1, 2, 3)), (x**2).mean((1, 2, 3))
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    assert float(latent_loss(student, teacher, weights)) == pytest.approx((weights.numpy() * errors).mean())
+    features = {"a": teacher, "b": teacher, "other shape": teacher, "removed": teacher}
+    others = {"a": student, "b": student, "other shape": student[:, :2]}
+    for normalize, terms in ((False, errors), (True, errors / sizes)):
+        loss = float(feature_loss(features, others, normalize=normalize))
+        assert loss == pytest.approx(2 * np.mean(terms), rel=1e-5)
+    assert feature_loss({}, {}, normalize=True) == 0
+
+
+def test_features_are_recorded_through_a_wrapper(tiny: DiffusionPipeline, pruned: DiffusionPipeline) -> None:
+    teacher, student = networks(tiny)["unet"], networks(pruned)["unet"]
+    names = stages(teacher, student)
+    assert set(names) <= {"down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"}
+    wrapper = torch.nn.Sequential()
+    wrapper.add_module("module", student)
+    with features_of(student, names) as features:
+        wrapper.get_submodule("module")(torch.randn(1, 4, 8, 8), torch.tensor([3]))
+        assert features.keys() == {f"{name} 0" for name in names}
+    assert not any(part._forward_hooks for part in student.modules())

@@ -1,0 +1,30 @@
+"""Settings of a training."""
+
+from typing import Any
+
+import pytest
+
+from ldpruner.errors import FinetuningError
+from ldpruner.finetuning import Training
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_train_steps": 0}, "training max_train_steps=0"),
+        ({"learning_rate": -1.0}, r"training learning_rate=-1\.0"),
+        ({"lr_scheduler": "staircase"}, "training lr_scheduler='staircase'"),
+        ({"speed": 3}, "training speed=3"),
+        ({"task_loss_weight": 0, "output_kd_weight": 0, "feature_kd_weight": 0}, "leaves no loss"),
+        ({"guidance_interval": (0.5, 0.4)}, "give two noise levels"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(FinetuningError, match=message):
+        Training(**settings)
+
+
+def test_the_weight_of_the_task_depends_on_the_data_unless_it_is_set() -> None:
+    assert Training().resolved(data=True).task_loss_weight == 1
+    assert Training().resolved(data=False).task_loss_weight == 0
+    assert Training(task_loss_weight=0.5).resolved(data=False).task_loss_weight == 0.5
