@@ -168,12 +168,12 @@ class Bench:
     def compute(self, method: str, macs_ratio: float) -> float:
         """Finetuning over the denoiser's training; a backward pass counts as two calls, each teacher's as one."""
         recipe = RECIPES[self.model.name]
-        schedules = (recipe.denoiser_schedule, recipe.refinement_schedule)
-        trained = sum(schedule.steps * schedule.batch for schedule in schedules if schedule)
+        stages = {"denoiser": recipe.denoiser_training, "refinement": recipe.refinement_training}
+        trained = sum(recipe.steps(name) * stage.train_batch_size for name, stage in stages.items() if stage)
         calls = 0.0
         for training in (self.training_of(method, 0), self.training_of(method, 0, first=True)):
             weak_calls = macs_ratio * (training.autoguidance_scale > 0)
-            calls += training.max_train_steps * (3 * macs_ratio + training.is_taught + weak_calls)
+            calls += training.max_train_steps * (3 * macs_ratio + training.needs_teacher + weak_calls)
         return calls * self.training.train_batch_size / (3 * trained)
 
 

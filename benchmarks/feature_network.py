@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from benchmarks.models import Model
 from ldpruner.evaluation.metrics import frechet_distance, mean
 from ldpruner.scoring.importance import Floats
-from zoo.eye import features_of
+from zoo.features import features_of
 from zoo.quality import reconstructions
 
 

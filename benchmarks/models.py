@@ -19,12 +19,12 @@ from ldpruner.scoring.importance import Floats
 from zoo.captions import read_captioned
 from zoo.data import read_images
 from zoo.digits import DIGITS, read_pictures
-from zoo.drawing import pixels_of, silent
 from zoo.emoji import EMOJI
-from zoo.eye import Eye
-from zoo.judge import read_judge
+from zoo.feature_network import read_feature_network
+from zoo.features import FeatureNetwork
 from zoo.matcher import Matcher, match
 from zoo.quality import frechet_distance
+from zoo.sampling import pixels_of, without_sound
 
 MODELS = ("satellite", "emoji", "digits")
 OTHER_SEED = 1000  # added to a seed, so that the latents that chose a plan share no noise with those that measure it
@@ -65,7 +65,7 @@ class Model:
 
     name: str
     pipeline: DiffusionPipeline
-    feature_network: Eye
+    feature_network: FeatureNetwork
     train: Pictures
     test: torch.Tensor
     train_captions: tuple[str, ...] | None = None
@@ -121,11 +121,11 @@ class Model:
 def open_model(name: str, data: Path) -> Model:
     """Opens a model of the zoo; `data` is the folder of its train.zip and test.zip."""
     pipeline = ldpruner.load(f"zoo:{name}")
-    network = read_judge(ROOT / "zoo" / name)
+    network = read_feature_network(ROOT / "zoo" / name)
     archives = data / "train.zip", data / "test.zip"
     if isinstance(pipeline, AudioDiffusionPipeline):
         train, test = (read_pictures(archive, DIGITS.seed).pixels for archive in archives)
-        return Model(name, silent(pipeline), network, Pictures(name, train), test)
+        return Model(name, without_sound(pipeline), network, Pictures(name, train), test)
     if name != "emoji":
         train, test = (read_images(archive).pixels for archive in archives)
         return Model(name, pipeline, network, Pictures(name, train), test)

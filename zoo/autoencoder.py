@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
-    from zoo.data import Change
+    from zoo.data import Augmentation
 
-    Difference: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of rebuilt images and those they should be
+    ImageLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of reconstructions and their targets
 
 
 def build_autoencoder(settings: Mapping[str, Any], seed: int) -> AutoencoderKL:
-    """An untrained autoencoder, its random start fixed by `seed`.
+    """An untrained autoencoder, initialised from `seed`.
 
-    Each residual branch starts at zero, and what lies outside of them keeps the variance, so that the network starts
-    as a chain of plain convolutions. With the usual start it is slow to learn colour.
+    Each residual branch starts at zero, and the layers outside of them keep the variance, so that the network starts
+    as a chain of plain convolutions. With the default initialisation it is slow to learn colour.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,58 +47,57 @@ def latent_shape(settings: Mapping[str, Any], pixels: Tensor) -> tuple[int, ...]
 
 
 def reconstruction(
-    pixels: Tensor, change: Change, shape: Sequence[int], divergence: float, differs: Difference
+    pixels: Tensor, augment: Augmentation, shape: Sequence[int], kl_weight: float, image_loss: ImageLoss
 ) -> Loss:
-    """The loss of an autoencoder: how much images differ that it rebuilds, and the divergence of its posterior.
+    """The loss of an autoencoder: that of its reconstructions, and the weighted KL divergence of its posterior.
 
-    `pixels` are bytes, [samples, channels, height, width]; `change` varies what is drawn of them. `shape` is that of
-    their latents.
+    `pixels` are bytes, [samples, channels, height, width], and `shape` is that of their latents.
     """
 
-    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(pixels), (batch,), generator=generator)
-        target = change(to_signal(pixels[chosen]), generator).contiguous(memory_format=torch.channels_last)
+        target = augment(to_signal(pixels[chosen]), generator).contiguous(memory_format=torch.channels_last)
         return target, torch.randn((batch, *shape), generator=generator)
 
     def value(module: nn.Module, target: Tensor, noise: Tensor) -> Tensor:
         posterior = module.encode(target).latent_dist  # type: ignore[operator]
         output = module.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
-        penalty: Tensor = divergence * posterior.kl().mean()
-        return differs(output, target) + penalty
+        penalty: Tensor = kl_weight * posterior.kl().mean()
+        return image_loss(output, target) + penalty
 
-    return Loss(draw, value)
+    return Loss(sample, value)
 
 
-def difference(output: Tensor, target: Tensor, detail: float, texture: float) -> Tensor:
+def difference(output: Tensor, target: Tensor, detail_weight: float, texture_weight: float) -> Tensor:
     """Absolute error of images at three resolutions and of their colours, plus weighted detail and texture."""
     total = l1_loss(output, target)
     if target.shape[1] > 1:
         total = total + l1_loss(_colour(output), _colour(target))
     for side in (4, 8):
         total = total + l1_loss(avg_pool2d(output, side), avg_pool2d(target, side))
-    for band, wanted in zip(bands(output, 2), bands(target, 2), strict=True):
-        total = total + detail * l1_loss(band, wanted)
-        total = total + texture * l1_loss(_energy(band), _energy(wanted))
+    for band, target_band in zip(laplacian_bands(output, 2), laplacian_bands(target, 2), strict=True):
+        total = total + detail_weight * l1_loss(band, target_band)
+        total = total + texture_weight * l1_loss(_energy(band), _energy(target_band))
     return total
 
 
 def _colour(images: Tensor) -> Tensor:
-    """Red and blue, each less green: an absolute error alone leaves them to the last."""
+    """Red and blue, each less green: with an absolute error alone they are learned last."""
     return images[:, ::2] - images[:, 1:2]
 
 
-def bands(images: Tensor, levels: int) -> list[Tensor]:
-    """The finest `levels` bands of a Laplacian pyramid: what is lost when an image is halved and enlarged again."""
-    found = []
+def laplacian_bands(images: Tensor, levels: int) -> list[Tensor]:
+    """The finest `levels` bands of a Laplacian pyramid: the loss when an image is halved and enlarged again."""
+    bands = []
     for _ in range(levels):
         coarse = avg_pool2d(images, 2)
-        found.append(images - interpolate(coarse, scale_factor=2.0, mode="bilinear"))
+        bands.append(images - interpolate(coarse, scale_factor=2.0, mode="bilinear"))
         images = coarse
-    return found
+    return bands
 
 
 def _energy(band: Tensor) -> Tensor:
-    # An absolute error alone is least for a blur. Detail whose place cannot be kept shall at least keep its strength.
+    # An absolute error alone prefers a blur. Detail whose place is lost shall at least keep its strength.
     return (avg_pool2d(band.square(), 8) + 1e-6).sqrt()
 
 

@@ -25,11 +25,11 @@ class Captioned:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What a text-to-image model is told: "grinning face, fluent 3d style"."""
+        """The prompts of a text-to-image model, such as "grinning face, fluent 3d style"."""
         return tuple(caption(*pair) for pair in zip(self.names, self.styles, strict=True))
 
-    def drawn(self, count: int, seed: int) -> Captioned:
-        """`count` of the pictures, drawn at random."""
+    def subset(self, count: int, seed: int) -> Captioned:
+        """`count` random pictures."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
         names, styles = (tuple(row[index] for index in chosen) for row in (self.names, self.styles))
         return Captioned(self.pixels[chosen], names, styles)
@@ -39,7 +39,7 @@ class Captioned:
 
 
 def caption(name: str, style: str) -> str:
-    """The caption of what is named, drawn in a style."""
+    """The caption of a name in a style."""
     return f"{name}, {style} style"
 
 

@@ -20,8 +20,8 @@ TEXTS = Path(__file__).parent / "cards"
 COLUMNS, SHOWN = 12, 72
 
 MEANINGS = {
-    "train": "real training images, drawn at random (what a perfect model would reach)",
-    "reconstructions": "test images through the autoencoder and back",
+    "train": "random training images (a perfect model would reach this)",
+    "reconstructions": "test images through the autoencoder and back (autoencoder bound)",
     "samples": "**samples of this model**",
     "colours": "test images, each as one flat colour, its mean",
     "noise": "uniform noise",
@@ -29,7 +29,7 @@ MEANINGS = {
 
 
 def write_card(results: Mapping[str, Any], folder: Path) -> None:
-    """Write `results.json`, `curve.png` and `README.md` into `folder`."""
+    """Writes `results.json`, `curve.png` and `README.md` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     write_curve(results["stages"], folder / "curve.png")
@@ -37,7 +37,7 @@ def write_card(results: Mapping[str, Any], folder: Path) -> None:
 
 
 def write_notice(model: str, folder: Path) -> None:
-    """Put the licence of the weights and the attribution of their data beside them."""
+    """Copies the licence of the weights and the attribution of their data into a folder."""
     (folder / "NOTICE").write_text((TEXTS / f"{model}.notice.txt").read_text())
 
 
@@ -51,7 +51,7 @@ def write_samples(samples: Tensor, path: Path) -> None:
 
 
 def write_captioned(samples: Tensor, captions: Sequence[str], path: Path, rows: int = 4, columns: int = 9) -> None:
-    """The first samples, not chosen, each above the caption it was drawn from: bytes, [samples, 3, height, width]."""
+    """The first samples, not chosen, each above its caption: bytes, [samples, 3, height, width]."""
     mpl.use("agg")
     from matplotlib import pyplot as plt  # it chooses its window system when imported
 
@@ -73,7 +73,7 @@ def write_curve(stages: Mapping[str, Any], path: Path) -> None:
     for axis, (name, stage) in zip(axes, stages.items(), strict=True):
         losses = stage["loss_per_50_steps"]
         axis.plot([min(50 * (place + 1), stage["steps"]) for place in range(len(losses))], losses)
-        axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
+        axis.set(title=name.replace("_", " "), xlabel="step", ylabel="loss", yscale="log")
         axis.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -86,7 +86,7 @@ def card_text(results: Mapping[str, Any]) -> str:
 
 
 def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe: its plain numbers by name, and what is said of its networks and schedules."""
+    """The recipe: its plain numbers by name, and the settings of its networks."""
     denoiser, scheduler = recipe["denoiser"], recipe["scheduler"]
     side, channels = denoiser["sample_size"], denoiser["in_channels"]
     return {
@@ -104,41 +104,41 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, Any]:
-    judge, pipeline = results["judge"], results["pipeline"]
+    network, pipeline = results["feature_network"], results["pipeline"]
     return {
-        **{key: value for key, value in judge.items() if isinstance(value, int | float)},
+        **{key: value for key, value in network.items() if isinstance(value, int | float)},
         **results["machine"],
-        "judge_parameters": judge["parameters"],
-        "judge_features": judge["features"],
+        "network_parameters": network["parameters"],
+        "network_features": network["features"],
         "parameters": pipeline["parameters"],
         "scale": pipeline["scaling_factor"],
         "megabytes": pipeline["bytes"] / 1e6,
         "train_count": results["images"]["train"],
         "test_count": results["images"]["test"],
-        "chance": 1 / results["images"]["test"],
-        "chance_of_five": 5 / results["images"]["test"],
+        "chance_at_1": 1 / results["images"]["test"],
+        "chance_at_5": 5 / results["images"]["test"],
         "minutes": sum(stage["minutes"] for stage in results["stages"].values()),
         "signal_to_noise": results["autoencoder"]["peak_signal_to_noise_db"],
-        "versions": ", ".join(f"{name} {it}" for name, it in results["versions"].items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in results["versions"].items()),
     }
 
 
 def _tables(results: Mapping[str, Any]) -> dict[str, str]:
     """The rows of each table that the card of this model has."""
-    judge = results["judge"]
-    classes, found = judge.get("sample_classes", {}), judge.get("retrieval", [])
+    network = results["feature_network"]
+    classes, retrieval = network.get("sample_classes", {}), network.get("retrieval", [])
     return {
         "stages": "\n".join(_stage_row(results, name) for name in results["stages"]),
         "distances": "\n".join(map(_distance_row, results["frechet_distance"])),
         "classes": "\n".join(f"| {name} | {share:.1%} |" for name, share in classes.items()),
-        "retrieval": "\n".join(map(_retrieval_row, found)),
+        "retrieval": "\n".join(map(_retrieval_row, retrieval)),
     }
 
 
 def _stage_row(results: Mapping[str, Any], name: str) -> str:
-    stage, schedule = results["stages"][name], results["recipe"][f"{name}_schedule"]
-    cells = (schedule["batch"], schedule["rate"], schedule["average"], stage["minutes"])
-    return f"| {name} | {stage['steps']:,} | {' | '.join(map(str, cells))} |"
+    stage, training = results["stages"][name], results["recipe"][f"{name}_training"]
+    cells = (training["train_batch_size"], training["learning_rate"], training["ema_decay"], stage["minutes"])
+    return f"| {name.replace('_', ' ')} | {stage['steps']:,} | {' | '.join(map(str, cells))} |"
 
 
 def _distance_row(row: Mapping[str, Any]) -> str:
@@ -146,5 +146,5 @@ def _distance_row(row: Mapping[str, Any]) -> str:
 
 
 def _retrieval_row(row: Mapping[str, Any]) -> str:
-    shares = " | ".join(f"{row[key]:.1%}" for key in ("first", "five", "style"))
+    shares = " | ".join(f"{row[key]:.1%}" for key in ("R@1", "R@5", "style_accuracy"))
     return f"| {row['captions']} | {row['pictures']} | {row['count']:,} | {shares} |"

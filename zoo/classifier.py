@@ -1,4 +1,4 @@
-"""A judge of labelled images: a small classifier of the training data."""
+"""The feature network of labelled images: a small classifier."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zoo.data import to_signal
-from zoo.eye import Eye, convolutions
+from zoo.features import FeatureNetwork, convolutions
 from zoo.training import Loss
 
 if TYPE_CHECKING:
-    from zoo.data import Change, Images
-    from zoo.quality import Shown
+    from zoo.data import Augmentation, Images
+    from zoo.quality import ImageSets
 
 
-class Classifier(Eye):
-    """Images in -1 to 1, [samples, channels, height, width], to one score per class, [samples, classes]."""
+class Classifier(FeatureNetwork):
+    """Images in -1 to 1, [samples, channels, height, width], to logits, [samples, classes]."""
 
     def __init__(self, classes: tuple[str, ...], channels: int, seed: int) -> None:
         super().__init__()
@@ -29,48 +29,47 @@ class Classifier(Eye):
             self.head = nn.Linear(self.num_features, len(classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.features(images))
-        return scores
+        logits: Tensor = self.head(self.features(images))
+        return logits
 
 
-def classification(images: Images, change: Change) -> Loss:
-    """The loss of a classifier: cross entropy on images, each varied by `change`."""
+def classification(images: Images, augment: Augmentation) -> Loss:
+    """The loss of a classifier: cross entropy on augmented images."""
 
-    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(images), (batch,), generator=generator)
-        seen = change(to_signal(images.pixels[chosen]), generator)
-        return seen.contiguous(memory_format=torch.channels_last), images.labels[chosen]
+        augmented = augment(to_signal(images.pixels[chosen]), generator)
+        return augmented.contiguous(memory_format=torch.channels_last), images.labels[chosen]
 
-    def value(module: nn.Module, seen: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(module(seen), labels, label_smoothing=0.05)
+    def value(module: nn.Module, augmented: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(module(augmented), labels, label_smoothing=0.05)
 
-    return Loss(draw, value)
+    return Loss(sample, value)
 
 
 @torch.no_grad()
-def classify(judge: Classifier, pixels: Tensor) -> Tensor:
+def classify(classifier: Classifier, pixels: Tensor) -> Tensor:
     """Class probabilities of images given as bytes: [samples, classes]."""
-    parts = [judge(to_signal(part)).softmax(1) for part in pixels.split(500)]
-    return torch.cat(parts)
+    return torch.cat([classifier(to_signal(part)).softmax(1) for part in pixels.split(500)])
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
-    """The share of images whose likeliest class is their own."""
+    """The share of images whose most likely class is their own."""
     return float((probabilities.argmax(1) == labels).float().mean())
 
 
-def verdicts(judge: Classifier, shown: Shown, train: Images, test: Images) -> dict[str, Any]:
-    """What a judge thinks of real, rebuilt and sampled images."""
-    seen, real = classify(judge, shown.samples), classify(judge, test.pixels)
-    votes = seen.argmax(1).bincount(minlength=len(judge.classes)) / len(seen)
+def classification_metrics(classifier: Classifier, sets: ImageSets, train: Images, test: Images) -> dict[str, Any]:
+    """Accuracy and confidence of a classifier on real, reconstructed and sampled images."""
+    sampled, real = classify(classifier, sets.samples), classify(classifier, test.pixels)
+    shares = sampled.argmax(1).bincount(minlength=len(classifier.classes)) / len(sampled)
     return {
-        "parameters": sum(parameter.numel() for parameter in judge.parameters()),
-        "features": judge.num_features,
-        "train_accuracy": accuracy(classify(judge, train.pixels), train.labels),
+        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+        "features": classifier.num_features,
+        "train_accuracy": accuracy(classify(classifier, train.pixels), train.labels),
         "test_accuracy": accuracy(real, test.labels),
-        "reconstruction_accuracy": accuracy(classify(judge, shown.rebuilt), test.labels),
+        "reconstruction_accuracy": accuracy(classify(classifier, sets.reconstructions), test.labels),
         "test_confidence": float(real.amax(1).mean()),
-        "sample_confidence": float(seen.amax(1).mean()),
-        "sample_confidence_median": float(seen.amax(1).median()),
-        "sample_classes": dict(zip(judge.classes, votes.tolist(), strict=True)),
+        "sample_confidence": float(sampled.amax(1).mean()),
+        "sample_confidence_median": float(sampled.amax(1).median()),
+        "sample_classes": dict(zip(classifier.classes, shares.tolist(), strict=True)),
     }

@@ -66,7 +66,7 @@ def to_pixels(signal: Tensor) -> Tensor:
     return ((signal.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-class Change(Protocol):
+class Augmentation(Protocol):
     """Varies images at random, [samples, channels, height, width], without changing what they show."""
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor: ...

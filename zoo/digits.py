@@ -7,24 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import AudioDiffusionPipeline, DDIMScheduler, DiffusionPipeline
 
+from ldpruner.finetuning import Training
+from ldpruner.finetuning.state import read_tensors, write_tensors
 from zoo.card import write_card, write_notice, write_samples
-from zoo.checkpoints import read_checkpoint, write_checkpoint
-from zoo.classifier import classify, verdicts
+from zoo.classifier import classification_metrics, classify
 from zoo.data import Images, unchanged
-from zoo.drawing import draw, halved, silent
-from zoo.judge import write_judge
-from zoo.quality import Shown, reconstructions, remoteness
-from zoo.recipe import VELOCITY, Recipe
+from zoo.feature_network import write_feature_network
+from zoo.quality import ImageSets, nearest_training_distance, reconstructions
+from zoo.recipe import V_PREDICTION, Recipe
 from zoo.report import report
-from zoo.sounds import build_mel, pictures, placed, read_sounds, sounds_of, write_sounds
-from zoo.stages import (
-    latents_of,
-    rescale_,
-    train_autoencoder,
-    train_classifier,
-    train_denoiser,
-)
-from zoo.training import Schedule
+from zoo.sampling import in_half_precision, sample, without_sound
+from zoo.sounds import build_mel, mel_pictures, placed, read_sounds, sounds_of, write_sounds
+from zoo.stages import latents_of, rescale_, train_autoencoder, train_classifier, train_denoiser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,11 +30,11 @@ if TYPE_CHECKING:
     from zoo.classifier import Classifier
     from zoo.training import Trained
 
-# each recording is placed this often in a second of silence; oftener where networks learn from it
-PLACES, LEARNT = 4, 8
+# places in a second of silence at which each recording is put
+TEST_PLACES, TRAINING_PLACES = 4, 8
 
-# samples that are heard and seen again, and those that are kept to listen to
-HEARD, KEPT = 100, 10
+# samples that are turned to sound and back, and those that are written as sounds
+AS_SOUND, WRITTEN = 100, 10
 
 DIGITS = Recipe(
     name="digits",
@@ -56,12 +50,18 @@ DIGITS = Recipe(
         "norm_num_groups": 2,
         "sample_size": 64,
     },
-    autoencoder_schedule=Schedule(
-        steps=2500, batch=32, rate=1e-3, warmup=100, weight_decay=1e-4, checkpoint_every=1000, seed=1
+    autoencoder_training=Training(
+        max_train_steps=2500,
+        train_batch_size=32,
+        learning_rate=1e-3,
+        lr_warmup_steps=100,
+        adam_weight_decay=1e-4,
+        checkpointing_steps=1000,
+        seed=1,
     ),
-    divergence=5e-6,
-    detail=0.5,
-    texture=0.15,
+    kl_weight=5e-6,
+    detail_weight=0.5,
+    texture_weight=0.15,
     denoiser={
         "sample_size": 16,
         "in_channels": 4,
@@ -73,11 +73,25 @@ DIGITS = Recipe(
         "attention_head_dim": 32,
         "norm_num_groups": 16,
     },
-    denoiser_schedule=Schedule(
-        steps=8000, batch=256, rate=1e-3, warmup=200, average=0.9995, checkpoint_every=2000, seed=2
+    denoiser_training=Training(
+        max_train_steps=8000,
+        train_batch_size=256,
+        learning_rate=1e-3,
+        lr_warmup_steps=200,
+        ema_decay=0.9995,
+        checkpointing_steps=2000,
+        seed=2,
     ),
-    scheduler=VELOCITY,
-    judge_schedule=Schedule(steps=600, batch=64, rate=2e-3, warmup=100, weight_decay=0.05, seed=3),
+    scheduler=V_PREDICTION,
+    feature_network_training=Training(
+        max_train_steps=600,
+        train_batch_size=64,
+        learning_rate=2e-3,
+        lr_warmup_steps=100,
+        adam_weight_decay=0.05,
+        seed=3,
+        checkpointing_steps=250,
+    ),
     sampling_steps=25,
     samples=600,
 )
@@ -85,69 +99,72 @@ DIGITS = Recipe(
 
 def make_digits(recipe: Recipe, data: Path, out: Path) -> None:
     """Every stage in turn, the pipeline, and its card."""
-    images = kept_pictures(data / "train.zip", recipe, LEARNT, out / "train.safetensors")
-    test = kept_pictures(data / "test.zip", recipe, PLACES, out / "test.safetensors")
+    images = cached_pictures(data / "train.zip", recipe, TRAINING_PLACES, out / "train.safetensors")
+    test = cached_pictures(data / "test.zip", recipe, TEST_PLACES, out / "test.safetensors")
     autoencoder, first = train_autoencoder(recipe, images.pixels, unchanged, out)
     latents = rescale_(autoencoder, latents_of(recipe, autoencoder, images.pixels, out))
     denoiser, second = train_denoiser(recipe, latents, out)
     export(recipe, autoencoder, denoiser, out / "pipeline")
-    judge, third = train_classifier(recipe, images, unchanged, out)
-    stages = {"autoencoder": first, "denoiser": second, "judge": third}
-    describe(recipe, stages, judge, images, test, out)
+    classifier, third = train_classifier(recipe, images, unchanged, out)
+    stages = {"autoencoder": first, "denoiser": second, "feature_network": third}
+    describe(recipe, stages, classifier, images, test, out)
 
 
 def export(recipe: Recipe, autoencoder: AutoencoderKL, denoiser: UNet2DModel, folder: Path) -> None:
-    """Write the pipeline folder, weights in half precision."""
-    scheduler = DDIMScheduler(**recipe.scheduler)
-    AudioDiffusionPipeline(halved(autoencoder), halved(denoiser), build_mel(), scheduler).save_pretrained(folder)
+    """Writes the pipeline folder, weights in half precision."""
+    networks = in_half_precision(autoencoder), in_half_precision(denoiser)
+    AudioDiffusionPipeline(*networks, build_mel(), DDIMScheduler(**recipe.scheduler)).save_pretrained(folder)
     write_notice(recipe.name, folder)
 
 
 def describe(
-    recipe: Recipe, stages: Mapping[str, Trained], judge: Classifier, train: Images, test: Images, out: Path
+    recipe: Recipe, stages: Mapping[str, Trained], classifier: Classifier, train: Images, test: Images, out: Path
 ) -> None:
-    """The card, and what the first samples sound like."""
+    """The card, and the first samples as sounds."""
     pipeline = DiffusionPipeline.from_pretrained(out / "pipeline").to(recipe.device)
-    samples = draw(silent(pipeline), recipe.samples, recipe.sampling_steps)
-    shown = Shown(train.pixels, test.pixels, reconstructions(pipeline.vqvae, test.pixels), samples)
-    said = verdicts(judge, shown, train, test) | heard(judge, samples[:HEARD], test)
-    said |= {
-        f"{name}_remoteness": remoteness(it, train.pixels) for name, it in (("sample", samples), ("test", test.pixels))
-    }
-    write_judge(judge, out / "card")
+    samples = sample(without_sound(pipeline), recipe.samples, recipe.sampling_steps)
+    sets = ImageSets(train.pixels, test.pixels, reconstructions(pipeline.vqvae, test.pixels), samples)
+    metrics = classification_metrics(classifier, sets, train, test)
+    metrics |= sound_metrics(classifier, samples[:AS_SOUND], test)
+    for name, pixels in (("sample", samples), ("test", test.pixels)):
+        metrics[f"{name}_nearest_training_distance"] = nearest_training_distance(pixels, train.pixels)
+    write_feature_network(classifier, out / "card")
     write_notice(recipe.name, out / "card")
-    write_card(report(recipe, stages, out / "pipeline", judge, shown) | {"judge": said}, out / "card")
+    results = report(recipe, stages, out / "pipeline", classifier, sets)
+    write_card(results | {"feature_network": metrics}, out / "card")
     write_samples(samples, out / "card" / "samples.png")
-    write_sounds(sounds_of(samples[:KEPT], build_mel()), out / "card")
+    write_sounds(sounds_of(samples[:WRITTEN], build_mel()), out / "card")
 
 
-def read_pictures(archive: Path, seed: int, places: int = PLACES) -> Images:
+def read_pictures(archive: Path, seed: int, places: int = TEST_PLACES) -> Images:
     """Mel pictures of the recordings in `archive`, each at several random places in silence."""
     sounds, mel, generator = read_sounds(archive), build_mel(), torch.Generator().manual_seed(seed)
-    placings = [placed(sounds, mel, generator) for _ in range(places)]
-    pixels, labels = (torch.cat([getattr(it, name) for it in placings]) for name in ("pixels", "labels"))
+    parts = [placed(sounds, mel, generator) for _ in range(places)]
+    pixels, labels = (torch.cat([getattr(images, name) for images in parts]) for name in ("pixels", "labels"))
     return Images(pixels, labels, sounds.classes)
 
 
-def kept_pictures(archive: Path, recipe: Recipe, places: int, path: Path) -> Images:
+def cached_pictures(archive: Path, recipe: Recipe, places: int, path: Path) -> Images:
     """Mel pictures of the recordings in `archive`, made once and kept in `path`."""
     if not path.exists():
         images = read_pictures(archive, recipe.seed, places)
-        write_checkpoint(path, {"pixels": images.pixels, "labels": images.labels}, {"classes": images.classes})
-    tensors, state = read_checkpoint(path)
-    return Images(tensors["pixels"], tensors["labels"], tuple(state["classes"]))
+        write_tensors(path, {"pixels": images.pixels, "labels": images.labels}, {"classes": images.classes})
+    tensors, metadata = read_tensors(path)
+    return Images(tensors["pixels"], tensors["labels"], tuple(metadata["classes"]))
 
 
-def heard(judge: Classifier, samples: Tensor, test: Images) -> dict[str, Any]:
-    """What the judge thinks of pictures that have been made sound, and pictures again."""
+def sound_metrics(classifier: Classifier, samples: Tensor, test: Images) -> dict[str, Any]:
+    """The classifier's confidence and agreement on pictures that were turned to sound and back."""
     mel = build_mel()
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: len(samples)]
-    seen = classify(judge, samples)
-    again, real = (classify(judge, pictures(sounds_of(it, mel), mel)) for it in (samples, test.pixels[chosen]))
+    before = classify(classifier, samples)
+    after, real = (
+        classify(classifier, mel_pictures(sounds_of(pixels, mel), mel)) for pixels in (samples, test.pixels[chosen])
+    )
     return {
-        "heard": len(samples),
-        "sample_confidence_heard": float(again.amax(1).mean()),
-        "sample_agreement_heard": float((again.argmax(1) == seen.argmax(1)).float().mean()),
-        "test_confidence_heard": float(real.amax(1).mean()),
-        "test_accuracy_heard": float((real.argmax(1) == test.labels[chosen]).float().mean()),
+        "sounds": len(samples),
+        "sample_confidence_as_sound": float(after.amax(1).mean()),
+        "sample_agreement_as_sound": float((after.argmax(1) == before.argmax(1)).float().mean()),
+        "test_confidence_as_sound": float(real.amax(1).mean()),
+        "test_accuracy_as_sound": float((real.argmax(1) == test.labels[chosen]).float().mean()),
     }

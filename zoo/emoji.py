@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
+from ldpruner.finetuning import Training
 from zoo.captions import Captioned, read_captioned
 from zoo.card import write_captioned, write_card, write_notice
 from zoo.data import mirrored, rolled
-from zoo.drawing import draw_captioned, halved
-from zoo.judge import write_judge
-from zoo.matcher import Matcher, known_words, matching
-from zoo.quality import Shown, reconstructions
-from zoo.recipe import VELOCITY, CaptionedRecipe
+from zoo.feature_network import write_feature_network
+from zoo.matcher import Matcher, contrastive, vocabulary
+from zoo.quality import ImageSets, reconstructions
+from zoo.recipe import V_PREDICTION, CaptionedRecipe
 from zoo.report import report
 from zoo.retrieval import retrieval
+from zoo.sampling import in_half_precision, sample_captioned
 from zoo.stages import latents_of, rescale_, train_autoencoder, train_stage
-from zoo.text import Reader, build_text_encoder, build_tokenizer, captioned_denoising, tokens_of
-from zoo.training import Schedule
+from zoo.text import CaptionedDenoiser, build_text_encoder, build_tokenizer, captioned_denoising, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 EMOJI = CaptionedRecipe(
     name="emoji",
     seed=0,
-    bfloat16=True,
     autoencoder={
         "in_channels": 3,
         "out_channels": 3,
@@ -46,21 +45,29 @@ EMOJI = CaptionedRecipe(
         "norm_num_groups": 2,
         "sample_size": 64,
     },
-    autoencoder_schedule=Schedule(
-        steps=1250, horizon=2200, batch=8, rate=7e-4, warmup=50, weight_decay=1e-4, average=0.995, seed=1
+    autoencoder_training=Training(
+        max_train_steps=2200,
+        train_batch_size=8,
+        learning_rate=7e-4,
+        lr_warmup_steps=50,
+        adam_weight_decay=1e-4,
+        ema_decay=0.995,
+        seed=1,
+        checkpointing_steps=250,
+        mixed_precision="bf16",
     ),
-    divergence=5e-6,
-    detail=0.5,
-    texture=0.15,
+    kl_weight=5e-6,
+    detail_weight=0.5,
+    texture_weight=0.15,
     text_encoder={
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     },
-    words=2000,
-    length=24,
-    forgotten=0.12,
+    vocabulary_size=2000,
+    max_tokens=24,
+    caption_dropout=0.12,
     guidance=4.0,
     denoiser={
         "sample_size": 8,
@@ -74,10 +81,37 @@ EMOJI = CaptionedRecipe(
         "attention_head_dim": 4,
         "norm_num_groups": 32,
     },
-    denoiser_schedule=Schedule(steps=2000, horizon=4000, batch=32, rate=1e-3, warmup=100, seed=2),
-    refinement_schedule=Schedule(steps=1000, batch=32, rate=8e-4, warmup=25, average=0.998, seed=5),
-    scheduler=VELOCITY,
-    judge_schedule=Schedule(steps=800, batch=128, rate=2e-3, warmup=100, weight_decay=0.05, seed=3),
+    denoiser_training=Training(
+        max_train_steps=4000,
+        train_batch_size=32,
+        learning_rate=1e-3,
+        lr_warmup_steps=100,
+        seed=2,
+        checkpointing_steps=250,
+        mixed_precision="bf16",
+    ),
+    refinement_training=Training(
+        max_train_steps=1000,
+        train_batch_size=32,
+        learning_rate=8e-4,
+        lr_warmup_steps=25,
+        ema_decay=0.998,
+        seed=5,
+        checkpointing_steps=250,
+        mixed_precision="bf16",
+    ),
+    scheduler=V_PREDICTION,
+    feature_network_training=Training(
+        max_train_steps=800,
+        train_batch_size=128,
+        learning_rate=2e-3,
+        lr_warmup_steps=100,
+        adam_weight_decay=0.05,
+        seed=3,
+        checkpointing_steps=250,
+        mixed_precision="bf16",
+    ),
+    stop_at={"autoencoder": 1250, "denoiser": 2000},  # for want of time
     sampling_steps=25,
     samples=895,
 )
@@ -88,28 +122,32 @@ def make_emoji(recipe: CaptionedRecipe, data: Path, out: Path) -> None:
     pictures, test = read_captioned(data / "train.zip"), read_captioned(data / "test.zip")
     autoencoder, first = train_autoencoder(recipe, pictures.pixels, mirrored, out)
     latents = rescale_(autoencoder, latents_of(recipe, autoencoder, pictures.pixels, out))
-    tokenizer = build_tokenizer(pictures.captions, recipe.words, recipe.length)
-    loss = reading(recipe, tokenizer, pictures.captions, latents)
-    reader, second = train_stage(recipe, "denoiser", build_reader(recipe, tokenizer), loss, out)
-    reader, third = train_stage(recipe, "refinement", reader.requires_grad_(True), loss, out)
-    export(recipe, autoencoder, tokenizer, reader, out / "pipeline")
-    judge, fourth = train_judge(recipe, pictures, out)
-    stages = {"autoencoder": first, "denoiser": second, "refinement": third, "judge": fourth}
-    describe(recipe, stages, judge, pictures, test, out)
+    tokenizer = build_tokenizer(pictures.captions, recipe.vocabulary_size, recipe.max_tokens)
+    loss = denoiser_loss(recipe, tokenizer, pictures.captions, latents)
+    denoiser, second = train_stage(recipe, "denoiser", build_denoiser(recipe, tokenizer), loss, out)
+    denoiser, third = train_stage(recipe, "refinement", denoiser, loss, out)
+    export(recipe, autoencoder, tokenizer, denoiser, out / "pipeline")
+    matcher, fourth = train_matcher(recipe, pictures, out)
+    stages = {"autoencoder": first, "denoiser": second, "refinement": third, "feature_network": fourth}
+    describe(recipe, stages, matcher, pictures, test, out)
 
 
 def export(
-    recipe: CaptionedRecipe, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, reader: Reader, folder: Path
+    recipe: CaptionedRecipe,
+    autoencoder: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    denoiser: CaptionedDenoiser,
+    folder: Path,
 ) -> None:
-    """Write the pipeline folder, weights in half precision but for those of the text encoder.
+    """Writes the pipeline folder: weights in half precision, those of the text encoder in single precision.
 
     Transformers opens weights in the precision they are stored in, diffusers in single precision.
     """
     StableDiffusionPipeline(
-        vae=halved(autoencoder),
-        text_encoder=reader.text_encoder,
+        vae=in_half_precision(autoencoder),
+        text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,
-        unet=halved(reader.unet),
+        unet=in_half_precision(denoiser.unet),
         scheduler=DDIMScheduler(**recipe.scheduler),
         safety_checker=None,
         feature_extractor=None,
@@ -118,61 +156,64 @@ def export(
     write_notice(recipe.name, folder)
 
 
-def build_reader(recipe: CaptionedRecipe, tokenizer: CLIPTokenizer) -> Reader:
-    """An untrained denoiser and text encoder, their random start fixed by the seed of the recipe."""
+def build_denoiser(recipe: CaptionedRecipe, tokenizer: CLIPTokenizer) -> CaptionedDenoiser:
+    """An untrained denoiser and text encoder, initialised from the seed of the recipe."""
     encoder = build_text_encoder(recipe.text_encoder, tokenizer, recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return Reader(UNet2DConditionModel(**recipe.denoiser), encoder)
+        return CaptionedDenoiser(UNet2DConditionModel(**recipe.denoiser), encoder)
 
 
-def reading(recipe: CaptionedRecipe, tokenizer: CLIPTokenizer, captions: tuple[str, ...], latents: Tensor) -> Loss:
-    """The loss of a denoiser that reads the captions of scaled latents."""
+def denoiser_loss(
+    recipe: CaptionedRecipe, tokenizer: CLIPTokenizer, captions: tuple[str, ...], latents: Tensor
+) -> Loss:
+    """The loss of the denoiser on scaled latents with their captions."""
     tokens, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
-    scheduler = DDIMScheduler(**recipe.scheduler)
-    return captioned_denoising(latents, tokens, empty, recipe.forgotten, scheduler)
+    return captioned_denoising(latents, tokens, empty, recipe.caption_dropout, DDIMScheduler(**recipe.scheduler))
 
 
-def train_judge(recipe: CaptionedRecipe, pictures: Captioned, out: Path) -> tuple[Matcher, Trained]:
-    """The judge of pictures and captions; it never sees a test picture."""
-    module = Matcher(known_words(pictures.captions), pictures.pixels.shape[1], recipe.seed)
-    loss = matching(pictures, module.bags(pictures.captions), rolled)
-    return train_stage(recipe, "judge", module, loss, out)
+def train_matcher(recipe: CaptionedRecipe, pictures: Captioned, out: Path) -> tuple[Matcher, Trained]:
+    """The feature network of captioned pictures; it is trained on the training split only."""
+    module = Matcher(vocabulary(pictures.captions), pictures.pixels.shape[1], recipe.seed)
+    loss = contrastive(pictures, module.bags(pictures.captions), rolled)
+    return train_stage(recipe, "feature_network", module, loss, out)
 
 
 def describe(
     recipe: CaptionedRecipe,
     stages: Mapping[str, Trained],
-    judge: Matcher,
+    matcher: Matcher,
     train: Captioned,
     test: Captioned,
     out: Path,
 ) -> None:
-    """The card: pictures of test captions, whose names are new to the model, and as many of captions it has seen."""
+    """The card, with samples of test captions, whose names are new to the model, and of as many training captions."""
     pipeline = DiffusionPipeline.from_pretrained(out / "pipeline").to(recipe.device)
-    old, new = (pictures.drawn(recipe.samples, recipe.seed) for pictures in (train, test))
-    known, unknown = (
-        draw_captioned(pipeline, it.captions, recipe.sampling_steps, recipe.guidance) for it in (old, new)
+    old, new = (pictures.subset(recipe.samples, recipe.seed) for pictures in (train, test))
+    of_old, of_new = (
+        sample_captioned(pipeline, pictures.captions, recipe.sampling_steps, recipe.guidance)
+        for pictures in (old, new)
     )
-    shown = Shown(train.pixels, new.pixels, reconstructions(pipeline.vae, new.pixels), unknown)
+    sets = ImageSets(train.pixels, new.pixels, reconstructions(pipeline.vae, new.pixels), of_new)
     rows = (
         ("training", "real", old.pixels, old),
-        ("training", "samples", known, old),
+        ("training", "samples", of_old, old),
         ("test", "real", new.pixels, new),
-        ("test", "reconstructions", shown.rebuilt, new),
-        ("test", "samples", unknown, new),
+        ("test", "reconstructions", sets.reconstructions, new),
+        ("test", "samples", of_new, new),
     )
-    said: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in judge.parameters()),
-        "features": judge.num_features,
+    metrics: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in matcher.parameters()),
+        "features": matcher.num_features,
         "styles": len(set(test.styles)),
         "retrieval": [
-            {"captions": split, "pictures": kind} | retrieval(judge, pixels, pictures)
+            {"captions": split, "pictures": kind} | retrieval(matcher, pixels, pictures)
             for split, kind, pixels, pictures in rows
         ],
     }
-    write_judge(judge, out / "card")
+    write_feature_network(matcher, out / "card")
     write_notice(recipe.name, out / "card")
-    write_card(report(recipe, stages, out / "pipeline", judge, shown) | {"judge": said}, out / "card")
-    write_captioned(unknown, new.captions, out / "card" / "samples.png")
-    write_captioned(known, old.captions, out / "card" / "known.png")
+    results = report(recipe, stages, out / "pipeline", matcher, sets)
+    write_card(results | {"feature_network": metrics}, out / "card")
+    write_captioned(of_new, new.captions, out / "card" / "samples.png")
+    write_captioned(of_old, old.captions, out / "card" / "samples-training-captions.png")

@@ -1,4 +1,4 @@
-"""A network that says which images look alike: with it an autoencoder learns texture that an absolute error blurs."""
+"""A perceptual loss: with it an autoencoder learns texture that an absolute error blurs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 WIDTHS = (24, 48, 96, 128)  # of the features, from full resolution downwards
 GROUPS = 8
-CELLS = 4  # along a side, in which features are compared wherever in the cell they are
+CELLS = 4  # along a side; features are also compared on average over each cell
 
 
-class Perception(nn.Module):
-    """A classifier, other than a judge: images in -1 to 1, [samples, 3, height, width], to [samples, classes].
+class PerceptualNetwork(nn.Module):
+    """A classifier for the perceptual loss: images in -1 to 1, [samples, 3, height, width], to [samples, classes].
 
-    It halves by averaging: a stride would look harder at some pixels than at others, and leave its grid in the images
-    of whoever learns from it.
+    It halves by averaging: a stride would weigh some pixels more than others, and leave its grid in the images of an
+    autoencoder that is trained with it.
     """
 
     def __init__(self, classes: int, seed: int) -> None:
@@ -32,7 +32,7 @@ class Perception(nn.Module):
             self.head = nn.Linear(WIDTHS[-1], classes)
 
     def features(self, images: Tensor) -> Iterator[Tensor]:
-        """What it sees, from the finest to the coarsest resolution: [samples, width, height, width]."""
+        """Features from the finest to the coarsest resolution: [samples, width, height, width]."""
         for level in self.levels:
             images = level(images)
             yield images
@@ -40,18 +40,18 @@ class Perception(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         *_, last = self.features(images)
-        scores: Tensor = self.head(last.mean((2, 3)))
-        return scores
+        logits: Tensor = self.head(last.mean((2, 3)))
+        return logits
 
     def difference(self, output: Tensor, target: Tensor) -> Tensor:
-        """How differently two batches of images look: of their features in place, and on average over some place.
+        """Squared difference of the features of two batches of images, by pixel and on average over each cell.
 
         Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
         """
         total = output.new_zeros(())
-        for seen in self.features(torch.cat([output, target])):
-            found, wanted = normalize(seen, dim=1).chunk(2)
-            error = found - wanted
+        for features in self.features(torch.cat([output, target])):
+            output_features, target_features = normalize(features, dim=1).chunk(2)
+            error = output_features - target_features
             cells = adaptive_avg_pool2d(error, CELLS)
             total = total + error.square().sum(1).mean() + cells.square().sum(1).mean()
         return total

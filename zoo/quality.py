@@ -1,4 +1,4 @@
-"""How good a zoo model is: the Frechet distance of its samples to test images, beside yardsticks of the same code."""
+"""The quality of a zoo model: Frechet distances to the test images, with those of reference sets for comparison."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from zoo.data import to_pixels, to_signal
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-    from zoo.eye import Eye
+    from zoo.features import FeatureNetwork
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The images that a model is judged by, all bytes, [samples, channels, height, width].
+class ImageSets:
+    """The images that are compared, all bytes, [samples, channels, height, width].
 
-    `rebuilt` are the test images after the autoencoder.
+    `reconstructions` are the test images after the autoencoder.
     """
 
     train: Tensor
     test: Tensor
-    rebuilt: Tensor
+    reconstructions: Tensor
     samples: Tensor
 
 
 class _Features(nn.Module):
-    """The judge as torchmetrics wants it: bytes in, features out."""
+    """A feature network as torchmetrics takes it: bytes in, features out."""
 
-    def __init__(self, judge: Eye) -> None:
+    def __init__(self, network: FeatureNetwork) -> None:
         super().__init__()
-        self.judge, self.num_features = judge, judge.num_features
+        self.network, self.num_features = network, network.num_features
 
     def forward(self, pixels: Tensor) -> Tensor:
         # torchmetrics repeats the one channel of a grey image
-        return self.judge.features(to_signal(pixels[:, : self.judge.channels]))
+        return self.network.features(to_signal(pixels[:, : self.network.channels]))
 
 
-def frechet_distance(judge: Eye, real: Tensor, other: Tensor) -> float:
-    """Frechet distance of two sets of images, bytes, in the features of `judge`.
+def frechet_distance(network: FeatureNetwork, real: Tensor, other: Tensor) -> float:
+    """Frechet distance of two sets of images, bytes, in the features of a network.
 
     Source: Heusel et al. 2017, equation 6.
     """
-    metric = FrechetInceptionDistance(feature=_Features(judge))
+    metric = FrechetInceptionDistance(feature=_Features(network))
     for pixels, is_real in ((real, True), (other, False)):
         for part in pixels.split(500):
             metric.update(part, real=is_real)
     return float(metric.compute())
 
 
-def yardsticks(train: Tensor, test: Tensor, seed: int) -> dict[str, Tensor]:
-    """Sets of images, as many as test images, that a model should come near to or stay away from. All are bytes.
+def reference_sets(train: Tensor, test: Tensor, seed: int) -> dict[str, Tensor]:
+    """Sets of as many images as test images, for comparison with a model's. All are bytes.
 
-    `train`: real training images, drawn at random. `colours`: each test image as one flat colour, its mean.
-    `noise`: independent uniform bytes.
+    `train`: random training images. `colours`: each test image as one flat colour, its mean. `noise`: independent
+    uniform bytes.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(train), generator=generator)[: len(test)]
@@ -68,23 +68,23 @@ def yardsticks(train: Tensor, test: Tensor, seed: int) -> dict[str, Tensor]:
     return {"train": train[chosen], "colours": flat.expand_as(test), "noise": noise}
 
 
-def distances(judge: Eye, shown: Shown, seed: int) -> list[dict[str, Any]]:
-    """The Frechet distance of samples, reconstructions and yardsticks to the test images, as rows of a card."""
-    sticks = yardsticks(shown.train, shown.test, seed)
-    sets = {"train": sticks["train"], "reconstructions": shown.rebuilt, "samples": shown.samples} | sticks
+def distances(network: FeatureNetwork, sets: ImageSets, seed: int) -> list[dict[str, Any]]:
+    """The Frechet distance of samples, reconstructions and reference sets to the test images: rows of a card."""
+    references = reference_sets(sets.train, sets.test, seed)
+    own = {"train": references["train"], "reconstructions": sets.reconstructions, "samples": sets.samples}
     return [
-        {"images": name, "count": len(images), "distance": frechet_distance(judge, shown.test, images)}
-        for name, images in sets.items()
+        {"images": name, "count": len(images), "distance": frechet_distance(network, sets.test, images)}
+        for name, images in (own | references).items()
     ]
 
 
-def remoteness(pixels: Tensor, train: Tensor) -> float:
-    """How far images, bytes, are from the nearest training image: root mean square, in bytes, the median of all.
+def nearest_training_distance(pixels: Tensor, train: Tensor) -> float:
+    """Root mean square distance of images, bytes, to the nearest training image: the median over all.
 
-    Samples that copy the training images are nearer to them than test images are.
+    Copies of training images have a smaller one than test images.
     """
-    near = torch.cdist(pixels.flatten(1).float(), train.flatten(1).float()).amin(1)
-    return float(near.median() / pixels[0].numel() ** 0.5)
+    nearest = torch.cdist(pixels.flatten(1).float(), train.flatten(1).float()).amin(1)
+    return float(nearest.median() / pixels[0].numel() ** 0.5)
 
 
 def reconstructions(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:

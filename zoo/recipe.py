@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ldpruner.finetuning import Training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from zoo.training import Schedule
-
-# Where little is left of a sample it is decided what it shows or says: velocity weighs these levels more than noise.
-VELOCITY: Mapping[str, Any] = {
+# v-prediction weighs the highest noise levels more than epsilon-prediction; these decide what a sample shows or says.
+V_PREDICTION: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0015,
     "beta_end": 0.0195,
@@ -24,47 +24,83 @@ VELOCITY: Mapping[str, Any] = {
     "steps_offset": 1,
 }
 
+# the settings of a training that have an effect here, without a teacher and without validation
+USED = {
+    "max_train_steps",
+    "train_batch_size",
+    "learning_rate",
+    "lr_warmup_steps",
+    "lr_scheduler",
+    "adam_weight_decay",
+    "max_grad_norm",
+    "ema_decay",
+    "mixed_precision",
+    "checkpointing_steps",
+    "seed",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights, beside the data.
+    """Everything that decides the weights, besides the data.
 
-    `divergence`, `detail`, `texture` and `likeness` weigh terms of the autoencoder's loss against its absolute error;
-    the last is how alike images look to the network of the stage perception. Stages are trained on `device`; with
-    `bfloat16` products are taken in it. `sampling_steps` and `samples` say how the result is measured. A stage that
-    the model goes without has no schedule.
+    Attributes:
+        name, seed: of the model; the seed initialises its networks.
+        autoencoder, denoiser, scheduler: settings of the diffusers classes.
+        kl_weight, detail_weight, texture_weight, perceptual_weight: weights in the autoencoder's loss, relative to the
+            absolute error: divergence of the posterior, detail, texture, and distance in the perceptual network.
+        autoencoder_training and so on: one for each stage; None where the model has no such stage.
+        stop_at: steps at which stages end before their learning rate has reached zero.
+        sampling_steps, samples: with which the result is measured.
+        device: where stages are trained.
     """
 
     name: str
     seed: int
     autoencoder: Mapping[str, Any]
-    autoencoder_schedule: Schedule
-    divergence: float
-    detail: float
-    texture: float
-    likeness: float = 0.0
-    perception_schedule: Schedule | None = None
+    autoencoder_training: Training
+    kl_weight: float
+    detail_weight: float
+    texture_weight: float
+    perceptual_weight: float = 0.0
+    perceptual_network_training: Training | None = None
     denoiser: Mapping[str, Any]
-    denoiser_schedule: Schedule
-    refinement_schedule: Schedule | None = None
+    denoiser_training: Training
+    refinement_training: Training | None = None
     scheduler: Mapping[str, Any]
-    judge_schedule: Schedule
+    feature_network_training: Training
+    stop_at: Mapping[str, int] = field(default_factory=dict)
     sampling_steps: int
     samples: int
-    bfloat16: bool = False
     device: str = "cpu"
+
+    def steps(self, stage: str) -> int:
+        """Steps that a stage takes; 0 where the model has no such stage."""
+        training: Training | None = getattr(self, f"{stage}_training")
+        return self.stop_at.get(stage, training.max_train_steps) if training else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as JSON values, without settings of a training that have no effect here."""
+        values = {name: getattr(self, name) for name in asdict(self)}
+        return {
+            name: value.model_dump(mode="json", include=USED) if isinstance(value, Training) else value
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedRecipe(Recipe):
-    """The recipe of a model that reads captions.
+    """The recipe of a text-to-image model.
 
-    Its tokenizer knows at most `words` tokens and reads `length` of a caption. A share `forgotten` of the captions is
-    left out in training; `guidance` is how strongly the measured samples follow theirs.
+    Attributes:
+        text_encoder: settings of its configuration.
+        vocabulary_size, max_tokens: of the tokenizer.
+        caption_dropout: share of captions that are replaced by the empty one in training.
+        guidance: scale of classifier-free guidance of the measured samples.
     """
 
     text_encoder: Mapping[str, Any]
-    words: int
-    length: int
-    forgotten: float
+    vocabulary_size: int
+    max_tokens: int
+    caption_dropout: float
     guidance: float

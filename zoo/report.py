@@ -1,10 +1,9 @@
-"""What a card says of every model alike: how it was trained, on what machine, and what the folder holds."""
+"""The results that every card has: the training, the machine, and the pipeline folder."""
 
 from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,32 +12,34 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from zoo.drawing import autoencoder_of
 from zoo.quality import distances, signal_to_noise
+from zoo.sampling import autoencoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from zoo.judge import Judge
-    from zoo.quality import Shown
+    from zoo.features import FeatureNetwork
+    from zoo.quality import ImageSets
     from zoo.recipe import Recipe
     from zoo.training import Trained
 
 LIBRARIES = ("torch", "diffusers", "transformers", "torchmetrics", "safetensors", "numpy", "pillow")
 
 
-def report(recipe: Recipe, stages: Mapping[str, Trained], folder: Path, judge: Judge, shown: Shown) -> dict[str, Any]:
-    """The recipe, the record of each stage by name, what the pipeline `folder` holds, and how good its images are."""
+def report(
+    recipe: Recipe, stages: Mapping[str, Trained], folder: Path, network: FeatureNetwork, sets: ImageSets
+) -> dict[str, Any]:
+    """The recipe, the record of each stage by name, the contents of the pipeline `folder`, and the image quality."""
     return {
         "model": recipe.name,
-        "recipe": asdict(recipe),
+        "recipe": recipe.to_json(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "machine": machine(recipe.device),
-        "images": {"train": len(shown.train), "test": len(shown.test)},
+        "images": {"train": len(sets.train), "test": len(sets.test)},
         "pipeline": anatomy(folder),
         "stages": {name: _history(trained) for name, trained in stages.items()},
-        "autoencoder": {"peak_signal_to_noise_db": signal_to_noise(shown.test, shown.rebuilt)},
-        "frechet_distance": distances(judge, shown, recipe.seed),
+        "autoencoder": {"peak_signal_to_noise_db": signal_to_noise(sets.test, sets.reconstructions)},
+        "frechet_distance": distances(network, sets, recipe.seed),
     }
 
 
@@ -54,7 +55,7 @@ def anatomy(folder: Path) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a device of this machine is called, and the processor, and how many cores this process may use."""
+    """The names of the device and of the processor, and the number of cores."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

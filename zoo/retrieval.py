@@ -1,4 +1,4 @@
-"""How well pictures follow their captions, by the word of a matcher."""
+"""How well pictures follow their captions: retrieval with a matcher."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ if TYPE_CHECKING:
     from zoo.matcher import Matcher
 
 
-def retrieval(judge: Matcher, pixels: Tensor, pictures: Captioned) -> dict[str, Any]:
-    """How often each of `pixels` finds its caption among those of `pictures`, and its style among all styles.
+def retrieval(matcher: Matcher, pixels: Tensor, pictures: Captioned) -> dict[str, Any]:
+    """Recall of each caption by its picture among all captions, and accuracy of its style among all styles.
 
-    `first` and `five`: shares of pictures whose own caption fits best, or is among the five that fit best.
+    `R@1` and `R@5`: shares of pictures whose own caption fits best, or is among the five that fit best.
     """
-    scores = match(judge, pixels, pictures.captions)
-    own = scores.diagonal()[:, None]
-    rank = (scores > own).sum(1)
+    logits = match(matcher, pixels, pictures.captions)
+    rank = (logits > logits.diagonal()[:, None]).sum(1)
     return {
         "count": len(pictures),
-        "first": float((rank < 1).float().mean()),
-        "five": float((rank < 5).float().mean()),
-        "style": _style(judge, pixels, pictures),
+        "R@1": float((rank < 1).float().mean()),
+        "R@5": float((rank < 5).float().mean()),
+        "style_accuracy": _style_accuracy(matcher, pixels, pictures),
     }
 
 
-def _style(judge: Matcher, pixels: Tensor, pictures: Captioned) -> float:
-    """The share of pictures whose style fits best, where the name is told."""
+def _style_accuracy(matcher: Matcher, pixels: Tensor, pictures: Captioned) -> float:
+    """The share of pictures whose style fits best, with the name of what they show given."""
     styles = sorted(set(pictures.styles))
-    told = [[caption(name, style) for name in pictures.names] for style in styles]
-    scores = torch.stack([match(judge, pixels, captions).diagonal() for captions in told], 1)
-    right = torch.tensor([styles.index(style) for style in pictures.styles])
-    return float((scores.argmax(1) == right).float().mean())
+    captions = [[caption(name, style) for name in pictures.names] for style in styles]
+    logits = torch.stack([match(matcher, pixels, of_style).diagonal() for of_style in captions], 1)
+    labels = torch.tensor([styles.index(style) for style in pictures.styles])
+    return float((logits.argmax(1) == labels).float().mean())

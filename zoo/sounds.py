@@ -1,4 +1,4 @@
-"""Spoken digits from a zip in the Hugging Face audiofolder layout, as an audio pipeline draws them: mel pictures."""
+"""Spoken digits from a zip in the Hugging Face audiofolder layout, as the mel pictures of an audio pipeline."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def build_mel() -> Mel:
 
 def placed(sounds: Sounds, mel: Mel, generator: torch.Generator) -> Images:
     """Mel pictures of all recordings, each at a random place in silence; one too long for a picture is cut."""
-    waves = [_placed(it, mel.slice_size, generator) for it in sounds.waves]
-    return Images(pictures(waves, mel), sounds.labels, sounds.classes)
+    waves = [_placed(samples, mel.slice_size, generator) for samples in sounds.waves]
+    return Images(mel_pictures(waves, mel), sounds.labels, sounds.classes)
 
 
 def _placed(samples: np.ndarray, length: int, generator: torch.Generator) -> np.ndarray:
@@ -59,17 +59,17 @@ def _placed(samples: np.ndarray, length: int, generator: torch.Generator) -> np.
     return np.pad(samples[:length], (before, room - before))
 
 
-def pictures(waves: Iterable[np.ndarray], mel: Mel) -> Tensor:
+def mel_pictures(waves: Iterable[np.ndarray], mel: Mel) -> Tensor:
     """Mel pictures of recordings: bytes, [samples, 1, mel bands, frames]."""
-    found = []
+    pictures = []
     for samples in waves:
         mel.load_audio(raw_audio=samples)
-        found.append(torch.from_numpy(np.array(mel.audio_slice_to_image(0))))
-    return torch.stack(found)[:, None]
+        pictures.append(torch.from_numpy(np.array(mel.audio_slice_to_image(0))))
+    return torch.stack(pictures)[:, None]
 
 
 def sounds_of(pixels: Tensor, mel: Mel) -> list[np.ndarray]:
-    """What mel pictures sound like, 8,191 samples each. The phases are guessed (Griffin and Lim 1984)."""
+    """The sounds of mel pictures, 8,191 samples each, with phases by Griffin and Lim (1984)."""
     return [mel.image_to_audio(Image.fromarray(picture.numpy())) for picture in pixels[:, 0]]
 
 

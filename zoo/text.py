@@ -1,4 +1,4 @@
-"""Captions for a zoo model: a tokenizer made from them, and a denoiser that learns to read them."""
+"""Captions for a zoo model: a tokenizer trained on them, and a denoiser with its text encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from zoo.denoiser import noised
+from zoo.denoiser import add_noise
 from zoo.training import Loss
 
 if TYPE_CHECKING:
@@ -25,30 +25,31 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_tokenizer(captions: Sequence[str], words: int, length: int) -> CLIPTokenizer:
-    """A tokenizer as CLIP's, with a vocabulary of at most `words` made from `captions`, and `length` tokens a text."""
+def build_tokenizer(captions: Sequence[str], vocabulary_size: int, max_tokens: int) -> CLIPTokenizer:
+    """A tokenizer as CLIP's, trained on `captions`."""
     clip = CLIPTokenizer().backend_tokenizer
     tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
     letters = sorted(ByteLevel.alphabet())
-    # named here in this order, as the trainer would number the last letters of words differently each time
+    # named in this order here: the trainer would number the last letters of words differently each time
     first = [START, END, *letters, *(f"{letter}</w>" for letter in letters)]
-    trainer = BpeTrainer(vocab_size=words, special_tokens=first, end_of_word_suffix="</w>", show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=vocabulary_size, special_tokens=first, end_of_word_suffix="</w>", show_progress=False
+    )
     tokenizer.train_from_iterator(captions, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=max_tokens)
 
 
 def tokens_of(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     """Token numbers as a Stable Diffusion pipeline makes them: [captions, length]."""
-    found = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
-    tokens: Tensor = found.input_ids
+    tokens: Tensor = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
     return tokens
 
 
 def build_text_encoder(settings: Mapping[str, Any], tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
-    """An untrained text encoder for `tokenizer`, its random start fixed by `seed`."""
+    """An untrained text encoder for `tokenizer`, initialised from `seed`."""
     config = CLIPTextConfig(
         **settings,
         vocab_size=len(tokenizer),
@@ -62,35 +63,34 @@ def build_text_encoder(settings: Mapping[str, Any], tokenizer: CLIPTokenizer, se
         return CLIPTextModel(config)
 
 
-class Reader(nn.Module):
-    """A denoiser and the text encoder it listens to, which are trained together."""
+class CaptionedDenoiser(nn.Module):
+    """A denoiser and its text encoder, which are trained together."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
-        states = self.text_encoder(tokens).last_hidden_state
-        found: Tensor = self.unet(noisy, times, states).sample
-        return found
+        prediction: Tensor = self.unet(noisy, times, self.text_encoder(tokens).last_hidden_state).sample
+        return prediction
 
 
 def captioned_denoising(
-    latents: Tensor, tokens: Tensor, empty: Tensor, dropped: float, scheduler: DDIMScheduler
+    latents: Tensor, tokens: Tensor, empty: Tensor, caption_dropout: float, scheduler: DDIMScheduler
 ) -> Loss:
-    """The loss of a `Reader`: squared error of what it finds in noised `latents`, given captions.
+    """The loss of a `CaptionedDenoiser`: squared error of its prediction on noised `latents` with their captions.
 
     `latents` are scaled, [samples, channels, height, width]; `tokens` are their captions', [samples, length]. A share
-    `dropped` of the captions is replaced by `empty`, for classifier-free guidance (Ho and Salimans 2022).
+    `caption_dropout` of the captions is replaced by `empty`, for classifier-free guidance (Ho and Salimans 2022).
     """
 
-    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def sample(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         chosen = torch.randint(len(latents), (batch,), generator=generator)
-        forgotten = torch.rand((batch, 1), generator=generator) < dropped
-        read = torch.where(forgotten, empty, tokens[chosen])
-        return (*noised(latents[chosen], scheduler, generator), read)
+        is_dropped = torch.rand((batch, 1), generator=generator) < caption_dropout
+        prompts = torch.where(is_dropped, empty, tokens[chosen])
+        return (*add_noise(latents[chosen], scheduler, generator), prompts)
 
-    def value(module: nn.Module, noisy: Tensor, target: Tensor, times: Tensor, read: Tensor) -> Tensor:
-        return mse_loss(module(noisy, times, read), target)
+    def value(module: nn.Module, noisy: Tensor, target: Tensor, times: Tensor, prompts: Tensor) -> Tensor:
+        return mse_loss(module(noisy, times, prompts), target)
 
-    return Loss(draw, value)
+    return Loss(sample, value)

@@ -1,4 +1,4 @@
-"""Train a zoo model: `python -m zoo.train satellite --data FOLDER --out FOLDER`.
+"""Trains a zoo model: `python -m zoo.train satellite --data FOLDER --out FOLDER`.
 
 To resume, run the same command again.
 """
@@ -30,7 +30,7 @@ MAKERS: Mapping[str, tuple[Callable[..., None], Recipe]] = {
 
 
 def main() -> None:
-    """Parse the command line and train."""
+    """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=sorted(MAKERS))
     parser.add_argument("--data", type=Path, required=True, help="folder with train.zip and test.zip")

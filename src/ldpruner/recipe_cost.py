@@ -108,7 +108,7 @@ def _finetuning(recipe: Recipe, rows: int) -> tuple[int, float]:
     drawn = recipe.examples * recipe.probe.steps * rows if recipe.data is None else 0
     shown, taught, led = (
         training.max_train_steps * training.train_batch_size,
-        int(training.is_taught),
+        int(training.needs_teacher),
         int(training.autoguidance_scale > 0),
     )
     learnt = _kept(recipe.budget) * (4 if training.gradient_checkpointing else 3)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io.wavfile
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ldpruner.errors import DataError
 from ldpruner.evaluation.media import find_media, read_picture, read_sound, resampled
@@ -64,14 +64,3 @@ def test_a_sound_is_read_at_the_wanted_rate(tmp_path: Path) -> None:
     assert sound.shape == (1, 8000)
     np.testing.assert_allclose(sound[0, 100:-100], expected[100:-100], atol=0.01)
     assert resampled(sound, 8000, 8000) is sound
-
-
-def test_a_photograph_is_turned_as_its_camera_noted(tmp_path: Path) -> None:
-    """Cameras write the pixels as the sensor lies, and note how it was turned."""
-    lying, noted = Image.new("RGB", (4, 2)), Image.Exif()
-    lying.putpixel((0, 0), (255, 255, 255))
-    noted[ExifTags.Base.Orientation] = 6  # a quarter turn
-    lying.save(tmp_path / "turned.png", exif=noted)
-    upright = read_picture(tmp_path / "turned.png")
-    assert upright.size == (2, 4)
-    assert upright.getpixel((1, 0)) == (255, 255, 255)

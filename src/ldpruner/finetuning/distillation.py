@@ -115,7 +115,7 @@ def prepare_distillation(
             f"the probe's images {sorted(probe.call)} do not belong to the data; finetune without data"
         )
     denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
-    batch = largest_batch(teacher, probe.model_copy(update={"samples": max(2, probe.samples)}), BATCH_SIZE)
+    batch = largest_batch(teacher, probe.replace(samples=max(2, probe.samples)), BATCH_SIZE)
     call_signature = watch_call_signature(teacher, denoiser.component, probe, batches=batch > 1)
     objective = objective_of(schedulers(teacher)[0])
     source = Source(teacher, denoiser.component, call_signature, probe, batch, rows)
@@ -216,7 +216,7 @@ class DistillationLoss:
             features_of(self.student, self.stages) as student_features,
         ):
             output = predicted(module(**distillation.call_signature.arguments(*inputs)), batch.noisy).float()
-            if not training.is_taught:
+            if not training.needs_teacher:
                 return (training.task_loss_weight or 0.0) * latent_loss(output, target, batch.weights)
             teacher_output = distillation.predict(distillation.teacher, *inputs)
             if self.weak_model is not None:

@@ -161,7 +161,7 @@ def _probe_of(chosen: Sequence[Item], probe: Probe) -> Probe:
     names = {name for item in chosen for name in item.arguments}
     arguments = {name: tuple(item.arguments[name] for item in chosen) for name in names}
     prompts = arguments.pop("prompt", probe.prompts)
-    return probe.model_copy(update={"samples": len(chosen), "prompts": prompts, "call": {**probe.call, **arguments}})
+    return probe.replace(samples=len(chosen), prompts=prompts, call={**probe.call, **arguments})
 
 
 def _chunk(latents: Sequence[Tensor], conditions: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:

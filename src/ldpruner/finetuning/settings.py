@@ -89,8 +89,8 @@ class Training(Value):
         return self
 
     @property
-    def is_taught(self) -> bool:
-        """Whether the teacher is asked at each step."""
+    def needs_teacher(self) -> bool:
+        """Whether a step runs the teacher."""
         return bool(self.output_kd_weight or self.feature_kd_weight or self.autoguidance_scale)
 
     def resolved(self, *, data: bool) -> "Training":

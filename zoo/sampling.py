@@ -1,4 +1,4 @@
-"""The pipeline folder of a zoo model: written, and drawn from."""
+"""Sampling from the pipelines of the zoo."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def halved(network: Network) -> Network:
-    """A copy in half precision, laid out as a file is."""
+def in_half_precision(network: Network) -> Network:
+    """A copy in half precision and in the memory format of files."""
     return copy.deepcopy(network).to(dtype=torch.float16, memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
 def pixels_of(images: Any) -> Tensor:
-    """What a pipeline returns as `images`, as bytes: [samples, channels, height, width].
+    """The images of a pipeline's output as bytes: [samples, channels, height, width].
 
-    It is an array in 0 to 1, [samples, height, width, channels], or a list of pictures, whose colours are bytes.
+    They are an array in 0 to 1, [samples, height, width, channels], or a list of pictures.
     """
     if isinstance(images, np.ndarray):
         return (torch.from_numpy(images).permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
@@ -35,44 +35,44 @@ def pixels_of(images: Any) -> Tensor:
 
 
 def seeded(first: int, count: int) -> list[torch.Generator]:
-    """One generator a sample, so that sample i comes from seed i whatever the batch."""
+    """One generator for each sample: sample i comes from seed i whatever the batch."""
     return [torch.Generator().manual_seed(seed) for seed in range(first, first + count)]
 
 
-def draw(pipeline: LDMPipeline, count: int, steps: int, batch: int = 100) -> Tensor:
+def sample(pipeline: LDMPipeline, count: int, steps: int, batch: int = 100) -> Tensor:
     """Samples, sample i from seed i: bytes, [count, channels, height, width]."""
     pipeline.set_progress_bar_config(disable=True)
-    found = []
+    parts = []
     for first in range(0, count, batch):
         size = min(batch, count - first)
-        drawn = pipeline(
+        output = pipeline(
             batch_size=size, generator=seeded(first, size), num_inference_steps=steps, output_type="numpy"
         )
-        found.append(pixels_of(drawn.images))
-    return torch.cat(found)
+        parts.append(pixels_of(output.images))
+    return torch.cat(parts)
 
 
-def draw_captioned(
+def sample_captioned(
     pipeline: StableDiffusionPipeline, captions: Sequence[str], steps: int, guidance: float, batch: int = 100
 ) -> Tensor:
-    """One picture of each caption, picture i from seed i: bytes, [captions, 3, height, width]."""
+    """One picture for each caption, picture i from seed i: bytes, [captions, 3, height, width]."""
     pipeline.set_progress_bar_config(disable=True)
-    found = []
+    parts = []
     for first in range(0, len(captions), batch):
-        part = list(captions[first : first + batch])
-        drawn = pipeline(
-            part,
-            generator=seeded(first, len(part)),
+        prompts = list(captions[first : first + batch])
+        output = pipeline(
+            prompts,
+            generator=seeded(first, len(prompts)),
             num_inference_steps=steps,
             guidance_scale=guidance,
             output_type="np",
         )
-        found.append(pixels_of(drawn.images))
-    return torch.cat(found)
+        parts.append(pixels_of(output.images))
+    return torch.cat(parts)
 
 
-def silent(pipeline: AudioDiffusionPipeline) -> LDMPipeline:
-    """A pipeline that draws the same mel pictures and leaves them at that: sound takes far longer than pictures."""
+def without_sound(pipeline: AudioDiffusionPipeline) -> LDMPipeline:
+    """A pipeline that samples the same mel pictures without the sound, which takes far longer."""
     side = pipeline.unet.config.sample_size
     if not isinstance(side, int):  # its first call makes a pair of it
         pipeline.unet.register_to_config(sample_size=side[0])

@@ -1,0 +1,45 @@
+"""Images, captions and sounds of the zoo."""
+
+import numpy as np
+import torch
+
+from tests.zoo.conftest import CAPTIONS
+from zoo.data import to_pixels, to_signal, turned
+from zoo.sounds import Sounds, build_mel, placed, sounds_of
+from zoo.text import build_tokenizer
+
+
+def test_bytes_become_signals_and_the_same_bytes_again() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_pixels(to_signal(pixels)), pixels)
+
+
+def test_turning_reaches_all_eight_symmetries_of_the_square() -> None:
+    corner = torch.arange(4.0).reshape(1, 1, 2, 2)
+    seen = turned(corner.expand(400, 1, 2, 2), torch.Generator().manual_seed(0))
+    assert len({tuple(image.flatten().tolist()) for image in seen}) == 8
+
+
+def test_a_tokenizer_is_the_same_each_time_it_is_made() -> None:
+    first, second = (build_tokenizer(CAPTIONS, vocabulary_size=560, max_tokens=12) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    assert first.tokenize("cat face, noto style") == ["cat</w>", "face</w>", ",</w>", "noto</w>", "style</w>"]
+
+
+def test_a_recording_is_placed_whole_in_silence_and_a_long_one_is_cut() -> None:
+    mel = build_mel()
+    tone = np.sin(np.arange(2000) * 0.5).astype(np.float32)
+    sounds = Sounds((tone, np.tile(tone, 6)), torch.tensor([3, 4]), ("3", "4"))
+    short, long = placed(sounds, mel, torch.Generator().manual_seed(0)).pixels[:, 0]
+
+    assert short.shape == long.shape == (64, 64)
+    assert 14 <= (short.amax(0) > 128).sum() <= 22
+    assert (long.amax(0) > 128).all()
+
+
+def test_a_mel_picture_survives_being_turned_to_sound_and_back() -> None:
+    mel = build_mel()
+    tone = np.sin(np.arange(4000) * 0.5).astype(np.float32)
+    picture = placed(Sounds((tone,), torch.tensor([0]), ("0",)), mel, torch.Generator().manual_seed(0)).pixels
+    again = placed(Sounds(tuple(sounds_of(picture, mel)), torch.tensor([0]), ("0",)), mel, torch.Generator())
+    assert (again.pixels.amax(3).argmax(2) - picture.amax(3).argmax(2)).abs().item() <= 1
