@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Captioned:
-    """Pictures, bytes, [samples, 3, height, width]; the name of what each shows; and the style it is drawn in."""
+    """Pictures, bytes, [samples, 3, height, width]; their names; and their styles."""
 
     pixels: Tensor
     names: tuple[str, ...]

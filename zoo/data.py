@@ -83,9 +83,9 @@ def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(coins, images.flip(-1), images)
 
 
-def rolled(images: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
-    """All images moved by up to `most` pixels, together, what leaves at one side coming back at the other."""
-    down, right = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
+def rolled(images: Tensor, generator: torch.Generator, max_shift: int = 4) -> Tensor:
+    """All images shifted together by up to `max_shift` pixels, circularly."""
+    down, right = torch.randint(-max_shift, max_shift + 1, (2,), generator=generator).tolist()
     return images.roll((down, right), (-2, -1))
 
 

@@ -42,7 +42,7 @@ class Loss:
 
 
 class _BatchLoss:
-    """A `Loss` as the trainer takes it. Nothing is held out: the zoo keeps the last averaged weights."""
+    """A `Loss` as the trainer takes it. There is no validation: the zoo keeps the last averaged weights."""
 
     def __init__(self, loss: Loss, batch: int, accelerator: Accelerator) -> None:
         self.loss, self.batch, self.accelerator = loss, batch, accelerator

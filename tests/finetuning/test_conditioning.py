@@ -15,17 +15,25 @@ from tests.families.parts import PROMPTS
 
 # Every way in which a pipeline gives its denoiser more than latents and noise levels.
 SUPPORTED = (
-    *(
-        "stable-diffusion",
-        "stable-diffusion-pndm",
-        "stable-diffusion-euler",
-        "stable-diffusion-xl",
-        "instruct-pix2pix",
-        "stable-diffusion-inpaint",
-    ),
-    *("ldm", "audio-diffusion", "animatediff", "cogvideox", "dit", "pixart-alpha"),
-    *("stable-diffusion-3", "flux", "sana", "hunyuan-dit", "wan", "ltx"),
-    *("lumina2"),
+    "stable-diffusion",
+    "stable-diffusion-pndm",
+    "stable-diffusion-euler",
+    "stable-diffusion-xl",
+    "instruct-pix2pix",
+    "stable-diffusion-inpaint",
+    "ldm",
+    "audio-diffusion",
+    "animatediff",
+    "cogvideox",
+    "dit",
+    "pixart-alpha",
+    "stable-diffusion-3",
+    "flux",
+    "sana",
+    "hunyuan-dit",
+    "wan",
+    "ltx",
+    "lumina2",
 )
 REFUSED = {
     "stable-diffusion-controlnet": "change from step to step",

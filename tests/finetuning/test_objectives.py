@@ -24,8 +24,8 @@ def test_one_scheduler_step_with_the_target_gives_the_clean_latents(prediction: 
 def test_noise_is_as_strong_as_the_schedulers(name: str) -> None:
     scheduler: Any = FAMILIES[name].pipeline().components["scheduler"]
     clean, times = torch.ones(3, 1), torch.tensor([100, 500, 900])
-    noisy, _, found = objective_of(scheduler).add_noise(clean, torch.zeros(3, 1), (times + 0.5) / 1000)
-    assert torch.equal(found, times)
+    noisy, _, timesteps = objective_of(scheduler).add_noise(clean, torch.zeros(3, 1), (times + 0.5) / 1000)
+    assert torch.equal(timesteps, times)
     torch.testing.assert_close(noisy.flatten() ** 2, scheduler.alphas_cumprod[times].float())
 
 

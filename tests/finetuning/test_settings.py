@@ -14,7 +14,7 @@ from ldpruner.finetuning import Training
         ({"max_train_steps": 0}, "training max_train_steps=0"),
         ({"learning_rate": -1.0}, r"training learning_rate=-1\.0"),
         ({"lr_scheduler": "staircase"}, "training lr_scheduler='staircase'"),
-        ({"speed": 3}, "training speed=3"),
+        ({"speed": 3}, "training has no 'speed'"),
         ({"task_loss_weight": 0, "output_kd_weight": 0, "feature_kd_weight": 0}, "leaves no loss"),
         ({"guidance_interval": (0.5, 0.4)}, "give two noise levels"),
     ],

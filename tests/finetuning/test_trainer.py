@@ -159,12 +159,9 @@ class Notes(GeneralTracker):
     requires_logging_directory = False
 
     def __init__(self) -> None:
-        super().__init__()
         self.values: list[dict[str, float]] = []
-
-    @property
-    def tracker(self) -> list[Any]:
-        return self.values
+        self.__dict__["tracker"] = self.values  # Accelerate asks for this attribute
+        super().__init__()
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
         self.settings = dict(values)

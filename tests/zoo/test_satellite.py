@@ -1,4 +1,4 @@
-"""The bundled model: its scores, and that pruning it keeps what the method promises."""
+"""The bundled model: its scores are correct, and pruning it saves what the plan predicts."""
 
 import functools
 import math
@@ -16,9 +16,9 @@ from ldpruner.scoring.results import Scores
 from ldpruner.workflow import prune_to_budget
 
 PROBE = ldpruner.Probe(samples=3, steps=2)
-LARGE = 200_000  # MACs of operators whose removal is felt
-NOISE = 0.15  # of a latency, on a machine that works for others, too
-RESOLUTION = 3e-6  # of a score in float32: kernels for other batches round otherwise, and latents have a norm of 16
+LARGE = 200_000  # MACs of operators whose removal saves measurable time
+NOISE = 0.15  # of a latency, on a shared machine
+RESOLUTION = 3e-6  # of a score in float32: kernels for other batches round differently, and latents have a norm of 16
 
 # on all samples, as in the paper
 score_all = functools.partial(ldpruner.score_operators, budgets=None)
@@ -53,24 +53,23 @@ def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeli
 def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None:
     operators = ldpruner.find_operators(satellite)[::40]
     probe = ldpruner.Probe(samples=64, steps=2)
-    by_batch = [
-        [one.score for one in score_all(satellite, operators, probe, batch_size=batch).scores] for batch in (1, 7, 64)
-    ]
-    for scored in by_batch[1:]:
-        assert scored == pytest.approx(by_batch[0], rel=1e-4, abs=RESOLUTION)
+    runs = [score_all(satellite, operators, probe, batch_size=batch).scores for batch in (1, 7, 64)]
+    first, *others = ([score.score for score in scores] for scores in runs)
+    for values in others:
+        assert values == pytest.approx(first, rel=1e-4, abs=RESOLUTION)
 
 
 def test_scores_do_not_depend_on_the_order(satellite: DiffusionPipeline, scores: Scores) -> None:
     operators = ldpruner.find_operators(satellite)[::10]
     backwards = score_all(satellite, operators[::-1], PROBE)
-    known = {(one.operator, one.modification): one.score for one in scores.scores}
-    assert all(one.score == known[one.operator, one.modification] for one in backwards.scores)
+    values = {(score.operator, score.modification): score.score for score in scores.scores}
+    assert all(score.score == values[score.operator, score.modification] for score in backwards.scores)
 
 
 @pytest.mark.extensive
 def test_a_third_of_the_measured_latency_can_be_cut(satellite: DiffusionPipeline, tmp_path: Path) -> None:
     probe = ldpruner.Probe(samples=1, steps=6)  # decoding, which no plan touches, is a small part of six steps
-    large = [one for one in ldpruner.find_operators(satellite) if one.macs > LARGE]
+    large = [operator for operator in ldpruner.find_operators(satellite) if operator.macs > LARGE]
     scores = score_all(satellite, large, probe)
     pruned, plan = prune_to_budget(satellite, scores, ldpruner.Budget(latency=0.65))
     assert plan.predicted is not None
@@ -89,13 +88,13 @@ def test_the_removed_weights_are_gone_from_memory_and_disk(
     plan = ldpruner.select(scores, ldpruner.Budget(parameters=0.6))
     assert plan.predicted is not None
     pruned = ldpruner.prune(satellite, plan)
-    sizes = [sum(weight.numel() for weight in one.unet.parameters()) for one in (satellite, pruned)]
+    sizes = [sum(weight.numel() for weight in pipeline.unet.parameters()) for pipeline in (satellite, pruned)]
     assert sizes[1] / sizes[0] == pytest.approx(plan.predicted.parameters)
-    for name, one in (("original", satellite), ("pruned", pruned)):
-        ldpruner.save(one, tmp_path / name)
+    for name, pipeline in (("original", satellite), ("pruned", pruned)):
+        ldpruner.save(pipeline, tmp_path / name)
     (before,), (after,) = (list((tmp_path / name / "unet").glob("*.safetensors")) for name in ("original", "pruned"))
     assert after.stat().st_size / before.stat().st_size == pytest.approx(plan.predicted.parameters, abs=0.01)
 
 
 def test_no_score_of_a_working_model_is_infinite(scores: Scores) -> None:
-    assert all(math.isfinite(one.score) for one in scores.scores)
+    assert all(math.isfinite(score.score) for score in scores.scores)

@@ -7,7 +7,7 @@ examples            latents and conditions, kept on disk
 dataset, encoding   pictures and sounds, and their latents
 objectives          adding noise, and the target of the prediction
 losses              distances of predictions and of features
-settings, state     what a run is told, and what its checkpoint holds
+settings, state     the settings of a run, and the contents of its checkpoint
 """
 
 from ldpruner.finetuning.settings import History, Training
