@@ -26,7 +26,7 @@ import ldpruner
 from ldpruner.errors import BudgetError
 from ldpruner.operators.discovery import Candidate
 from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
-from ldpruner.pipelines.sampling import BATCH_SIZE, draw_latents, largest_batch
+from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch, sample_latents
 from ldpruner.runtime import replacement
 from ldpruner.scoring.knapsack import TOLERANCE, predict
 from ldpruner.scoring.results import Score, Scores
@@ -245,7 +245,7 @@ def _watch(case: Case, hooks: Mapping[str, Hook]) -> None:
             handle = case.denoiser.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         for first in range(0, probe.samples, size):
-            draw_latents(case.pipeline, probe, range(first, min(first + size, probe.samples)))
+            sample_latents(case.pipeline, probe, range(first, min(first + size, probe.samples)))
 
 
 def _tensor(result: Any) -> Tensor:

@@ -28,7 +28,7 @@ from ldpruner.operators.discovery import Operator, denoiser_macs, operators_of
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.fingerprints import architecture, count_parameters
-from ldpruner.pipelines.running import uncompiled
+from ldpruner.pipelines.running import force_eager
 from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.profiling.costs import Costs
 from ldpruner.pruning.serialization import load, load_meta
@@ -254,7 +254,7 @@ def _compile(_: argparse.Namespace) -> dict[str, Any]:
             return time.process_time() - started
 
         def plain() -> float:
-            with uncompiled():
+            with force_eager():
                 return seconds()
 
         started = time.perf_counter()

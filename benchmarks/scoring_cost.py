@@ -29,7 +29,7 @@ from ldpruner.evaluation.metrics import mean
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.sampling import BATCH_SIZE, draw_latents
+from ldpruner.pipelines.sampling import BATCH_SIZE, sample_latents
 from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.scoring.adaptive import AdaptiveScorer
 from ldpruner.scoring.estimates import shrunk_score
@@ -133,7 +133,7 @@ def _moved(pipeline: DiffusionPipeline, plan: Plan, probe: ldpruner.Probe) -> di
     other = probe.model_copy(update={"seed": probe.seed + OTHER_SEED})
     pruned = ldpruner.prune(pipeline, plan)
     batches = [range(first, min(first + BATCH_SIZE, other.samples)) for first in range(0, other.samples, BATCH_SIZE)]
-    drawn = [[draw_latents(one, other, batch).double() for batch in batches] for one in (pipeline, pruned)]
+    drawn = [[sample_latents(one, other, batch).double() for batch in batches] for one in (pipeline, pruned)]
     distances = (torch.cat(drawn[0]) - torch.cat(drawn[1])).square().flatten(1).mean(1).numpy()
     return {"squared_distance": float(distances.mean()), "interval": mean(distances).interval}
 
@@ -156,7 +156,7 @@ def _beside_peers(pipeline: DiffusionPipeline, scores: Scores) -> dict[str, Any]
 
 def _draw_together(pipeline: DiffusionPipeline, probe: ldpruner.Probe, removal: Removal) -> None:
     with modified(find_denoiser(pipeline).module, [removal]):
-        draw_latents(pipeline, probe, range(BATCH_SIZE))
+        sample_latents(pipeline, probe, range(BATCH_SIZE))
 
 
 def _draw_on_copies(pipeline: DiffusionPipeline, probe: ldpruner.Probe, removal: Removal) -> None:
@@ -164,7 +164,7 @@ def _draw_on_copies(pipeline: DiffusionPipeline, probe: ldpruner.Probe, removal:
     other = copy.deepcopy(pipeline)
     with modified(find_denoiser(other).module, [removal]):
         for sample in range(BATCH_SIZE):
-            draw_latents(other, probe, [sample])
+            sample_latents(other, probe, [sample])
 
 
 def _seconds(work: Callable[[], object]) -> float:

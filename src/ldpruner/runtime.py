@@ -1,7 +1,7 @@
 """What a pruned denoiser needs to run and to load.
 
-This file is copied beside the weights of every saved pruned pipeline, so that it opens where ld-pruner
-is not installed. It must therefore import nothing of ld-pruner.
+This file is copied into the folder of every saved pruned pipeline, so that the pipeline opens where ld-pruner is not
+installed. It must import nothing of ld-pruner.
 """
 
 import functools
@@ -16,15 +16,15 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 WEIGHTS_NAME = "pruned_model.safetensors"  # not the name that the unpruned class looks for
-SOURCE = Path(__file__)
-SETTINGS = (bool, int, float, str, type(None))
-MARKER = "# The class of this folder"
+SOURCE_FILE = Path(__file__)
+SETTING_TYPES = (bool, int, float, str, type(None))
+CLASS_MARKER = "# The class of this folder"
 
 
 def select_input(selector: int | str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The argument at a position (int) or of a name (str); None for None.
 
-    The first position is the first tensor, where all are named.
+    If all arguments are named, position 0 is the first tensor.
     """
     if selector is None:
         return None
@@ -34,9 +34,9 @@ def select_input(selector: int | str | None, args: Sequence[Any], kwargs: Mappin
 
 
 class Identity(nn.Module):
-    """Stands in for an operator: each output is the input that `source` names.
+    """Replaces an operator: each output is the input that `source` selects.
 
-    A list in `source` means that the operator returned a tuple.
+    `source` is a list if the operator returned a tuple.
     """
 
     def __init__(self, source: Any = 0) -> None:
@@ -50,7 +50,7 @@ class Identity(nn.Module):
 
 
 class Zero(Identity):
-    """Stands in for a residual branch: each output is zero, in the shape of the input that `source` names."""
+    """Replaces a residual branch: each output is zero, in the shape of the input that `source` selects."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = super().forward(*args, **kwargs)
@@ -60,7 +60,7 @@ class Zero(Identity):
 
 
 class Shortcut(nn.Module):
-    """Stands in for a block that changes its width: only its own shortcut projection is left."""
+    """Replaces a block that changes its width: only its own shortcut projection is left."""
 
     def __init__(self, name: str, projection: nn.Module) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class Shortcut(nn.Module):
 
 
 def replacement(module: nn.Module, modification: str, source: Any) -> nn.Module:
-    """The module that stands in for `module`, with its settings: other parts of a network may read them."""
+    """Builds the module that replaces `module`, with its plain attributes: the network may read them elsewhere."""
     stand_in = _stand_in(module, modification, source)
     for name, value in vars(module).items():
-        if isinstance(value, SETTINGS) and not name.startswith("_") and name not in vars(stand_in):
+        if isinstance(value, SETTING_TYPES) and not name.startswith("_") and name not in vars(stand_in):
             setattr(stand_in, name, value)
     return stand_in
 
@@ -91,21 +91,20 @@ def _stand_in(module: nn.Module, modification: str, source: Any) -> nn.Module:
 
 
 def replacements(denoiser: nn.Module, removal: Mapping[str, Any]) -> list[tuple[nn.Module, nn.Module]]:
-    """The modules that a removal takes out, each with its stand-in. Nothing is changed yet.
+    """The modules that a removal takes out, each with its replacement. Nothing changes yet.
 
     Args:
         denoiser: the network.
-        removal: a mapping with the keys operator, modification, source and cascaded (the operators that fed only this
-            one).
+        removal: has the keys operator, modification, source and cascaded (the operators that feed only this one).
     """
-    targets = [(removal["operator"], removal["modification"], removal["source"])]
-    targets += [(name, "identity", 0) for name in removal["cascaded"]]
-    modules = [(denoiser.get_submodule(name), *rest) for name, *rest in targets]
-    return [(module, replacement(module, *rest)) for module, *rest in modules]
+    module = denoiser.get_submodule(removal["operator"])
+    cascaded = [denoiser.get_submodule(name) for name in removal["cascaded"]]
+    pairs = [(module, replacement(module, removal["modification"], removal["source"]))]
+    return pairs + [(module, replacement(module, "identity", 0)) for module in cascaded]
 
 
 def swap_(denoiser: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts `new` wherever `old` is registered: a shared module has several places."""
+    """Replaces a module wherever it is registered: a shared module has several places."""
     for parent in list(denoiser.modules()):
         for name, child in list(parent._modules.items()):
             if child is old:
@@ -121,24 +120,24 @@ def remove_(denoiser: nn.Module, removals: Iterable[Mapping[str, Any]]) -> None:
 
 @functools.cache
 def pruned_class(base: Any) -> Any:
-    """The class of pruned denoisers of a diffusers model class.
+    """The class for pruned networks of a diffusers model class.
 
-    Its configuration is that of `base` and the list `removals`. Loading is replay: build `base`, remove
-    again, then load the weights strictly.
+    Its configuration is that of `base` plus the list `removals`. Loading replays them: build `base`, remove the
+    operators again, then load the weights strictly.
     """
 
     def build(self: Any, *args: Any, removals: Iterable[Mapping[str, Any]] = (), **kwargs: Any) -> None:
         base.__init__.__wrapped__(self, *args, **kwargs)
         remove_(self, removals)
 
-    # diffusers reads off the signature which entries of a configuration belong to a class.
+    # diffusers takes the entries of a configuration from the signature.
     signature: Any = inspect.signature(base.__init__)
     removals = inspect.Parameter("removals", inspect.Parameter.KEYWORD_ONLY, default=())
     cast(Any, build).__signature__ = signature.replace(parameters=[*signature.parameters.values(), removals])
     name = f"Pruned{base.__name__}"
     body = {
         "__init__": register_to_config(build),
-        "__module__": name.lower(),  # diffusers writes it to model_index.json: the file in the folder
+        "__module__": name.lower(),  # the file in the folder, which diffusers writes to model_index.json
         "__doc__": f"{base.__name__} with some operators removed.",
         "save_pretrained": save_pretrained,
         "from_pretrained": classmethod(cast(Any, from_pretrained)),
@@ -147,7 +146,7 @@ def pruned_class(base: Any) -> Any:
 
 
 def save_pretrained(self: Any, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
-    """Writes the configuration, the weights under a name of their own, and the code that loads them."""
+    """Writes the configuration, the weights under their own file name, and the code that loads them."""
     if not is_main_process:
         return
     folder = Path(save_directory)
@@ -156,8 +155,8 @@ def save_pretrained(self: Any, save_directory: str | Path, is_main_process: bool
     state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
     safetensors.torch.save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     cls, base = type(self), type(self).__bases__[0]
-    code = SOURCE.read_text(encoding="utf-8").split(f"\n{MARKER}\n")[0]
-    code += f"\n{MARKER}\nfrom {base.__module__} import {base.__name__}\n\n"
+    code = SOURCE_FILE.read_text(encoding="utf-8").split(f"\n{CLASS_MARKER}\n")[0]
+    code += f"\n{CLASS_MARKER}\nfrom {base.__module__} import {base.__name__}\n\n"
     code += f"{cls.__name__} = pruned_class({base.__name__})\n"
     (folder / f"{cls.__module__}.py").write_text(code, encoding="utf-8")
 
@@ -169,9 +168,10 @@ def from_pretrained(
     torch_dtype: torch.dtype | None = None,
     **_: Any,
 ) -> Any:
-    """Loads a pruned denoiser from a local folder.
+    """Loads a pruned network from a local folder.
 
-    Raises when a weight is missing, left over, or of another shape.
+    Raises:
+        RuntimeError: a weight is missing, left over, or of another shape.
     """
     folder = Path(pretrained_model_name_or_path, subfolder or "")
     model = cls.from_config(cls.load_config(folder))
@@ -182,7 +182,7 @@ def from_pretrained(
 
 
 def cast_(model: Any, dtype: torch.dtype) -> None:
-    """Changes the precision of a network's weights, but of those that its class keeps in float32."""
+    """Casts a network's weights in place, except those that its class keeps in float32."""
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if weight.is_floating_point() and not kept & set(name.split(".")):

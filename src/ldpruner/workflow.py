@@ -13,7 +13,7 @@ from ldpruner.errors import BudgetError
 from ldpruner.evaluation.metrics import latent_shift, same_latents
 from ldpruner.evaluation.samples import write_samples
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import uncompiled
+from ldpruner.pipelines.running import force_eager
 from ldpruner.profiling.benchmark import Comparison, compare
 from ldpruner.pruning.serialization import load, save
 from ldpruner.pruning.surgery import prune
@@ -153,5 +153,5 @@ def _compared(
     original: DiffusionPipeline, pruned: DiffusionPipeline, probe: Probe, component: str | None
 ) -> Comparison:
     """Both as they are written: what is pruned has not been compiled yet."""
-    with uncompiled():
+    with force_eager():
         return compare({"original": original, "pruned": pruned}, probe, component=component)

@@ -20,7 +20,7 @@ def operators(found: Sequence[Operator], totals: Mapping[str, int]) -> Table:
     table = _table(title, "operator", "kind", "modification", ">calls", ">parameters", ">MACs")
     for one in found:
         shares = [f"{getattr(one, name) / max(1, total):.1%}" for name, total in totals.items()]
-        table.add_row(one.name, one.kind, ", ".join(one.modifications), str(one.calls), *shares)
+        table.add_row(one.name, one.module_type, ", ".join(one.modifications), str(one.calls), *shares)
     return table
 
 

@@ -1,7 +1,7 @@
-"""What one call of a network computes, and what depends on what.
+"""Records what one call of a network computes, and what depends on what.
 
-The network runs once on the meta device: shapes only, no memory, no arithmetic. Every tensor operation becomes
-a node; every call of a submodule is the interval of nodes that ran inside it.
+The network runs once on the meta device: shapes only, no memory, no arithmetic. Every tensor operation becomes a node.
+Every call of a submodule is the interval of nodes that ran inside it.
 """
 
 import copy
@@ -18,44 +18,27 @@ from torch.utils.flop_counter import flop_registry
 from ldpruner.errors import DenoiserNotFound, one_line
 from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.pipelines.meta import shapes_only, to_meta
-from ldpruner.pipelines.offload import without_hooks
-from ldpruner.pipelines.running import uncompiled
+from ldpruner.pipelines.offload import hook_placeholders
+from ldpruner.pipelines.running import force_eager
 
 Selector = int | str
 ADDITIONS = {"add", "add_", "addcmul", "addcmul_"}
 LINEAR = {"mm", "addmm"}
-# What neither mixes elements nor adds anything: scaling, views, copies.
+# Operations that neither mix elements nor add anything: scalings, views, copies.
 PASSING = {
     *("mul", "mul_", "div", "div_", "neg", "clone", "_to_copy", "contiguous", "alias", "detach"),
-    *(
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "permute",
-        "transpose",
-        "t",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-    ),
+    *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze"),
     *("slice", "select", "split", "split_with_sizes", "chunk", "unbind", "part"),
 }
-# What reads only the shape of its input.
+# Operations that read only the shape of their input.
 SHAPE_ONLY = {
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "rand_like",
-    "randn_like",
-    "new_zeros",
-    "new_ones",
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones")
 }
 
 
 @dataclass(frozen=True)
 class Node:
-    """One tensor operation: what it is, the nodes that it reads, its multiply-accumulates."""
+    """One tensor operation: its name, the nodes that it reads, its multiply-accumulates."""
 
     operation: str
     inputs: tuple[int, ...] = ()
@@ -64,7 +47,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that a module takes or gives: its shape and the node that made it."""
+    """An input or output tensor of a module: its shape and the node that made it."""
 
     shape: tuple[int, ...]
     node: int
@@ -74,7 +57,7 @@ class Value:
 class Call:
     """One call of a submodule: the nodes from `start` to before `end` ran inside it.
 
-    `outputs` is empty where something else than tensors and None was returned.
+    `outputs` is empty where the module returned anything but tensors and None.
     """
 
     module: str
@@ -103,6 +86,7 @@ class Dataflow:
         calls: the calls of submodules by module name, each in the order in which they began.
         results: the nodes that made the network's own outputs.
         owners: for each node the innermost module that it ran in ("" for the network itself).
+        readers: for each node the nodes that read it.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -126,15 +110,15 @@ class Dataflow:
         return sum(self.nodes[node].macs for node in nodes)
 
     def nodes_of(self, module: str) -> set[int]:
-        """Every node that ran inside a module, in any of its calls."""
+        """All nodes that ran inside a module, in any of its calls."""
         return {node for call in self.calls.get(module, ()) for node in call.nodes}
 
-    def unread_without(self, removed: Collection[int], kept: Collection[int]) -> set[int]:
-        """The removed nodes and all that nothing reads any more once they are gone.
+    def dead_nodes(self, removed: Collection[int], kept: Collection[int]) -> set[int]:
+        """The removed nodes, and all nodes that nothing reads once these are gone.
 
         Args:
-            removed: the nodes taken away.
-            kept: nodes that stay in use, because something else now reads them.
+            removed: nodes that are taken away.
+            kept: nodes that stay in use, because a replacement reads them.
         """
         dead = set(removed)
         pending = [source for node in removed for source in self.nodes[node].inputs]
@@ -150,11 +134,11 @@ class Dataflow:
     def _is_unread(self, node: int) -> bool:
         return not self.readers[node] and node not in self.results
 
-    def additions_of(self, value: Value, end: int) -> list[int] | None:
-        """The additions that read a value after node `end`, through scalings and views alone.
+    def following_additions(self, value: Value, end: int) -> list[int] | None:
+        """The additions from node `end` on that a value reaches through scalings and views alone.
 
-        Or through a concatenation and the linear map that follows it: parallel branches share their last projection.
-        None when anything else reads it; empty when nothing does.
+        A concatenation and the linear map after it may lie between: parallel branches share their last projection.
+        None if anything else reads the value; empty if nothing does.
         """
         additions: list[int] = []
         pending = [(reader, False) for reader in self.readers[value.node] if reader >= end]
@@ -180,41 +164,43 @@ class Dataflow:
             current = pending.pop()
             if current == ancestor:
                 return True
-            fresh = [one for one in self.nodes[current].inputs if one >= ancestor and one not in seen]
-            seen.update(fresh)
-            pending.extend(fresh)
+            sources = [source for source in self.nodes[current].inputs if source >= ancestor and source not in seen]
+            seen.update(sources)
+            pending.extend(sources)
         return False
 
     def addends(self, addition: int, value: int) -> list[int]:
         """What an addition adds to a value: its other operands, and theirs where they are additions themselves."""
-        found: list[int] = []
-        pending = [one for one in self.nodes[addition].inputs if not self.depends_on(one, value)]
+        addends: list[int] = []
+        pending = [source for source in self.nodes[addition].inputs if not self.depends_on(source, value)]
         while pending:
             node = pending.pop()
-            found.append(node)
+            addends.append(node)
             if self.nodes[node].operation in ADDITIONS:
                 pending.extend(self.nodes[node].inputs)
-        return found
+        return addends
 
     def stream_source(
         self, value: Value, candidates: dict[Selector, Value], start: int
     ) -> tuple[Selector, bool] | None:
-        """The candidate that a value carries on, through additions, scalings and views alone: `x` in `x + f(x)`.
+        """Finds the candidate that a value carries on through additions, scalings and views: `x` in `x + f(x)`.
 
-        And whether something was added to it on the way.
+        Returns:
+            The candidate's selector and whether something was added on the way; None if there is no such candidate.
         """
-        by_node = {candidate.node: selector for selector, candidate in reversed(candidates.items())}
+        selectors = {candidate.node: selector for selector, candidate in reversed(candidates.items())}
         pending, seen = [(value.node, False)], {(value.node, False)}
         while pending:
             node, is_added_to = pending.pop(0)
-            if node in by_node:
-                return by_node[node], is_added_to
+            if node in selectors:
+                return selectors[node], is_added_to
             operation = self.nodes[node].operation
             if node >= start and operation in ADDITIONS | PASSING | {"cat"}:
                 is_added_to = is_added_to or operation in ADDITIONS
-                fresh = [(one, is_added_to) for one in self.nodes[node].inputs if (one, is_added_to) not in seen]
-                seen.update(fresh)
-                pending.extend(fresh)
+                states = [(source, is_added_to) for source in self.nodes[node].inputs]
+                states = [state for state in states if state not in seen]
+                seen.update(states)
+                pending.extend(states)
         return None
 
 
@@ -224,95 +210,95 @@ def trace(denoiser: Denoiser) -> Dataflow:
     Raises:
         DenoiserNotFound: the network computes something that needs its weights.
     """
-    network = _weightless_copy(denoiser.module)
+    network = _meta_copy(denoiser.module)
     recorder = _Recorder()
-    _watch(network, recorder)
+    for name, module in network.named_modules():
+        if name:
+            module.register_forward_pre_hook(recorder.open_call(name), with_kwargs=True)
+            module.register_forward_hook(recorder.close_call, with_kwargs=True)
     attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    arguments, options = to_meta((denoiser.arguments, denoiser.options))
+    args, kwargs = to_meta((denoiser.arguments, denoiser.options))
     try:
-        with torch.no_grad(), uncompiled(), attention, shapes_only(), recorder:
-            result = network(*arguments, **options)
+        with torch.no_grad(), force_eager(), attention, shapes_only(), recorder:
+            output = network(*args, **kwargs)
     except Exception as error:
-        raise DenoiserNotFound(
-            f"{denoiser.component} cannot be watched without its weights: {type(error).__name__}: {one_line(error)}"
-        ) from error
-    recorder.flow.results = {recorder.value(tensor).node for tensor in _tensors(result)}
+        raise DenoiserNotFound(f"{denoiser.component} cannot run without its weights: {one_line(error)}") from error
+    recorder.flow.results = {recorder.value(tensor).node for tensor in _tensors(output)}
     return recorder.flow
 
 
-def _weightless_copy(network: nn.Module) -> nn.Module:
+def _meta_copy(network: nn.Module) -> nn.Module:
     """The network with its weights on the meta device. What it caches while it runs stays in the copy."""
     weights = {id(weight): nn.Parameter(_meta(weight), requires_grad=False) for weight in network.parameters()}
     buffers = {id(buffer): _meta(buffer) for buffer in network.buffers()}
-    return copy.deepcopy(network, {**weights, **buffers, **without_hooks(network)})
+    return copy.deepcopy(network, {**weights, **buffers, **hook_placeholders(network)})
 
 
-def _meta(value: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(value, device="meta")
-
-
-def _watch(network: nn.Module, recorder: "_Recorder") -> None:
-    for name, module in network.named_modules():
-        if name:
-            module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
-            module.register_forward_hook(recorder.left, with_kwargs=True)
+def _meta(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device="meta")
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
 class _Recorder(TorchDispatchMode):
-    """Builds a dataflow while tensors are computed. Tensors are kept alive, so that their ids stay theirs."""
+    """Builds a dataflow while tensors are computed. It keeps the tensors alive, so that their ids stay unique."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flow = Dataflow()
-        self._made: dict[int, int] = {}
-        self._written: dict[int, int] = {}  # the last node that wrote into a storage, also through a view
-        self._alive: list[torch.Tensor] = []
+        self._makers: dict[int, int] = {}
+        self._writers: dict[int, int] = {}  # the last node that wrote into a storage, also through a view
+        self._tensors: list[torch.Tensor] = []
         self._open: list[Call] = []
 
     def value(self, tensor: torch.Tensor) -> Value:
         """The tensor's shape and maker; a tensor from outside gets a node of its own."""
-        if id(tensor) not in self._made:
+        if id(tensor) not in self._makers:
             self._set_maker(tensor, self.flow.add(Node("outside"), self._owner()))
-        written = self._written.get(_storage(tensor), 0)
-        return Value(tuple(tensor.shape), max(written, self._made[id(tensor)]))
+        writer = self._writers.get(_storage(tensor), 0)
+        return Value(tuple(tensor.shape), max(writer, self._makers[id(tensor)]))
 
     def _set_maker(self, tensor: torch.Tensor, node: int) -> None:
-        self._made[id(tensor)] = node
-        self._alive.append(tensor)
+        self._makers[id(tensor)] = node
+        self._tensors.append(tensor)
 
     def _owner(self) -> str:
         return self._open[-1].module if self._open else ""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        result = function(*args, **options)
+        output = function(*args, **options)
         packet = function.overloadpacket
-        count = flop_registry.get(packet)
-        flops = count(*args, **options, out_val=result) if count else 0
+        count_flops = flop_registry.get(packet)
+        flops = count_flops(*args, **options, out_val=output) if count_flops else 0
         name = packet.__name__
         reads = [] if name in SHAPE_ONLY else _tensors((args, options))
         inputs = tuple(dict.fromkeys(self.value(tensor).node for tensor in reads))
         node = self.flow.add(Node(name, inputs, flops // 2), self._owner())
-        results = _tensors(result)
-        for tensor in results:
-            # The parts of a split each get a node: who reads one part does not depend on the others.
-            part = self.flow.add(Node("part", (node,)), self._owner()) if len(results) > 1 else node
+        tensors = _tensors(output)
+        for tensor in tensors:
+            # Each part of a split gets a node: a reader of one part does not depend on the others.
+            part = self.flow.add(Node("part", (node,)), self._owner()) if len(tensors) > 1 else node
             self._set_maker(tensor, part)
             if function._schema.is_mutable:
-                self._written[_storage(tensor)] = part
-        return result
+                self._writers[_storage(tensor)] = part
+        return output
 
-    def entering(self, name: str) -> Any:
+    def open_call(self, name: str) -> Any:
         """A hook that opens a call of the named module."""
 
-        def enter(_: nn.Module, arguments: Any, options: Any) -> None:
-            given = [*enumerate(arguments), *options.items()]
+        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
+            arguments = [*enumerate(args), *kwargs.items()]
             inputs: dict[Selector, Value] = {
-                key: self.value(value) for key, value in given if isinstance(value, torch.Tensor)
+                selector: self.value(argument)
+                for selector, argument in arguments
+                if isinstance(argument, torch.Tensor)
             }
             call = Call(name, len(self.flow.nodes), inputs)
             self.flow.calls.setdefault(name, []).append(call)
@@ -320,15 +306,11 @@ class _Recorder(TorchDispatchMode):
 
         return enter
 
-    def left(self, _: nn.Module, __: Any, ___: Any, result: Any) -> None:
+    def close_call(self, _: nn.Module, __: Any, ___: Any, output: Any) -> None:
         """A hook that closes the call that was opened last."""
         call = self._open.pop()
         call.end = len(self.flow.nodes)
-        call.returns_tuple = isinstance(result, tuple)
-        parts = result if call.returns_tuple else (result,)
+        call.returns_tuple = isinstance(output, tuple)
+        parts = output if call.returns_tuple else (output,)
         if all(part is None or isinstance(part, torch.Tensor) for part in parts):
             call.outputs = tuple(None if part is None else self.value(part) for part in parts)
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

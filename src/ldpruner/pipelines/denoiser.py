@@ -1,4 +1,4 @@
-"""The denoiser of a pipeline, found by running it up to its first step."""
+"""Finds the denoiser of a pipeline by running it up to its first step."""
 
 import contextlib
 import functools
@@ -10,26 +10,26 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ldpruner.errors import DenoiserNotFound, one_line
+from ldpruner.pipelines.patches import patched_step
 from ldpruner.pipelines.running import (
-    WRAPPED,
+    ORIGINAL_MODULE,
     Arguments,
     StopPipeline,
     accepted_arguments,
+    force_eager,
     networks,
     run_pipeline,
     schedulers,
-    stepping,
-    uncompiled,
 )
 
-# What a pipeline is called with to see how it calls its denoiser. Only what it accepts is passed.
-# Few steps would be none for an image-to-image pipeline, or too few for a multistep scheduler; only one is run.
-FIRST_CALL: Arguments = {"prompt": "", "class_labels": [0], "num_inference_steps": 10, "steps": 10}
+# Arguments of the call that finds the denoiser, where the pipeline names them. Only one step runs, but an
+# image-to-image pipeline rounds few steps to none, and a multistep scheduler needs several.
+DEFAULT_ARGUMENTS: Arguments = {"prompt": "", "class_labels": [0], "num_inference_steps": 10, "steps": 10}
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The network that a pipeline calls in every step, and one real call of it.
+    """The network that a pipeline calls in every step, and one recorded call of it.
 
     Attributes:
         component: its name in the pipeline, such as `unet`.
@@ -45,23 +45,17 @@ class Denoiser:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch in the recorded call: 2 for one sample under classifier-free guidance."""
-        given = [*self.arguments, *self.options.values()]
-        return next((len(value) for value in given if _holds_samples(value)), 1)
+        """Batch size of the recorded call: 2 for one sample under classifier-free guidance."""
+        values = [*self.arguments, *self.options.values()]
+        return next((len(value) for value in values if _is_batch(value)), 1)
 
     def __call__(self) -> Any:
         """Repeats the recorded call."""
-        with torch.no_grad(), uncompiled():
+        with torch.no_grad(), force_eager():
             return self.module(*self.arguments, **self.options)
 
 
-def _completed(call: Arguments) -> Arguments:
-    """A call with what else a pipeline needs to make a first step; an empty prompt unless there is one in any form."""
-    has_prompt = any(name.startswith("prompt") for name in call)
-    return {**{name: value for name, value in FIRST_CALL.items() if name != "prompt" or not has_prompt}, **call}
-
-
-def _holds_samples(value: Any) -> bool:
+def _is_batch(value: Any) -> bool:
     """Whether a value has a row for each sample: a tensor of more than two dimensions, or a list of tensors."""
     if isinstance(value, torch.Tensor):
         return value.ndim > 2
@@ -73,64 +67,74 @@ def find_denoiser(
 ) -> Denoiser:
     """Finds the denoiser by running the pipeline up to the first step of its scheduler.
 
-    Whatever network ran last before that step made the prediction that the step takes; its first call is kept. A named
-    component is looked for until it is called: where two denoisers share the steps, the second one's come later.
+    The last network that runs before that step is the denoiser. Its first call is recorded, because guidance may call
+    it again on fewer rows. With `component`, the pipeline runs until that network is called: where two denoisers share
+    the steps, the second is called later.
 
     Args:
         pipeline: any diffusers pipeline; its weights may be on the meta device.
-        component: the name of the network, for pipelines that have more than one.
+        component: the name of the network, for pipelines that have more than one denoiser.
         call: further arguments of the pipeline's call.
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run, or no network runs in its loop.
     """
+    if component is not None and component not in (names := networks(pipeline)):
+        raise DenoiserNotFound(
+            f"{type(pipeline).__name__} has no network {component!r}; it has {', '.join(sorted(names)) or 'none'}"
+        )
+    calls = _record_calls(pipeline, component, accepted_arguments(pipeline, _complete_call(call or {})))
+    if component is not None:
+        calls = [recorded for recorded in calls if recorded.component == component]
+    if not calls:
+        problem = f"never calls {component!r}" if component else "calls no network before its scheduler's first step"
+        raise DenoiserNotFound(
+            f"{type(pipeline).__name__} {problem}; components: {', '.join(sorted(pipeline.components)) or 'none'}"
+        )
+    denoiser = next(recorded for recorded in calls if recorded.component == calls[-1].component)
+    _check_compiled(denoiser)
+    return denoiser
+
+
+def _complete_call(call: Arguments) -> Arguments:
+    """Adds the arguments of a first step; the empty prompt only where the call has no prompt of any form."""
+    has_prompt = any(name.startswith("prompt") for name in call)
+    defaults = {name: value for name, value in DEFAULT_ARGUMENTS.items() if name != "prompt" or not has_prompt}
+    return {**defaults, **call}
+
+
+def _record_calls(pipeline: DiffusionPipeline, component: str | None, arguments: Arguments) -> list[Denoiser]:
+    """The calls of networks up to the first scheduler step, or to the first call of a named component."""
     calls: list[Denoiser] = []
 
-    def record(name: str, module: nn.Module, arguments: Any, options: Any) -> None:
-        calls.append(Denoiser(name, module, arguments, options))
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append(Denoiser(name, module, args, kwargs))
         if name == component:
             raise StopPipeline
 
-    def interrupt(*_: Any, **__: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise StopPipeline
 
-    _check_component(pipeline, component)
     with contextlib.ExitStack() as stack:
         for name, module in networks(pipeline).items():
             hook = functools.partial(record, name)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         for scheduler in schedulers(pipeline) if component is None else ():
-            stack.enter_context(stepping(scheduler, interrupt))
-        _try_pipeline(pipeline, accepted_arguments(pipeline, _completed(call or {})))
-    found = [one for one in calls if component in (None, one.component)]
-    if not found:
-        what = f"never calls {component!r}" if component else "calls no network before its scheduler's first step"
-        raise DenoiserNotFound(
-            f"{type(pipeline).__name__} {what}; components: {', '.join(sorted(pipeline.components)) or 'none'}"
-        )
-    # Guidance may call it again with less; the first call is the full one.
-    denoiser = next(one for one in found if one.component == found[-1].component)
-    wrapper = next((name for name, _ in denoiser.module.named_modules() if name.endswith(WRAPPED)), None)
-    if wrapper is not None:
-        name = f"{denoiser.component}.{wrapper.removesuffix(f'.{WRAPPED}')}"
+            stack.enter_context(patched_step(scheduler, stop))
+        try:
+            run_pipeline(pipeline, arguments)
+        except Exception as error:
+            raise DenoiserNotFound(
+                f"{type(pipeline).__name__} could not be run with {sorted(arguments)}: {one_line(error)}; "
+                "give what its call needs as Probe(call={...}), or as --pipeline-arg name=value"
+            ) from error
+    return calls
+
+
+def _check_compiled(denoiser: Denoiser) -> None:
+    """Refuses a denoiser that holds modules which `torch.compile` has wrapped."""
+    names = (name for name, _ in denoiser.module.named_modules() if name.endswith(ORIGINAL_MODULE))
+    if (wrapped := next(names, None)) is not None:
+        name = f"{denoiser.component}.{wrapped.removesuffix(f'.{ORIGINAL_MODULE}')}"
         raise DenoiserNotFound(f"{name} is wrapped by torch.compile; use {name}.compile(), or compile what is pruned")
-    return denoiser
-
-
-def _try_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> None:
-    try:
-        run_pipeline(pipeline, arguments)
-    except Exception as error:
-        raise DenoiserNotFound(
-            f"{type(pipeline).__name__} could not be run with {sorted(arguments)}: {one_line(error)}; "
-            "give what its call needs as Probe(call={...}), or as --call name=value"
-        ) from error
-
-
-def _check_component(pipeline: DiffusionPipeline, component: str | None) -> None:
-    known = networks(pipeline)
-    if component is not None and component not in known:
-        raise DenoiserNotFound(
-            f"{type(pipeline).__name__} has no network {component!r}; it has {', '.join(sorted(known)) or 'none'}"
-        )

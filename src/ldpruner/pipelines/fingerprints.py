@@ -1,4 +1,4 @@
-"""Telling one network from another: its architecture, its weights, and their precision."""
+"""Tells networks apart by their architecture, their weights and their dtype."""
 
 import hashlib
 import json
@@ -8,16 +8,16 @@ from torch import nn
 
 from ldpruner.values import Value
 
-SAMPLED = 256  # weights at each end of a tensor
+EDGE = 256  # weights that are read at each end of a tensor
 
 
 class Architecture(Value):
-    """What a plan's network and another one must share for the plan to apply.
+    """What two networks must share for the plan of one to apply to the other.
 
     Attributes:
         name: the class.
         parameters: how many weights.
-        digest: of the names and shapes of all weights.
+        digest: hash of the names and shapes of all weights.
     """
 
     name: str
@@ -25,15 +25,16 @@ class Architecture(Value):
     digest: str
 
 
-def count_parameters(module: nn.Module) -> int:
-    """How many weights a module has, shared ones counted once."""
-    return sum(weight.numel() for weight in module.parameters())
+def count_parameters(*modules: nn.Module) -> int:
+    """How many weights some modules have; shared weights count once."""
+    weights = {id(weight): weight.numel() for module in modules for weight in module.parameters()}
+    return sum(weights.values())
 
 
-def precision(module: nn.Module) -> torch.dtype:
-    """What a network computes in; some of its weights may be kept in full precision."""
-    known = getattr(module, "dtype", None)
-    return known if isinstance(known, torch.dtype) else next(module.parameters()).dtype
+def module_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype that a network computes in. Some of its weights may be kept in float32."""
+    dtype = getattr(module, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else next(module.parameters()).dtype
 
 
 def architecture(module: nn.Module) -> Architecture:
@@ -44,10 +45,10 @@ def architecture(module: nn.Module) -> Architecture:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Tells one checkpoint from another by both ends of every weight: a second even for a large network."""
+    """Hash of both ends of every weight: it tells checkpoints apart, in a second even for a large network."""
     digest = hashlib.blake2b(digest_size=8)
     for name, weight in module.state_dict().items():
         flat = weight.detach().flatten()
-        ends = torch.cat([flat[:SAMPLED], flat[-SAMPLED:]]).float().cpu()
-        digest.update(name.encode() + ends.numpy().tobytes())
+        edges = torch.cat([flat[:EDGE], flat[-EDGE:]]).float().cpu()
+        digest.update(name.encode() + edges.numpy().tobytes())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Pipelines without weights: built from their configuration files, run with every network on the meta device.
+"""Pipelines without weights: built from their configuration files, with every network on the meta device.
 
-The networks compute shapes only; the scheduler and everything else of the pipeline run as they always do. A pipeline
-that reads a value back from a network reads zero.
+The networks compute shapes only. The scheduler and everything else of the pipeline run as usual. A pipeline that reads
+a value from a network's output reads zero.
 """
 
 import contextlib
@@ -15,93 +15,123 @@ from typing import Any
 import diffusers
 import tokenizers
 import torch
-import transformers
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ldpruner.errors import PipelineNotFound
+from ldpruner.errors import PipelineNotFound, one_line
+from ldpruner.pipelines.library_logs import without_chatter
 from ldpruner.pipelines.offload import is_offloaded
+from ldpruner.pipelines.patches import patched_class
 from ldpruner.runtime import pruned_class
 
+INDEX = "model_index.json"
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
 SAFETY_CHECKER = "SafetyChecker"  # runs after the last step
-PREPROCESSORS = ("ImageProcessor", "FeatureExtractor")  # perhaps followed by Fast or Pil
-# where diffusers has the components of single pipelines, and has put those of old ones
-PLACES = ("diffusers.pipelines.{}", "diffusers.pipelines.deprecated.{}")
-TEXT_LENGTH = 77  # tokens, of CLIP, where a configuration does not say
-LONGEST_TEXT = 512  # tokens; some tokenizers name no limit
+PREPROCESSORS = ("ImageProcessor", "FeatureExtractor")  # may be followed by Fast or Pil
+# Modules of components that only one pipeline uses; diffusers moves those of old pipelines to the second place.
+COMPONENT_MODULES = ("diffusers.pipelines.{}", "diffusers.pipelines.deprecated.{}")
+CLIP_TOKENS = 77  # the text length of CLIP, where a configuration names none
+MAX_TOKENS = 512  # some tokenizers have no limit
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Reads the model_index.json of a pipeline folder.
+
+    Raises:
+        PipelineNotFound: the file is not JSON, or names no pipeline class.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PipelineNotFound(f"{folder / INDEX} is not JSON: {one_line(error)}") from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise PipelineNotFound(f"{folder / INDEX} names no pipeline class")
+    return index
+
+
+def pipeline_class(folder: Path) -> Any:
+    """The class of diffusers that a folder's model_index.json names.
+
+    Raises:
+        PipelineNotFound: diffusers has no such class.
+    """
+    name = str(read_index(folder)["_class_name"])
+    found = getattr(diffusers, name, None)
+    if found is None:
+        raise PipelineNotFound(
+            f"{folder / INDEX} names pipeline class {name!r}, unknown to diffusers {diffusers.__version__}"
+        )
+    return found
+
+
+def index_components(folder: Path) -> dict[str, tuple[Any, Any]]:
+    """The library and the class name of each component that the pipeline's constructor takes."""
+    accepted = inspect.signature(pipeline_class(folder).__init__).parameters
+    entries = {name: entry for name, entry in read_index(folder).items() if name in accepted}
+    return {name: tuple(entry) for name, entry in entries.items() if isinstance(entry, list) and len(entry) == 2}
 
 
 def open_meta(folder: Path) -> DiffusionPipeline:
-    """Builds the pipeline of a folder that holds only configuration files, its networks on the meta device.
+    """Builds the pipeline of a folder from its configuration files, with its networks on the meta device.
 
     Raises:
-        PipelineNotFound: a class or a configuration cannot be had.
+        PipelineNotFound: a class or a configuration is missing.
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    pipeline_class = getattr(diffusers, str(index["_class_name"]), None)
-    if pipeline_class is None:
-        raise PipelineNotFound(f"diffusers {diffusers.__version__} has no pipeline class {index['_class_name']!r}")
-    accepted = inspect.signature(pipeline_class.__init__).parameters
-    parts: dict[str, Any] = {}
-    for name, entry in index.items():
-        if name not in accepted:
-            continue
-        is_component = isinstance(entry, list) and len(entry) == 2
-        parts[name] = _component(folder / name, *entry) if is_component else entry
-    missing = {name: None for name, value in accepted.items() if _required(value) and name not in parts}
-    parts["requires_safety_checker"] = False
-    pipeline = pipeline_class(**{name: part for name, part in parts.items() if name in accepted}, **missing)
+    with without_chatter():
+        build = pipeline_class(folder)
+        accepted = inspect.signature(build.__init__).parameters
+        components = {name: _component(folder / name, *entry) for name, entry in index_components(folder).items()}
+        settings = {name: value for name, value in read_index(folder).items() if name in accepted}
+        missing = {name: None for name, parameter in accepted.items() if _is_required(parameter)}
+        if "requires_safety_checker" in accepted:
+            settings["requires_safety_checker"] = False
+        pipeline = build(**{**missing, **settings, **components})
     assert isinstance(pipeline, DiffusionPipeline)
     return pipeline
 
 
-def _required(parameter: inspect.Parameter) -> bool:
-    empty = parameter.default is inspect.Parameter.empty
-    return empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "self"
+def _is_required(parameter: inspect.Parameter) -> bool:
+    has_default = parameter.default is not inspect.Parameter.empty
+    return not has_default and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "self"
 
 
 def _component(folder: Path, library: str | None, class_name: str | None) -> Any:
-    """One component, as far as its configuration goes; None for what is not needed to watch a call."""
+    """One component built from its configuration; None where the denoising loop does without it."""
     if library is None or class_name is None or class_name.endswith(SAFETY_CHECKER):
         return None
-    part = _component_class(library, class_name)
-    if part is None:
+    component_class = special_class(library, class_name) or _library_class(library, class_name)
+    if component_class is None:
         return None
-    if issubclass(part, nn.Module):
-        return _meta_network(part, folder)
+    if issubclass(component_class, nn.Module):
+        return _meta_network(component_class, folder)
     if "Tokenizer" in class_name:
-        return _tokenizer(part, folder)
-    if any(kind in class_name for kind in PREPROCESSORS):
-        return _preprocessor(part, folder)
-    return part.from_config(part.load_config(folder)) if issubclass(part, ConfigMixin) else None
+        return _tokenizer(component_class, folder)
+    if any(name in class_name for name in PREPROCESSORS):
+        return _preprocessor(component_class, folder)
+    is_configured = issubclass(component_class, ConfigMixin)
+    return component_class.from_config(component_class.load_config(folder)) if is_configured else None
 
 
-def _component_class(library: str, class_name: str) -> Any:
+def special_class(library: str, class_name: str) -> Any:
+    """The class of a component that diffusers cannot load by its entry: pruned, or moved since. None for others."""
     if library.startswith("pruned"):
         return pruned_class(getattr(diffusers, class_name.removeprefix("Pruned")))
-    module = diffusers if library == "diffusers" else importlib.import_module(_trusted(library))
-    return getattr(module, class_name, None)
+    here, deprecated = (module.format(library) for module in COMPONENT_MODULES)
+    is_moved = library.isidentifier() and not _exists(here) and _exists(deprecated)
+    return getattr(importlib.import_module(deprecated), class_name, None) if is_moved else None
 
 
-def _trusted(library: str) -> str:
-    if library == "transformers":
-        return library
-    found = next((name for name in PLACES if _exists(name.format(library))), None)
-    if found is None:
-        raise PipelineNotFound(
-            f"component library {library!r} is neither diffusers nor transformers; it is not imported"
-        )
-    return found.format(library)
-
-
-def moved_class(library: str, class_name: str) -> Any:
-    """The class of a component that diffusers keeps elsewhere than it did when the folder was written, or None."""
-    here, there = (place.format(library) for place in PLACES)
-    is_moved = library.isidentifier() and not _exists(here) and _exists(there)
-    return getattr(importlib.import_module(there), class_name, None) if is_moved else None
+def _library_class(library: str, class_name: str) -> Any:
+    module = library
+    if library not in ("diffusers", "transformers"):
+        module = COMPONENT_MODULES[0].format(library)
+        if not _exists(module):
+            raise PipelineNotFound(
+                f"component library {library!r} is neither diffusers nor transformers; it is not imported"
+            )
+    return getattr(importlib.import_module(module), class_name, None)
 
 
 def _exists(module: str) -> bool:
@@ -120,67 +150,64 @@ def _meta_network(network_class: Any, folder: Path) -> nn.Module:
     return network.eval()
 
 
-def _tokenizer(tokenizer: Any, folder: Path) -> Any:
+def _tokenizer(tokenizer_class: Any, folder: Path) -> Any:
     if any((folder / name).exists() for name in VOCABULARIES):
-        return tokenizer.from_pretrained(folder)
-    settings = folder / "tokenizer_config.json"
-    known = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    length = min(int(known.get("model_max_length", TEXT_LENGTH)), LONGEST_TEXT)
-    return _placeholder_tokenizer(tokenizer, length)
+        return tokenizer_class.from_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _placeholder_tokenizer(tokenizer_class, min(int(settings.get("model_max_length", CLIP_TOKENS)), MAX_TOKENS))
 
 
-def _placeholder_tokenizer(tokenizer: Any, length: int) -> Any:
-    """Token ids of the right shape, where a folder has no vocabulary: each text is one word and an end.
+def _placeholder_tokenizer(tokenizer_class: Any, length: int) -> Any:
+    """Stands in for a tokenizer without a vocabulary: each text becomes one word and an end token.
 
-    Pipelines ask for a tokenizer's class, so it keeps its class where that leaves the work to `tokenizers`.
+    It keeps the tokenizer's class where that class leaves the work to `tokenizers`, because pipelines check it.
     """
-    fast = transformers.PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast  # here, as it takes a second
+
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
     words.post_processor = tokenizers.processors.TemplateProcessing(single="$A <pad>", special_tokens=[("<pad>", 0)])
-    if issubclass(tokenizer, fast):
-        fast = type(tokenizer.__name__, (tokenizer,), {"__init__": fast.__init__})
-    return fast(tokenizer_object=words, pad_token="<pad>", model_max_length=length)
+    placeholder: Any = PreTrainedTokenizerFast
+    if issubclass(tokenizer_class, PreTrainedTokenizerFast):
+        init = PreTrainedTokenizerFast.__init__
+        placeholder = type(tokenizer_class.__name__, (tokenizer_class,), {"__init__": init})
+    return placeholder(tokenizer_object=words, pad_token="<pad>", model_max_length=length)
 
 
-def _preprocessor(preprocessor: Any, folder: Path) -> Any:
-    """What turns images or sounds into tensors; None without its configuration, or a library that it needs."""
+def _preprocessor(preprocessor_class: Any, folder: Path) -> Any:
+    """An image or sound preprocessor; None without its configuration, or without a library that it needs."""
     try:
-        return preprocessor.from_pretrained(folder) if (folder / "preprocessor_config.json").exists() else None
+        has_configuration = (folder / "preprocessor_config.json").exists()
+        return preprocessor_class.from_pretrained(folder) if has_configuration else None
     except ImportError:
         return None
 
 
 def is_meta(pipeline: DiffusionPipeline) -> bool:
     """Whether a network of the pipeline has its weights on the meta device."""
-    return any(_on_meta(part) for part in pipeline.components.values())
+    return any(_is_on_meta(part) for part in pipeline.components.values())
 
 
-def _on_meta(part: Any) -> bool:
-    is_meta = isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters())
-    return is_meta and not is_offloaded(part)
+def _is_on_meta(component: Any) -> bool:
+    if not isinstance(component, nn.Module) or is_offloaded(component):
+        return False
+    return any(weight.is_meta for weight in component.parameters())
 
 
 @contextlib.contextmanager
 def running_on_meta(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Lets a pipeline run whose networks are on the meta device.
 
-    The pipeline believes to be on the CPU; what goes into a network becomes meta, what comes out zeros.
+    The pipeline sees the CPU as its device. Inputs of a network become meta tensors, its outputs become zeros.
     """
-    handles = []
-    for part in pipeline.components.values():
-        if _on_meta(part):
-            handles.append(part.register_forward_pre_hook(_to_meta, with_kwargs=True))
-            handles.append(part.register_forward_hook(_to_zeros))
-    original = type(pipeline)
     on_cpu = property(lambda _: torch.device("cpu"))
-    pipeline.__class__ = type(original.__name__, (original,), {"device": on_cpu, "_execution_device": on_cpu})
-    try:
-        with shapes_only():
-            yield
-    finally:
-        pipeline.__class__ = original
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as stack:
+        for network in filter(_is_on_meta, pipeline.components.values()):
+            stack.callback(network.register_forward_pre_hook(_to_meta, with_kwargs=True).remove)
+            stack.callback(network.register_forward_hook(_to_zeros).remove)
+        stack.enter_context(patched_class(pipeline, device=on_cpu, _execution_device=on_cpu))
+        stack.enter_context(shapes_only())
+        yield
 
 
 def to_meta(values: Any) -> Any:
@@ -188,21 +215,19 @@ def to_meta(values: Any) -> Any:
     return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), values)
 
 
-def _to_meta(_: nn.Module, arguments: Any, options: Any) -> Any:
-    return to_meta(arguments), to_meta(options)
+def _to_meta(_: nn.Module, args: Any, kwargs: Any) -> Any:
+    return to_meta(args), to_meta(kwargs)
 
 
 def _to_zeros(_: nn.Module, __: Any, outputs: Any) -> Any:
     return tree_map_only(
-        torch.Tensor,
-        lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape),
-        outputs,
+        torch.Tensor, lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape), outputs
     )
 
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Lets networks run on the meta device, those too that name the device of their precision or read values back."""
+    """Lets networks run on the meta device, even if they read values back or use autocast on their device."""
     original = torch.autocast
     setattr(torch, "autocast", _Autocast)  # noqa: B010  (a class, to mypy)
     try:
@@ -215,23 +240,23 @@ def shapes_only() -> Iterator[None]:
 class _Autocast(torch.autocast):
     """Does nothing on the meta device, where torch's own raises."""
 
-    def __init__(self, device_type: str, *arguments: Any, **options: Any) -> None:
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
         if device_type == "meta":
-            device_type, options["enabled"] = "cpu", False
-        super().__init__(device_type, *arguments, **options)
+            device_type, kwargs["enabled"] = "cpu", False
+        super().__init__(device_type, *args, **kwargs)
 
 
-# What is asked of values that are not there. Of a mask, all is taken.
-_ANSWERS: dict[Any, Callable[[torch.Tensor], Any]] = {
-    torch.ops.aten._local_scalar_dense.default: lambda asked: torch.zeros((), dtype=asked.dtype).item(),
-    torch.ops.aten.nonzero.default: lambda asked: asked.new_empty((asked.numel(), asked.ndim), dtype=torch.int64),
+# The results of operations that need values. A mask selects everything.
+_PLACEHOLDERS: dict[Any, Callable[[torch.Tensor], Any]] = {
+    torch.ops.aten._local_scalar_dense.default: lambda tensor: torch.zeros((), dtype=tensor.dtype).item(),
+    torch.ops.aten.nonzero.default: lambda mask: mask.new_empty((mask.numel(), mask.ndim), dtype=torch.int64),
 }
 
 
 class _ShapesOnly(TorchDispatchMode):
-    """Lets tensors of both devices meet, for what does not go through a network's own call, such as `vae.encode`.
+    """Lets CPU and meta tensors meet, for calls that pass by a network's own, such as `vae.encode`.
 
-    What is computed with a meta tensor is meta; what is read from it or copied off it is zero.
+    A result computed with a meta tensor is meta. A value that is read from it or copied to a device is zero.
     """
 
     def __init__(self) -> None:
@@ -242,8 +267,8 @@ class _ShapesOnly(TorchDispatchMode):
         on_meta = [leaf.is_meta for leaf in tree_leaves((args, options)) if isinstance(leaf, torch.Tensor)]
         if not any(on_meta):
             return function(*args, **options)
-        if function in _ANSWERS:
-            return _ANSWERS[function](args[0])
+        if function in _PLACEHOLDERS:
+            return _PLACEHOLDERS[function](args[0])
         if function is torch.ops.aten._to_copy.default and options.get("device") not in (None, torch.device("meta")):
             return torch.zeros_like(args[0], dtype=options.get("dtype"), device=options["device"])
         if all(on_meta):

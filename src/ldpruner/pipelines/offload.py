@@ -1,6 +1,6 @@
-"""CPU offload, as diffusers asks Accelerate for it: networks that are on their device only while they are called.
+"""CPU offload as diffusers sets it up with Accelerate: hooks bring a network to its device while it is called.
 
-It is done by hooks on the networks, which also hold other networks, or the weights themselves.
+The hooks also hold other networks, or the weights themselves.
 """
 
 import contextlib
@@ -15,31 +15,33 @@ from torch import nn
 Offload: TypeAlias = Callable[[DiffusionPipeline], None]
 
 
-def is_offloaded(network: nn.Module) -> bool:
-    """Whether hooks bring the weights of a network to its device and take them away again."""
-    return bool(hooks_of(network))
-
-
-def hooks_of(network: nn.Module) -> list[Any]:
+def offload_hooks(network: nn.Module) -> list[Any]:
     """Accelerate's hooks on a network and its modules."""
-    return [part._hf_hook for part in network.modules() if hasattr(part, "_hf_hook")]
+    return [module._hf_hook for module in network.modules() if hasattr(module, "_hf_hook")]
 
 
-def execution_device(network: nn.Module) -> torch.device | None:
-    """Where an offloaded network computes; None for one that is where its weights are."""
-    devices = (getattr(hook, "execution_device", None) for hook in hooks_of(network))
-    found = next((device for device in devices if device is not None), None)
-    return torch.device(found) if found is not None else None
+def is_offloaded(network: nn.Module) -> bool:
+    """Whether hooks move the weights of a network between devices."""
+    return bool(offload_hooks(network))
 
 
-def without_hooks(network: nn.Module) -> dict[int, Any]:
-    """For a deep copy: what takes the place of the hooks, so that what they hold is not copied."""
-    return {id(hook): ModelHook() for hook in hooks_of(network)}
+def module_device(module: nn.Module, default: torch.device | None = None) -> torch.device:
+    """Where a module computes, offloaded or not; `default`, or the CPU, for a module without weights."""
+    devices = (getattr(hook, "execution_device", None) for hook in offload_hooks(module))
+    offloaded = next((device for device in devices if device is not None), None)
+    if offloaded is not None:
+        return torch.device(offloaded)
+    return next((weight.device for weight in module.parameters()), default or torch.device("cpu"))
+
+
+def hook_placeholders(network: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` that leaves out the hooks, and with them the weights that they hold."""
+    return {id(hook): ModelHook() for hook in offload_hooks(network)}
 
 
 @contextlib.contextmanager
-def loaded(pipeline: DiffusionPipeline) -> Iterator[Offload]:
-    """The networks of a pipeline without their hooks for a while; gives what offloads another pipeline alike."""
+def without_offload(pipeline: DiffusionPipeline) -> Iterator[Offload]:
+    """Removes the offload hooks of a pipeline for a while; yields a function that offloads another one alike."""
     offload = _offload_of(pipeline)
     if offload is None:
         yield lambda _: None
@@ -53,8 +55,8 @@ def loaded(pipeline: DiffusionPipeline) -> Iterator[Offload]:
 
 def _offload_of(pipeline: DiffusionPipeline) -> Offload | None:
     device = getattr(pipeline, "_offload_device", None)
-    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    if device is None or not any(map(is_offloaded, parts)):
+    components = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    if device is None or not any(map(is_offloaded, components)):
         return None
-    kind = "model" if getattr(pipeline, "_all_hooks", None) else "sequential"
-    return lambda one: getattr(one, f"enable_{kind}_cpu_offload")(device=device)
+    granularity = "model" if getattr(pipeline, "_all_hooks", None) else "sequential"
+    return lambda other: getattr(other, f"enable_{granularity}_cpu_offload")(device=device)

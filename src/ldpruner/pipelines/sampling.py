@@ -1,4 +1,4 @@
-"""Drawing latents: a pipeline runs until its last step. Nothing is decoded."""
+"""Samples latents: a pipeline runs until its last step. Nothing is decoded."""
 
 import contextlib
 import inspect
@@ -9,126 +9,121 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.errors import ProbeError
+from ldpruner.pipelines.patches import patched_method, patched_step, preserved_dtype
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import (
-    StopPipeline,
-    keeping_precision,
-    networks,
-    overridden,
-    run_pipeline,
-    schedulers,
-    stepping,
-)
+from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers
 
-BATCH_SIZE = 16  # samples drawn at once
-ALIKE = 0.05  # relative difference of a sample drawn alone and in a batch, more than rounding makes
+BATCH_SIZE = 16  # samples in one batch
+MAX_BATCH_DIFFERENCE = 0.05  # relative difference of a sample alone and in a batch; rounding makes less
+
+StepCallback: TypeAlias = Callable[[torch.Tensor], None]
 
 
-Watch: TypeAlias = Callable[[torch.Tensor], None]
-
-
-def draw_latents(
-    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], watch: Watch | None = None
+def sample_latents(
+    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], on_step_end: StepCallback | None = None
 ) -> torch.Tensor:
-    """Runs a pipeline on some samples of a probe and returns their final latents.
-
-    The run is left before anything is decoded.
+    """Samples the final latents of some samples of a probe. The pipeline is stopped before it decodes anything.
 
     Args:
-        pipeline: which.
-        probe: what samples there are.
-        samples: which are drawn.
-        watch: is given the latents [samples, ...] after each step; a StopPipeline that it raises ends the run there.
+        pipeline: any diffusers pipeline.
+        probe: seeds, steps, prompts and further arguments.
+        samples: the indices of the samples in the probe.
+        on_step_end: is called with the latents [samples, ...] after each step; it may raise StopPipeline.
 
     Returns:
-        [samples, ...]: what the scheduler's last step returned.
+        The latents after the scheduler's last step: [samples, ...].
 
     Raises:
-        ProbeError: the pipeline drew fewer samples than asked.
+        ProbeError: the pipeline returns another number of samples.
     """
     with contextlib.ExitStack() as stack:
-        for part in networks(pipeline).values():
-            if hasattr(part, "decode"):
-                stack.enter_context(keeping_precision(part))
-                stack.enter_context(overridden(part, "decode", _leave))
-        return _watched(pipeline, probe, samples, watch)[0]
+        for network in networks(pipeline).values():
+            if hasattr(network, "decode"):
+                stack.enter_context(preserved_dtype(network))
+                stack.enter_context(patched_method(network, "decode", _stop))
+        return _sample(pipeline, probe, samples, on_step_end)[0]
 
 
-def draw_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
-    """Runs a pipeline to its end: the final latents, and what the pipeline made of them.
+def sample_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
+    """Samples the final latents [samples, ...] and also returns the pipeline's own output, such as images.
 
     Raises:
-        ProbeError: the pipeline drew fewer samples than asked.
+        ProbeError: the pipeline returns another number of samples.
     """
-    return _watched(pipeline, probe.without("output_type"), samples)
+    return _sample(pipeline, probe.without("output_type"), samples)
 
 
-def _watched(
-    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], watch: Watch | None = None
-) -> tuple[torch.Tensor, Any]:
-    taken = _Steps(len(samples), watch)
-    with contextlib.ExitStack() as stack:
-        for scheduler in schedulers(pipeline):
-            stack.enter_context(stepping(scheduler, taken.step_of(scheduler)))
-        stack.enter_context(_seeded(pipeline, probe.sample_seed(samples[0])))
-        result = run_pipeline(pipeline, probe.arguments(pipeline, samples))
-    drawn = taken.latents()
-    if drawn is None:
-        raise ProbeError(
-            f"{type(pipeline).__name__} did not draw the {len(samples)} samples that were asked; "
-            f"look at the probe's call arguments {sorted(probe.call)}"
-        )
-    return drawn, result
+def largest_batch(pipeline: DiffusionPipeline, probe: Probe, limit: int) -> int:
+    """How many samples a batch can hold without one changing another: `limit` or 1.
 
-
-def largest_batch(pipeline: DiffusionPipeline, probe: Probe, wanted: int) -> int:
-    """How many samples can be drawn at once without one changing another: `wanted`, or 1.
-
-    Some pipelines take no batches, share an image's or a text's encoding among samples, or draw from the global random
-    state. Two samples are drawn together and alone to see.
+    Some pipelines take no batches, share the encoding of an image or a text among samples, or use the global random
+    state. To see, two samples are sampled together and alone.
     """
-    if min(wanted, probe.samples) == 1:
+    if min(limit, probe.samples) == 1:
         return 1
-    alone = torch.cat([draw_latents(pipeline, probe, [index]) for index in (0, 1)]).double()
+    alone = torch.cat([sample_latents(pipeline, probe, [index]) for index in (0, 1)]).double()
     try:
-        together = draw_latents(pipeline, probe, [0, 1]).double()
-    except Exception:  # noqa: BLE001  (whatever it cannot do with two samples, it did with one)
+        together = sample_latents(pipeline, probe, [0, 1]).double()
+    except Exception:  # noqa: BLE001  (a pipeline fails in its own way; one sample worked)
         return 1
     if together.shape != alone.shape:
         return 1
-    return wanted if (together - alone).norm() <= ALIKE * alone.norm() or not alone.isfinite().all() else 1
+    is_same = (together - alone).norm() <= MAX_BATCH_DIFFERENCE * alone.norm()
+    return limit if is_same or not alone.isfinite().all() else 1
 
 
-class _Steps:
-    """What the schedulers of a pipeline were given first and returned last."""
+def _stop(*_: Any, **__: Any) -> None:
+    raise StopPipeline
 
-    def __init__(self, samples: int, watch: Watch | None) -> None:
-        self._samples, self._watch = samples, watch
+
+def _sample(
+    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], on_step_end: StepCallback | None = None
+) -> tuple[torch.Tensor, Any]:
+    recorder = _StepRecorder(len(samples), on_step_end)
+    with contextlib.ExitStack() as stack:
+        for scheduler in schedulers(pipeline):
+            stack.enter_context(patched_step(scheduler, recorder.step_of(scheduler)))
+        stack.enter_context(_global_seed(pipeline, probe.sample_seed(samples[0])))
+        output = run_pipeline(pipeline, probe.arguments(pipeline, samples))
+    latents = recorder.latents()
+    if latents is None:
+        raise ProbeError(
+            f"{type(pipeline).__name__} did not return {len(samples)} samples; "
+            f"check the probe's call arguments {sorted(probe.call)}"
+        )
+    return latents, output
+
+
+class _StepRecorder:
+    """Keeps the first input and the last output of a pipeline's schedulers."""
+
+    def __init__(self, samples: int, on_step_end: StepCallback | None) -> None:
+        self._samples, self._on_step_end = samples, on_step_end
         self._first: torch.Tensor | None = None
         self._last: torch.Tensor | None = None
 
     def step_of(self, scheduler: Any) -> Callable[..., Any]:
-        """A `step` that does what the scheduler's own does, and is watched; copies of the scheduler are not."""
+        """The scheduler's own `step`, recorded. Copies of the scheduler are not: they step something else."""
         original = type(scheduler).step
         signature = inspect.signature(original)
 
-        def step(self_: Any, *arguments: Any, **options: Any) -> Any:
-            result = original(self_, *arguments, **options)
+        def step(self_: Any, *args: Any, **kwargs: Any) -> Any:
+            output = original(self_, *args, **kwargs)
             if self_ is scheduler:
                 if self._first is None:
-                    self._first = signature.bind(self_, *arguments, **options).arguments.get("sample")
-                self._last = result[0] if isinstance(result, tuple) else result.prev_sample
-                if self._watch is not None and (drawn := self.latents()) is not None:
-                    self._watch(drawn)
-            return result
+                    self._first = signature.bind(self_, *args, **kwargs).arguments.get("sample")
+                self._last = output[0] if isinstance(output, tuple) else output.prev_sample
+                if self._on_step_end is not None and (latents := self.latents()) is not None:
+                    self._on_step_end(latents)
+            return output
 
         return step
 
     def latents(self) -> torch.Tensor | None:
-        """The last latents, a row for each sample.
+        """The last latents [samples, ...]; None if their rows cannot be assigned to samples.
 
-        Some pipelines step the guided and the unguided copy of each sample together, copies after one another; others
-        step the frames of a video as rows.
+        Some pipelines step the guided and the unguided copy of all samples as one batch; others step the frames of a
+        video as rows.
         """
         first, last, samples = self._first, self._last, self._samples
         if last is None or len(last) % samples:
@@ -140,13 +135,9 @@ class _Steps:
         return last.reshape(samples, -1, *last.shape[1:])
 
 
-def _leave(*_: Any, **__: Any) -> None:
-    raise StopPipeline
-
-
 @contextlib.contextmanager
-def _seeded(pipeline: DiffusionPipeline, seed: int) -> Iterator[None]:
-    """Gives the global random state a seed for a while: some pipelines draw from it beside their generator."""
+def _global_seed(pipeline: DiffusionPipeline, seed: int) -> Iterator[None]:
+    """Seeds the global random state for a while: some pipelines use it beside their generator."""
     device = pipeline.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -1,6 +1,7 @@
-"""What a pipeline costs, and which part of it each module is: parameters, MACs, latency, memory."""
+"""Measures what sampling costs (parameters, MACs, latency, memory), and each module's share of the latency."""
 
 import contextlib
+import functools
 import statistics
 import time
 import weakref
@@ -17,24 +18,24 @@ from torch.utils._pytree import tree_leaves
 from ldpruner.operators.discovery import denoiser_macs
 from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.offload import execution_device
+from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.values import Value
 
 Clock: TypeAlias = Callable[[], float]
 
-REPEATS = 7  # of each timing; the median is kept
-PAIRS = 3  # of calls that tell whether several threads are faster than one
+REPEATS = 7  # timings, of which the median is kept
+THREAD_REPEATS = 3  # pairs of calls that tell whether several threads are faster than one
 
 
 class Costs(Value):
-    """What drawing one sample's latents costs. Decoding is not part of it: pruning does not change it.
+    """What sampling the latents of one sample costs. Decoding is left out: pruning does not change it.
 
     Attributes:
         parameters: weights of the denoiser.
-        macs: multiply-accumulates of one denoiser call on one sample, attention products counted.
+        macs: multiply-accumulates of one denoiser call on one sample, attention products included.
         latency_ms: time from the pipeline's arguments to the final latents.
         denoiser_ms: the part of it that is spent in the denoiser.
         memory: bytes at the peak, weights of all components included.
@@ -47,29 +48,42 @@ class Costs(Value):
     memory: int
 
 
-def latency(run: Callable[[], Any], denoiser: nn.Module, repeats: int = REPEATS) -> tuple[float, float]:
-    """Median time of a run, in ms, and the share of it that is spent in the denoiser.
+def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:
+    """Measures what sampling the first sample of a probe costs."""
+    sample = functools.partial(sample_latents, pipeline, probe, [0])
+    total, share = measure_latency(sample, denoiser.module)
+    return Costs(
+        parameters=count_parameters(denoiser.module),
+        macs=denoiser_macs(denoiser),
+        latency_ms=total,
+        denoiser_ms=total * share,
+        memory=peak_memory(pipeline, sample),
+    )
+
+
+def measure_latency(run: Callable[[], Any], denoiser: nn.Module, repeats: int = REPEATS) -> tuple[float, float]:
+    """Median time of a run in ms, and the share of it that is spent in the denoiser.
 
     Args:
-        run: what is timed, `repeats` times after one that does not count.
-        denoiser: the network whose calls are timed inside it.
+        run: is called `repeats` times after one call that does not count.
+        denoiser: the network whose calls are timed inside the run.
         repeats: how many runs count.
     """
     totals, shares = [], []
     for repeat in range(repeats + 1):
-        with _timed({"": denoiser}, device_of(denoiser)) as inside:
-            total = timed_ms(run, device_of(denoiser))
+        with _timed_calls({"": denoiser}, module_device(denoiser)) as spans:
+            total = elapsed_ms(run, module_device(denoiser))
         if repeat:
             totals.append(total)
-            shares.append(sum(span() for span in inside[""]) / total)
+            shares.append(sum(span() for span in spans[""]) / total)
     return statistics.median(totals), statistics.median(shares)
 
 
 def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float]:
     """For every submodule, the share of a denoiser call's time that is spent in it.
 
-    One depth of nesting is timed at a time, so that no module's time contains the timing of its own submodules. What
-    noise adds to these beyond their module's own share is taken off again: else a plan removes them all in its stead.
+    One depth of nesting is timed at a time, so that no module's time contains the timing of its own submodules. Then
+    the shares are normalised: without it, noise would make the parts of a block save more than the block.
     """
     by_depth: dict[int, dict[str, nn.Module]] = defaultdict(dict)
     for name, module in denoiser.module.named_modules():
@@ -77,79 +91,74 @@ def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float
             by_depth[name.count(".")][name] = module
     shares: dict[str, float] = {}
     denoiser()
-    with _threads_that_pay(denoiser):
+    with _effective_threads(denoiser):
         for modules in by_depth.values():
-            shares |= _shares_at_once(denoiser, modules, repeats)
-    return nested(shares)
+            shares |= _shares_at_depth(denoiser, modules, repeats)
+    return normalize_shares(shares)
 
 
 @contextlib.contextmanager
-def _threads_that_pay(denoiser: Denoiser) -> Iterator[None]:
-    """One thread in place of several, where these make a call no faster: others on the machine keep them waiting.
+def _effective_threads(denoiser: Denoiser) -> Iterator[None]:
+    """Uses one CPU thread where several make a call no faster, because other processes keep them waiting.
 
-    How long is no matter of the module, and many short modules wait longer than a long one.
+    A thread's wait says nothing about the module, and many short modules wait longer than a long one.
     """
-    device, known = device_of(denoiser.module), torch.get_num_threads()
-    if device.type != "cpu" or known == 1:
-        yield
-        return
+    device, threads = module_device(denoiser.module), torch.get_num_threads()
+    times: dict[int, list[float]] = defaultdict(list)
     try:
-        pairs = [[_timed_with(threads, denoiser, device) for threads in (known, 1)] for _ in range(PAIRS)]
-        several, one = map(statistics.median, zip(*pairs, strict=True))
-        torch.set_num_threads(known if several < one else 1)
+        for count in (threads, 1) * THREAD_REPEATS if device.type == "cpu" and threads > 1 else ():
+            torch.set_num_threads(count)
+            times[count].append(elapsed_ms(denoiser, device))
+        if times and statistics.median(times[threads]) < statistics.median(times[1]):
+            torch.set_num_threads(threads)
         yield
     finally:
-        torch.set_num_threads(known)
+        torch.set_num_threads(threads)
 
 
-def _timed_with(threads: int, denoiser: Denoiser, device: torch.device) -> float:
-    torch.set_num_threads(threads)
-    return timed_ms(denoiser, device)
-
-
-def nested(shares: Mapping[str, float]) -> dict[str, float]:
-    """Shares of modules, by name, where those within another add up to no more than its own; at the top, to 1."""
-    within: dict[str, list[str]] = defaultdict(list)
+def normalize_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """Scales shares by module name, so that those inside a module add up to no more than its own; at the top, to 1."""
+    inside: dict[str, list[str]] = defaultdict(list)
     for name in shares:
-        within[_around(name, shares)].append(name)
-    found = {"": 1.0, **shares}
-    for outer in sorted(within):  # outer ones first
-        total = sum(found[name] for name in within[outer])
-        if total > found[outer]:
-            found.update({name: found[name] * found[outer] / total for name in within[outer]})
-    return {name: found[name] for name in shares}
+        inside[_enclosing(name, shares)].append(name)
+    normalized = {"": 1.0, **shares}
+    for outer in sorted(inside):  # outer modules first
+        total = sum(normalized[name] for name in inside[outer])
+        if total > normalized[outer]:
+            normalized.update({name: normalized[name] * normalized[outer] / total for name in inside[outer]})
+    return {name: normalized[name] for name in shares}
 
 
-def _around(name: str, shares: Mapping[str, float]) -> str:
+def _enclosing(name: str, shares: Mapping[str, float]) -> str:
     """The innermost module around one that has a share; a list of modules has none."""
     outer = name.rpartition(".")[0]
-    return outer if not outer or outer in shares else _around(outer, shares)
+    return outer if not outer or outer in shares else _enclosing(outer, shares)
 
 
-def _shares_at_once(denoiser: Denoiser, modules: dict[str, nn.Module], repeats: int) -> dict[str, float]:
-    # Others on a machine slow single modules: a processor's own work is what its thread was given.
-    device = device_of(denoiser.module)
+def _shares_at_depth(denoiser: Denoiser, modules: dict[str, nn.Module], repeats: int) -> dict[str, float]:
+    # On the CPU, time that other processes take is not counted: it would hit single modules.
+    device = module_device(denoiser.module)
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
-    observed: dict[str, list[float]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
-        with _timed(modules, device, clock) as inside:
-            total = timed_ms(denoiser, device, clock)
-        for name, spans in inside.items():
-            observed[name].append(sum(span() for span in spans) / total)
-    return {name: statistics.median(values) for name, values in observed.items()}
+        with _timed_calls(modules, device, clock) as spans:
+            total = elapsed_ms(denoiser, device, clock)
+        for name, calls in spans.items():
+            shares[name].append(sum(span() for span in calls) / total)
+    return {name: statistics.median(values) for name, values in shares.items()}
 
 
-def timed_ms(function: Callable[[], Any], device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """How long a call takes, in ms, all its work on the device included."""
-    end = _span(device, clock)
+def elapsed_ms(function: Callable[[], Any], device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """How long a call takes in ms, including all its work on the device."""
+    end = _start_span(device, clock)
     function()
     return end()()
 
 
-def _span(device: torch.device, clock: Clock) -> Callable[[], Callable[[], float]]:
-    """Starts a span; calling the result ends it, and gives a function that returns its length in ms."""
+def _start_span(device: torch.device, clock: Clock) -> Callable[[], Callable[[], float]]:
+    """Starts a span. Calling the result ends it and returns a function that gives its length in ms."""
     if device.type == "cuda":
-        return _cuda_span()
+        return _start_cuda_span()
     start = clock()
 
     def end() -> Callable[[], float]:
@@ -159,8 +168,8 @@ def _span(device: torch.device, clock: Clock) -> Callable[[], Callable[[], float
     return end
 
 
-def _cuda_span() -> Callable[[], Callable[[], float]]:
-    # Events do not wait for the device, so timing a module does not slow the call that it is part of.
+def _start_cuda_span() -> Callable[[], Callable[[], float]]:
+    # Events do not wait for the device, so timing a module does not slow the call around it.
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
 
@@ -176,48 +185,39 @@ def _cuda_span() -> Callable[[], Callable[[], float]]:
 
 
 @contextlib.contextmanager
-def _timed(
+def _timed_calls(
     modules: dict[str, nn.Module], device: torch.device, clock: Clock = time.perf_counter
 ) -> Iterator[dict[str, list[Callable[[], float]]]]:
-    """Times every call of some modules; those without weights run on the device of the network that they are of."""
+    """Times every call of some modules of a network on `device`: for each module the lengths of its calls in ms."""
     spans: dict[str, list[Callable[[], float]]] = defaultdict(list)
     open_spans: list[Callable[[], Callable[[], float]]] = []
-    handles = []
-    for name, module in modules.items():
-        place = device_of(module, device)
+    with contextlib.ExitStack() as stack:
+        for name, module in modules.items():
+            own_device = module_device(module, device)
 
-        def enter(*_: Any, place: torch.device = place) -> None:
-            open_spans.append(_span(place, clock))
+            def enter(*_: Any, own_device: torch.device = own_device) -> None:
+                open_spans.append(_start_span(own_device, clock))
 
-        def leave(*_: Any, name: str = name) -> None:
-            spans[name].append(open_spans.pop()())
+            def leave(*_: Any, name: str = name) -> None:
+                spans[name].append(open_spans.pop()())
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
         yield spans
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
-    """Where a network computes; `otherwise`, or the CPU, for what has no weights."""
-    offloaded = execution_device(module)
-    return offloaded or next((weight.device for weight in module.parameters()), otherwise or torch.device("cpu"))
 
 
 def peak_memory(pipeline: DiffusionPipeline, run: Callable[[], Any]) -> int:
-    """Bytes at the peak of a run: every component's weights, and the tensors alive at once.
+    """Bytes at the peak of a run: the weights of all components, and the tensors that are alive at once.
 
-    On CUDA, the tensors are what its allocator reports, less what it held before; elsewhere, a count of tensor
-    storages, the same in every run.
+    On CUDA the allocator reports them, less what it held before. Elsewhere tensor storages are counted, with the same
+    result in every run.
     """
-    parts = networks(pipeline).values()
-    weights = {id(weight): weight for part in parts for weight in (*part.parameters(), *part.buffers())}
+    components = networks(pipeline).values()
+    weights = {id(weight): weight for part in components for weight in (*part.parameters(), *part.buffers())}
     on_cuda = [weight.nbytes for weight in weights.values() if weight.is_cuda]
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()  # other pipelines' weights, too
+        before = torch.cuda.memory_allocated()  # includes other pipelines' weights
         run()
         return sum(on_cuda) + torch.cuda.max_memory_allocated() - before
     counter = _StorageCounter()
@@ -227,48 +227,32 @@ def peak_memory(pipeline: DiffusionPipeline, run: Callable[[], Any]) -> int:
 
 
 class _StorageCounter(TorchDispatchMode):
-    """Counts the bytes of all storages that are made while it is active and not yet freed."""
+    """Counts the bytes of the storages that were made while it is active and are not yet freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive, self.peak = 0, 0
-        self._known: set[int] = set()
+        self._storages: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_key(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and _key(leaf) not in given | self._known:
+        inputs = {_storage(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
+        output = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor) and _storage(leaf) not in inputs | self._storages:
                 self._add(leaf.untyped_storage())
-        return result
+        return output
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
+        self._storages.add(key)
         self.alive += size
         self.peak = max(self.peak, self.alive)
         weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._storages.discard(key)
         self.alive -= size
 
 
-def _key(tensor: torch.Tensor) -> int:
+def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:
-    """What drawing the latents of one sample of a probe costs."""
-
-    def draw() -> None:
-        draw_latents(pipeline, probe, [0])
-
-    total, share = latency(draw, denoiser.module)
-    return Costs(
-        parameters=count_parameters(denoiser.module),
-        macs=denoiser_macs(denoiser),
-        latency_ms=total,
-        denoiser_ms=total * share,
-        memory=peak_memory(pipeline, draw),
-    )

@@ -1,12 +1,11 @@
-"""Saving a pruned pipeline as an ordinary diffusers folder, and opening pipelines of any kind again."""
+"""Saves a pruned pipeline as an ordinary diffusers folder, and opens pipelines of any kind."""
 
 import contextlib
 import importlib.resources
-import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,20 @@ from packaging.version import Version
 from safetensors import SafetensorError
 
 from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile, one_line
-from ldpruner.pipelines.meta import moved_class, open_meta
-from ldpruner.runtime import pruned_class
+from ldpruner.pipelines.library_logs import without_chatter
+from ldpruner.pipelines.meta import INDEX, index_components, open_meta, read_index, special_class
 
-INDEX = "model_index.json"
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # the old name warns
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIGURATIONS = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model"]
+IGNORED_FILES = [f"*{ending}" for ending in (*PICKLES, ".msgpack", ".onnx", ".onnx_data", ".h5")]
 
 
 def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
     """Saves a pipeline as a diffusers folder, whole or not at all.
 
-    A pruned denoiser's folder carries the code that loads it: it opens with
-    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` without ld-pruner, and with `load`.
+    A pruned denoiser's folder holds the code that loads it. `load` opens the folder, and so does
+    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` without ld-pruner.
 
     Raises:
         StorageError: the folder cannot be written, or holds something else.
@@ -44,20 +43,20 @@ def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(partial, safe_serialization=True)
-        _swap_in(partial, target)
+        _replace_folder(target, partial)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"cannot write {target}: {one_line(error)}") from error
 
 
-def _swap_in(partial: Path, target: Path) -> None:
-    """Puts a finished folder in its place; what was there is deleted last."""
-    earlier = target.with_name(f".{target.name}.earlier")
-    shutil.rmtree(earlier, ignore_errors=True)
+def _replace_folder(target: Path, finished: Path) -> None:
+    """Puts a finished folder in the place of another; the old one is deleted last."""
+    old = target.with_name(f".{target.name}.earlier")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        target.rename(earlier)
-    partial.rename(target)
-    shutil.rmtree(earlier, ignore_errors=True)
+        target.rename(old)
+    finished.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> DiffusionPipeline:
@@ -66,23 +65,17 @@ def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> Diffus
     Nothing is unpickled, and no code of the folder runs.
 
     Raises:
-        PipelineNotFound: there is no pipeline.
+        PipelineNotFound: there is no pipeline, or it cannot be opened.
         UnsafeFile: weights are not safetensors.
     """
     folder = find_folder(model)
     _check_weights(folder)
-    with _told(model):
-        parts = {
-            name: pruned_class(getattr(diffusers, class_name.removeprefix("Pruned"))).from_pretrained(
-                folder / name, torch_dtype=torch_dtype
-            )
-            for name, class_name in _pruned_components(folder).items()
-        }
-        parts |= {name: part.from_pretrained(folder / name) for name, part in _moved_components(folder).items()}
-        with _opened_as_plain(folder, parts) as plain:
-            precision = {DTYPE: torch_dtype} if torch_dtype is not None else {}
+    with translate_errors(model), without_chatter():
+        components = _load_special(folder, torch_dtype)
+        with _folder_without(components, folder) as plain:
+            dtype = {DTYPE: torch_dtype} if torch_dtype is not None else {}
             pipeline = DiffusionPipeline.from_pretrained(
-                plain, use_safetensors=True, trust_remote_code=False, **precision, **parts
+                plain, use_safetensors=True, trust_remote_code=False, **dtype, **components
             )
     assert isinstance(pipeline, DiffusionPipeline)
     return pipeline
@@ -92,18 +85,18 @@ def load_meta(model: Path | str) -> DiffusionPipeline:
     """Opens a pipeline with its networks on the meta device: only configuration files are read or downloaded.
 
     Raises:
-        PipelineNotFound: there is no pipeline.
+        PipelineNotFound: there is no pipeline, or it cannot be opened.
     """
     folder = find_folder(model, configurations_only=True)
-    with _told(model):
+    with translate_errors(model):
         return open_meta(folder)
 
 
 def find_folder(model: Path | str, *, configurations_only: bool = False) -> Path:
-    """The local folder of a model, downloaded from the Hub if need be.
+    """The local folder of a model; a model of the Hub is downloaded.
 
     Raises:
-        PipelineNotFound: there is none.
+        PipelineNotFound: there is no such model.
     """
     name = str(model)
     folder = _zoo_folder(name.removeprefix("zoo:")) if name.startswith("zoo:") else Path(name)
@@ -117,61 +110,39 @@ def find_folder(model: Path | str, *, configurations_only: bool = False) -> Path
         raise PipelineNotFound(
             f"no pipeline at {name!r}; give a folder, a Hub id such as owner/name, or zoo:satellite"
         )
-    with _told(model):
+    with translate_errors(model):
         allowed = CONFIGURATIONS if configurations_only else None
-        ignored = [f"*{ending}" for ending in (*PICKLES, ".msgpack", ".onnx", ".onnx_data", ".h5")]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=IGNORED_FILES))
 
 
 def _zoo_folder(name: str) -> Path:
-    """A model of the zoo: in the package, or in the repository beside it."""
+    """The folder of a zoo model: in the package, or in the repository beside it."""
     package = Path(str(importlib.resources.files("ldpruner"))) / "zoo"
-    places = [package / name, package.parents[2] / "zoo" / name / "pipeline"]
-    found = next((place for place in places if (place / INDEX).is_file()), None)
-    if found is None:
-        known = sorted(path.parent.name for path in package.glob(f"*/{INDEX}"))
-        raise PipelineNotFound(f"no model 'zoo:{name}'; the zoo has {', '.join(known) or 'none'}")
-    return found
+    for folder in (package / name, package.parents[2] / "zoo" / name / "pipeline"):
+        if (folder / INDEX).is_file():
+            return folder
+    names = sorted(path.parent.name for path in package.glob(f"*/{INDEX}"))
+    raise PipelineNotFound(f"no model 'zoo:{name}'; the zoo has {', '.join(names) or 'none'}")
 
 
-def _pruned_components(folder: Path) -> dict[str, str]:
-    """The components of a folder that are pruned, with the names of their classes."""
-    index = _read_index(folder)
-    pipeline_class = getattr(diffusers, str(index["_class_name"]), None)
-    if pipeline_class is None:
-        raise PipelineNotFound(f"{folder / INDEX} names pipeline class {index['_class_name']!r}, unknown to diffusers")
-    # Only what the pipeline takes: a component of another name would become an option of from_pretrained.
-    known = inspect.signature(pipeline_class.__init__).parameters
-    entries = [(name, entry) for name, entry in index.items() if name in known and isinstance(entry, list)]
-    return {name: str(entry[1]) for name, entry in entries if str(entry[0]).startswith("pruned")}
-
-
-def _moved_components(folder: Path) -> dict[str, Any]:
-    """The classes of components that diffusers looks for in the wrong place."""
-    entries = {name: entry for name, entry in _read_index(folder).items() if isinstance(entry, list)}
-    found = {name: moved_class(str(library), str(part)) for name, (library, part) in entries.items()}
-    return {name: part for name, part in found.items() if part is not None}
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PipelineNotFound(f"{folder / INDEX} is not JSON: {one_line(error)}") from error
-    if not isinstance(index, dict) or "_class_name" not in index:
-        raise PipelineNotFound(f"{folder / INDEX} names no pipeline class")
-    return index
+def _load_special(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, Any]:
+    """The components that diffusers cannot load itself: pruned networks, and classes that it has moved."""
+    components: dict[str, Any] = {}
+    for name, (library, class_name) in index_components(folder).items():
+        component_class = special_class(str(library), str(class_name))
+        if component_class is not None:
+            dtype = {"torch_dtype": torch_dtype} if issubclass(component_class, torch.nn.Module) else {}
+            components[name] = component_class.from_pretrained(folder / name, **dtype)
+    return components
 
 
 @contextlib.contextmanager
-def _opened_as_plain(folder: Path, parts: dict[str, Any]) -> Iterator[Path]:
-    """A folder without the parts that are open already: of pruned ones diffusers would run code."""
-    if not parts:
+def _folder_without(components: Iterable[str], folder: Path) -> Iterator[Path]:
+    """A pipeline folder without some components that are open already: diffusers would run the code of pruned ones."""
+    if not components:
         yield folder
         return
-    index = _read_index(folder)
-    for name in parts:
-        del index[name]
+    index = {name: entry for name, entry in read_index(folder).items() if name not in components}
     with tempfile.TemporaryDirectory() as temporary:
         plain = Path(temporary)
         (plain / INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -182,7 +153,7 @@ def _opened_as_plain(folder: Path, parts: dict[str, Any]) -> Iterator[Path]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuses files that are not what they seem before any library opens them."""
+    """Refuses files that are not what their names say before any library opens them."""
     for path in sorted(folder.glob("*/*")):
         if path.suffix == ".safetensors":
             _check_safetensors(path)
@@ -193,19 +164,17 @@ def _check_weights(folder: Path) -> None:
 def _check_safetensors(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(9)
-    header = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or start[8:9] != b"{" or header > path.stat().st_size - 8:
-        kinds = {b"PK": "a zip (perhaps a pickle of torch.save)", b"\x80": "a pickle"}
-        kind = next(
-            (kind for magic, kind in kinds.items() if start.startswith(magic)),
-            "damaged, or no safetensors file",
-        )
-        raise UnsafeFile(f"{path} is {kind}; it is not opened, get the file again as safetensors")
+    header_size = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:9] != b"{" or header_size > path.stat().st_size - 8:
+        formats = {b"PK": "a zip (perhaps a pickle of torch.save)", b"\x80": "a pickle"}
+        names = (name for magic, name in formats.items() if start.startswith(magic))
+        name = next(names, "damaged, or no safetensors file")
+        raise UnsafeFile(f"{path} is {name}; it is not opened, get the file again as safetensors")
 
 
 @contextlib.contextmanager
-def _told(model: Path | str) -> Iterator[None]:
-    """Turns what the libraries raise on a folder that cannot be opened into one line."""
+def translate_errors(model: Path | str) -> Iterator[None]:
+    """Turns the errors of libraries that cannot open a model into one line."""
     try:
         yield
     except LdPrunerError:

@@ -1,7 +1,7 @@
-"""Removing operators for good: their weights and their computation are gone, the rest is kept as it is."""
+"""Removes operators for good: their weights and their computation are gone, everything else stays as it is."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -12,43 +12,30 @@ from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import check_removals, modified
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture
-from ldpruner.pipelines.offload import loaded
+from ldpruner.pipelines.offload import without_offload
 from ldpruner.pipelines.running import networks, schedulers
 from ldpruner.runtime import pruned_class, remove_
 from ldpruner.selection.plan import Plan
 
 
 def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
-    """Makes a pruned pipeline; the original stays as it is.
+    """Makes a pruned pipeline; the original does not change.
 
-    The new one has its own denoiser and scheduler and shares all other components.
+    The new pipeline has its own denoiser and scheduler and shares all other components.
 
     Raises:
         PlanMismatch: the plan was made for another architecture.
-        OperatorNotFound: the plan names an operator that is not there.
+        OperatorNotFound: the plan names an operator that the denoiser does not have.
     """
-    _, denoiser = _target(pipeline, plan)
-    removals = [choice.removal for choice in plan.removed]
-    with loaded(pipeline) as offload:
+    _, denoiser, removals = _check_plan(pipeline, plan)
+    with without_offload(pipeline) as offload:
         with modified(denoiser, removals):
-            network = copy.deepcopy(denoiser)  # made while they are gone, so that their weights are not copied
-        register_removals_(network, removals)
-        own = {id(part): copy.deepcopy(part) for part in schedulers(pipeline)}
-        pruned = _with_parts(pipeline, {**own, id(denoiser): network})
+            pruned_denoiser = copy.deepcopy(denoiser)  # without the removed weights
+        register_removals_(pruned_denoiser, removals)
+        replacements = {id(scheduler): copy.deepcopy(scheduler) for scheduler in schedulers(pipeline)}
+        pruned = _replace_components(pipeline, {**replacements, id(denoiser): pruned_denoiser})
     offload(pruned)
     return pruned
-
-
-def _with_parts(pipeline: DiffusionPipeline, parts: Mapping[int, Any]) -> DiffusionPipeline:
-    """A copy of a pipeline, and of those that it holds, with other parts in the place of those of some identities."""
-    other = copy.copy(pipeline)
-    held = {**pipeline.components, **networks(pipeline)}
-    swapped = {name: parts[id(part)] for name, part in held.items() if id(part) in parts}
-    other.register_modules(**swapped)
-    for name, value in vars(pipeline).items():
-        if isinstance(value, DiffusionPipeline):
-            setattr(other, name, _with_parts(value, parts))
-    return other
 
 
 def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
@@ -56,36 +43,48 @@ def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
 
     Raises:
         PlanMismatch: the plan was made for another architecture.
-        OperatorNotFound: the plan names an operator that is not there.
+        OperatorNotFound: the plan names an operator that the denoiser does not have.
     """
-    component, denoiser = _target(pipeline, plan)
-    removals = [choice.removal for choice in plan.removed]
-    with loaded(pipeline):
+    component, denoiser, removals = _check_plan(pipeline, plan)
+    with without_offload(pipeline):
         remove_(denoiser, [removal.model_dump() for removal in removals])
         register_removals_(denoiser, removals)
         pipeline.register_modules(**{component: denoiser})
     return pipeline
 
 
-def _target(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module]:
-    """The denoiser that a plan is for."""
+def _check_plan(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module, list[Removal]]:
+    """The component and the network that a plan is for, and its removals, all checked."""
     component = plan.component or find_denoiser(pipeline).component
     denoiser = networks(pipeline).get(component)
     if denoiser is None:
         raise PlanMismatch(f"the plan is for component {component!r}; the pipeline has {sorted(pipeline.components)}")
-    here = architecture(denoiser)
-    if plan.architecture is not None and plan.architecture != here:
-        there = plan.architecture
+    expected, actual = plan.architecture, architecture(denoiser)
+    if expected is not None and expected != actual:
         raise PlanMismatch(
-            f"the plan is for a {there.name} of {there.parameters:,} parameters, this is a {here.name} of "
-            f"{here.parameters:,}; score this pipeline and select again"
+            f"the plan is for a {expected.name} of {expected.parameters:,} parameters, this is a {actual.name} of "
+            f"{actual.parameters:,}; score this pipeline and select again"
         )
-    check_removals(denoiser, plan.removed)
-    return component, denoiser
+    removals = [planned.removal for planned in plan.removed]
+    check_removals(denoiser, removals)
+    return component, denoiser, removals
 
 
-def register_removals_(denoiser: Any, removals: list[Removal]) -> None:
-    """Makes a denoiser's class and configuration say what was removed, so that it saves and loads as it is."""
+def _replace_components(pipeline: DiffusionPipeline, replacements: Mapping[int, Any]) -> DiffusionPipeline:
+    """A copy of a pipeline, and of the pipelines that it holds, with components replaced by the id of the old one."""
+    other = copy.copy(pipeline)
+    components = {**pipeline.components, **networks(pipeline)}
+    other.register_modules(
+        **{name: replacements[id(part)] for name, part in components.items() if id(part) in replacements}
+    )
+    for name, value in vars(pipeline).items():
+        if isinstance(value, DiffusionPipeline):
+            setattr(other, name, _replace_components(value, replacements))
+    return other
+
+
+def register_removals_(denoiser: Any, removals: Iterable[Removal]) -> None:
+    """Records removals in a denoiser's class and configuration, so that it saves and loads as it is."""
     base: Any = type(denoiser)
     earlier = list(denoiser.config.get("removals", ()))
     if earlier or base.__name__.startswith("Pruned"):

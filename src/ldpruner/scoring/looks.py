@@ -14,7 +14,7 @@ from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.scoring.importance import Floats
 
 SAMPLES = 4  # of a probe, whose untouched paths are looked at
@@ -46,7 +46,7 @@ def look(
     looks = _Looks(sample, removals)
     handle = networks(pipeline)[component].register_forward_hook(looks.after_call, with_kwargs=True)
     try:
-        draw_latents(pipeline, probe, [sample], looks.after_step)
+        sample_latents(pipeline, probe, [sample], looks.after_step)
     finally:
         handle.remove()
     return looks.effects

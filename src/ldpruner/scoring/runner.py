@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 from ldpruner.errors import OperatorNotFound
 from ldpruner.operators.discovery import Candidate, Operator, operators_of
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.fingerprints import architecture, precision, weights_digest
-from ldpruner.pipelines.offload import loaded
+from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
+from ldpruner.pipelines.offload import without_offload
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
@@ -121,7 +121,7 @@ class Scoring:
         found = tuple(
             Score(
                 operator=candidate.operator,
-                kind=operator.kind,
+                kind=operator.module_type,
                 modification=candidate.modification,
                 **_told(estimates.get(candidate, UNKNOWN)),
                 savings=self._savings(candidate, costs, shares),
@@ -185,14 +185,14 @@ class Scoring:
     def _identity(self) -> dict[str, object]:
         """What the results depend on. The number of samples is not part of it: a run can be extended."""
         steppers = schedulers(self.pipeline)
-        with loaded(self.pipeline):
+        with without_offload(self.pipeline):
             weights = {name: weights_digest(part) for name, part in networks(self.pipeline).items()}
         return {
             "pipeline": self._name,
             "component": self.denoiser.component,
             "architecture": architecture(self.denoiser.module).model_dump(),
             "weights": weights,
-            "precision": str(precision(self.denoiser.module)),
+            "precision": str(module_dtype(self.denoiser.module)),
             "scheduler": [repr((type(one).__name__, _own_settings(one))) for one in steppers],
             "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
         }

@@ -19,7 +19,7 @@ from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.prompt_cache import CallCache
 from ldpruner.pipelines.running import StopPipeline, networks
-from ldpruner.pipelines.sampling import Watch, draw_latents
+from ldpruner.pipelines.sampling import StepCallback, sample_latents
 from ldpruner.scoring.blocks import FEWEST
 from ldpruner.scoring.importance import Floats
 from ldpruner.scoring.looks import look
@@ -130,7 +130,7 @@ class Worker:
 
     def _looked(self, network: nn.Module, task: Task) -> Outcome:
         (sample,) = task.samples
-        with _counted_calls(network) as calls, self._reuse.until_called(self.pipeline, task.component):
+        with _counted_calls(network) as calls, self._reuse.before_denoising(self.pipeline, task.component):
             effects = look(self.pipeline, task.component, task.probe, sample, task.looks)
             return Outcome(next(calls), effects=effects)
 
@@ -156,9 +156,9 @@ class Worker:
             each = next(calls) // len(drawn)
         return Outcome(each, _floats(torch.cat(drawn)), watch.way if task.removal is None else None)
 
-    def _latents(self, task: Task, samples: Sequence[int], watch: Watch | None = None) -> torch.Tensor:
-        with self._reuse.until_called(self.pipeline, task.component):
-            return draw_latents(self.pipeline, task.probe, samples, watch)
+    def _latents(self, task: Task, samples: Sequence[int], watch: StepCallback | None = None) -> torch.Tensor:
+        with self._reuse.before_denoising(self.pipeline, task.component):
+            return sample_latents(self.pipeline, task.probe, samples, watch)
 
 
 class _Watch:
