@@ -1,4 +1,4 @@
-"""Tiny pipelines with random weights: everything real, only small. Nothing here reaches the network."""
+"""Tiny pipelines with random weights. Nothing here reaches the network."""
 
 import copy
 import os
@@ -26,13 +26,15 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 import ldpruner
+from ldpruner.operators.discovery import Removal
+from ldpruner.selection.plan import PlannedRemoval
 
 WORDS = ("<pad>", "a", "cat", "dog", "sea", "on", "the", "moon")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interrupts_are_heard() -> Iterator[None]:
-    """A shell has background jobs ignore them."""
+def sigint_raises() -> Iterator[None]:
+    """A shell makes background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -65,7 +67,7 @@ def tiny_unet() -> UNet2DModel:
 
 @pytest.fixture(scope="session")
 def tiny() -> DiffusionPipeline:
-    """An unconditional latent diffusion pipeline; whoever changes it takes `fresh`."""
+    """An unconditional latent diffusion pipeline, not to be changed: use `fresh`."""
     torch.manual_seed(0)
     return LDMPipeline(tiny_autoencoder(), tiny_unet(), DDIMScheduler(clip_sample=False))
 
@@ -80,11 +82,11 @@ def fresh(tiny: DiffusionPipeline) -> DiffusionPipeline:
 def tiny_text() -> DiffusionPipeline:
     """A text-to-image pipeline."""
     torch.manual_seed(1)
-    words = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>")
+    vocabulary = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>")
     )
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    text = CLIPTextConfig(
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    text_config = CLIPTextConfig(
         vocab_size=len(WORDS),
         hidden_size=16,
         intermediate_size=32,
@@ -107,8 +109,8 @@ def tiny_text() -> DiffusionPipeline:
     )
     return StableDiffusionPipeline(
         vae=tiny_autoencoder(),
-        text_encoder=CLIPTextModel(text).eval(),
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", model_max_length=8),
+        text_encoder=CLIPTextModel(text_config).eval(),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", model_max_length=8),
         unet=unet.eval(),
         scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
@@ -119,7 +121,7 @@ def tiny_text() -> DiffusionPipeline:
 
 @pytest.fixture(scope="session")
 def tiny_transformer() -> DiffusionPipeline:
-    """A class-conditional diffusion transformer; its weights are drawn anew, as its own start makes it zero."""
+    """A class-conditional diffusion transformer; its weights are random, because its own initialisation is zero."""
     torch.manual_seed(2)
     network = DiTTransformer2DModel(
         sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=4
@@ -127,6 +129,11 @@ def tiny_transformer() -> DiffusionPipeline:
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     return DiTPipeline(network.eval(), tiny_autoencoder(), DDIMScheduler(clip_sample=False))
+
+
+def planned(removal: Removal) -> PlannedRemoval:
+    """A removal as a part of a plan."""
+    return PlannedRemoval(**removal.removal.model_dump())
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +144,7 @@ def probe() -> ldpruner.Probe:
 
 @pytest.fixture(scope="session")
 def operators(tiny: DiffusionPipeline) -> tuple[ldpruner.Operator, ...]:
-    """Of the tiny pipeline."""
+    """The operators of the tiny pipeline."""
     return ldpruner.find_operators(tiny)
 
 
@@ -145,7 +152,7 @@ def operators(tiny: DiffusionPipeline) -> tuple[ldpruner.Operator, ...]:
 def scores(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
 ) -> ldpruner.Scores:
-    """Of every modification of the tiny pipeline."""
+    """The scores of every modification of the tiny pipeline."""
     return ldpruner.score_operators(tiny, operators, probe, budgets=None)
 
 

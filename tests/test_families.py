@@ -1,4 +1,4 @@
-"""Every family of pipelines goes all the way: find, score, select, prune, save, and open again without ldpruner."""
+"""Pipelines of every family are scored, pruned, saved, and opened again without ldpruner."""
 
 import os
 import subprocess
@@ -19,18 +19,14 @@ from ldpruner.scoring.runner import Scoring
 from tests.families import FAMILIES, Family
 from tests.families.parts import PROMPTS
 
-# One or two of every mechanism; `make test-extensive` runs the others.
-EVERY_TIME = {
-    *("stable-diffusion", "ldm", "stable-diffusion-controlnet", "dance-diffusion"),
-    *("super-resolution", "consistency", "dit", "stable-diffusion-3", "flux", "hunyuan-dit"),
-    *("stable-audio", "wan-two-denoisers-2", "ltx"),
-}
+# `make test-extensive` runs the others.
+IN_DEFAULT_RUN = {"stable-diffusion-controlnet", "dit", "flux", "wan-two-denoisers-2"}
 
-LATER = "transformer_2"  # is called in the second step only, which is not looked at
+LATER = "transformer_2"  # is called in the second step only, which the one-step proxy does not run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
 
-# Draws from each folder that it is told, as one who has never heard of ldpruner.
+# Samples from each folder that it reads, without ldpruner.
 READER = """
 import sys
 sys.modules["ldpruner"] = None
@@ -40,7 +36,7 @@ from tests.families import FAMILIES
 for line in sys.stdin:
     name, folder = line.split()
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    save_file({"drawn": FAMILIES[name].drawn(pipeline).contiguous()}, f"{folder}/drawn.safetensors")
+    save_file({"samples": FAMILIES[name].sample(pipeline).contiguous()}, f"{folder}/samples.safetensors")
     print("ready", name, flush=True)
 """
 
@@ -66,16 +62,17 @@ def probe_of(family: Family) -> ldpruner.Probe:
 
 
 def two_of_each(operators: Sequence[Operator]) -> list[Operator]:
-    """The first two operators of each kind and modification, and the largest, so that a budget can be reached."""
+    """Two operators of each type and modification, and the largest, so that a budget can be reached."""
     seen: dict[tuple[str, str], int] = {}
-    chosen = {one.name for one in sorted(operators, key=lambda one: -one.parameters)[:20]}
+    largest_first = sorted(operators, key=lambda operator: -operator.parameters)
+    chosen = {operator.name for operator in largest_first[:20]}
     for operator in operators:
         for modification in operator.modifications:
-            key = (operator.kind, modification)
+            key = (operator.module_type, modification)
             seen[key] = seen.get(key, 0) + 1
             if seen[key] <= 2:
                 chosen.add(operator.name)
-    return [one for one in operators if one.name in chosen]
+    return [operator for operator in operators if operator.name in chosen]
 
 
 def scored(pipeline: DiffusionPipeline, family: Family) -> Scores:
@@ -90,7 +87,7 @@ def scored(pipeline: DiffusionPipeline, family: Family) -> Scores:
 
 
 def each_family() -> list[Any]:
-    return [pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.extensive) for name in FAMILIES]
+    return [pytest.param(name, marks=[] if name in IN_DEFAULT_RUN else pytest.mark.extensive) for name in FAMILIES]
 
 
 @pytest.mark.parametrize("name", each_family())
@@ -99,14 +96,14 @@ def test_a_family_is_pruned_and_opens_anywhere(name: str, reader: subprocess.Pop
     # As a user has it: weights in a file lie elsewhere in memory, and the kernels then round differently.
     family.pipeline().save_pretrained(tmp_path / "original")
     pipeline = ldpruner.load(tmp_path / "original")
-    before = family.drawn(pipeline)
+    before = family.sample(pipeline)
     scores = scored(pipeline, family)
-    assert torch.equal(family.drawn(pipeline), before)
+    assert torch.equal(family.sample(pipeline), before)
     plan = ldpruner.select(scores, ldpruner.Budget(parameters=0.7))
     pruned = ldpruner.prune(pipeline, plan)
     ldpruner.save(pruned, tmp_path / "pruned")
     print(name, tmp_path / "pruned", file=cast(IO[str], reader.stdin), flush=True)
-    expected = family.drawn(pruned)
+    expected = family.sample(pruned)
     assert cast(IO[str], reader.stdout).readline() == f"ready {name}\n"
-    assert torch.equal(load_file(tmp_path / "pruned" / "drawn.safetensors")["drawn"], expected)
-    assert torch.equal(family.drawn(ldpruner.load(tmp_path / "pruned")), expected)
+    assert torch.equal(load_file(tmp_path / "pruned" / "samples.safetensors")["samples"], expected)
+    assert torch.equal(family.sample(ldpruner.load(tmp_path / "pruned")), expected)

@@ -1,4 +1,4 @@
-"""Nothing finished is lost: a run is really killed, its disk really full, its file really torn."""
+"""No finished work is lost: a run is killed, its disk is full, its file is torn."""
 
 import multiprocessing
 import random
@@ -22,16 +22,15 @@ from ldpruner.scoring.adaptive import AdaptiveScorer
 from ldpruner.scoring.runner import Scoring
 from ldpruner.scoring.store import RunStore
 
-PROBE = ldpruner.Probe(samples=16, steps=2)
+PROBE = ldpruner.Probe(samples=8, steps=2)
 BUDGETS = (ldpruner.Budget(macs=0.5),)
-KILLS = 20
 Row = tuple[str, str, str, int, int]
 TABLES = {"evaluations": "start", "looks": "sample"}
 Start = Callable[..., tuple[ForkServerProcess, Connection]]
 
 
 def score(folder: Path, run: Path, pipe: Connection | None = None, largest_file: int | None = None) -> ldpruner.Scores:
-    """A race into a run folder; the pipe is told when it begins, and what went wrong."""
+    """Scores into a run folder; the pipe gets a message when it begins, and its error."""
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -93,20 +92,24 @@ def rows(run: Path) -> set[Row]:
 
 
 def assert_same(scores: ldpruner.Scores, whole: ldpruner.Scores) -> None:
-    assert [(one.score, one.samples) for one in scores.scores] == [(one.score, one.samples) for one in whole.scores]
+    assert [(score.score, score.samples) for score in scores.scores] == [
+        (score.score, score.samples) for score in whole.scores
+    ]
     assert scores.denoiser_calls == whole.denoiser_calls
 
 
-def test_a_run_that_is_killed_twenty_times_comes_to_the_same_scores(
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.extensive)])
+def test_a_run_that_is_killed_again_and_again_comes_to_the_same_scores(
     start: Start,
     folder: Path,
     whole: tuple[ldpruner.Scores, Path],
     tmp_path: Path,
+    kills: int,
 ) -> None:
     instants = random.Random(0)
     _same_costs(whole[1], tmp_path)
     finished: set[Row] = set()
-    for _ in range(KILLS):
+    for _ in range(kills):
         process, pipe = start()
         time.sleep(instants.uniform(0, 0.8))
         process.kill()
@@ -114,14 +117,15 @@ def test_a_run_that_is_killed_twenty_times_comes_to_the_same_scores(
         pipe.close()
         assert process.exitcode == -signal.SIGKILL
         now = rows(tmp_path)
-        assert finished <= now  # nothing was lost, and nothing done again
+        assert finished <= now  # nothing was lost or repeated
         finished = now
     assert 0 < len(finished) < len(rows(whole[1]))
     assert_same(score(folder, tmp_path), whole[0])
     assert finished < rows(tmp_path)
 
 
-def test_a_disk_that_is_full_while_writing_is_told_and_what_was_finished_is_kept(
+@pytest.mark.extensive
+def test_a_full_disk_is_one_line_and_finished_work_is_kept(
     start: Start,
     folder: Path,
     whole: tuple[ldpruner.Scores, Path],
@@ -140,7 +144,7 @@ def test_a_disk_that_is_full_while_writing_is_told_and_what_was_finished_is_kept
     assert finished < rows(tmp_path)
 
 
-def test_a_last_page_that_was_torn_costs_what_was_written_last(
+def test_a_torn_last_page_loses_only_what_was_written_last(
     folder: Path, whole: tuple[ldpruner.Scores, Path], tmp_path: Path
 ) -> None:
     _same_costs(whole[1], tmp_path)

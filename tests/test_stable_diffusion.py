@@ -10,7 +10,7 @@ import ldpruner
 from benchmarks.full_size import MODEL, open_full_size
 from benchmarks.records import machine, read
 from benchmarks.waits import WAITED, counted_waits
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 
 
 def test_what_waits_for_a_device_is_counted_by_its_place(tiny: DiffusionPipeline, probe: ldpruner.Probe) -> None:
@@ -19,7 +19,7 @@ def test_what_waits_for_a_device_is_counted_by_its_place(tiny: DiffusionPipeline
         warnings.warn("something else", stacklevel=1)
 
     with counted_waits(torch.device("cpu")) as found:
-        draw_latents(tiny, probe, [0], wait)
+        sample_latents(tiny, probe, [0], wait)
     ((place, count),) = found.items()
     assert place.startswith("ldpruner/pipelines/sampling.py:")
     assert count == probe.steps
@@ -39,4 +39,4 @@ def test_the_narrow_stand_in_has_the_operators_of_the_published_model() -> None:
     (published,) = (record["result"] for record in read("coverage") if record["settings"]["pipeline"] == MODEL)
     assert len(subject.operators) == published["operators"]
     assert subject.denoiser.rows == 2  # guided
-    assert draw_latents(subject.pipeline, subject.probe(1), [0]).isfinite().all()
+    assert sample_latents(subject.pipeline, subject.probe(1), [0]).isfinite().all()

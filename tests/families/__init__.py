@@ -1,4 +1,4 @@
-"""Small pipelines of many families, with random weights: built in a blink, run as the real ones are."""
+"""Small pipelines of many families with random weights, built and run as the real ones."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -28,9 +28,9 @@ class Family:
             pipeline: DiffusionPipeline = self.build()
         return pipeline
 
-    def drawn(self, pipeline: Any) -> torch.Tensor:
+    def sample(self, pipeline: Any) -> torch.Tensor:
         """The latents of one plain call, or the arrays of a pipeline that cannot leave out decoding."""
-        wanted = {
+        arguments = {
             "prompt": PROMPTS[0],
             "class_labels": [1],
             "num_inference_steps": 2,
@@ -39,12 +39,13 @@ class Family:
             "output_type": "latent",
             **self.call,
         }
-        known = inspect.signature(pipeline.__call__).parameters
+        accepted = inspect.signature(pipeline.__call__).parameters
         pipeline.set_progress_bar_config(disable=True)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # some draw from the global state beside their generator
-            found = pipeline(**{name: value for name, value in wanted.items() if name in known}, return_dict=False)[0]
-        return torch.stack([torch.as_tensor(np.asarray(one)) for one in found])
+            torch.manual_seed(0)  # some use the global random state beside their generator
+            arguments = {name: value for name, value in arguments.items() if name in accepted}
+            samples = pipeline(**arguments, return_dict=False)[0]
+        return torch.stack([torch.as_tensor(np.asarray(sample)) for sample in samples])
 
 
 FAMILIES = {

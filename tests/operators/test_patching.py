@@ -12,13 +12,13 @@ from torch import nn
 
 from ldpruner.errors import LdPrunerError, OperatorNotFound
 from ldpruner.operators.discovery import Operator, Removal, find_operators
-from ldpruner.operators.patching import modified
+from ldpruner.operators.patching import is_out_of_memory, modified
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 
 
-def hooked(denoiser: Denoiser, name: str, stand_in: Callable[[nn.Module, Any, Any], Any]) -> torch.Tensor:
-    """The denoiser's output with one submodule's output exchanged by a hook: the module itself still runs."""
-    handle = denoiser.module.get_submodule(name).register_forward_hook(stand_in)
+def output_with_hook(denoiser: Denoiser, name: str, hook: Callable[[nn.Module, Any, Any], Any]) -> torch.Tensor:
+    """The denoiser's output while a hook replaces the output of one submodule, which itself still runs."""
+    handle = denoiser.module.get_submodule(name).register_forward_hook(hook)
     try:
         return output(denoiser)
     finally:
@@ -26,8 +26,8 @@ def hooked(denoiser: Denoiser, name: str, stand_in: Callable[[nn.Module, Any, An
 
 
 def output(denoiser: Denoiser) -> torch.Tensor:
-    made = denoiser()
-    sample = made[0] if isinstance(made, tuple) else made.sample
+    result = denoiser()
+    sample = result[0] if isinstance(result, tuple) else result.sample
     assert isinstance(sample, torch.Tensor)
     return sample
 
@@ -38,66 +38,65 @@ def output_modified(denoiser: Denoiser, operator: Operator) -> torch.Tensor:
         return output(denoiser)
 
 
-def removable(pipeline: DiffusionPipeline, modification: str) -> list[Operator]:
-    return [one for one in find_operators(pipeline) if one.modifications == (modification,)]
+def operators_with(pipeline: DiffusionPipeline, modification: str) -> list[Operator]:
+    return [operator for operator in find_operators(pipeline) if operator.modifications == (modification,)]
 
 
 @pytest.mark.parametrize("fixture", ["tiny_text", "tiny_transformer"])
 def test_zero_removes_the_residual_branch(fixture: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(fixture)
     denoiser = find_denoiser(pipeline)
-    branches = removable(pipeline, "zero")
-    assert {one.kind for one in branches} >= {"attention", "feed_forward"}
-    for one in branches:
-        expected = hooked(denoiser, one.name, lambda _, __, made: torch.zeros_like(made))
-        assert torch.equal(output_modified(denoiser, one), expected)
+    branches = operators_with(pipeline, "zero")
+    assert {operator.module_type for operator in branches} >= {"attention", "feed_forward"}
+    for operator in branches:
+        expected = output_with_hook(denoiser, operator.name, lambda _, __, result: torch.zeros_like(result))
+        assert torch.equal(output_modified(denoiser, operator), expected)
         assert not torch.equal(expected, output(denoiser))
 
 
 @pytest.mark.parametrize("fixture", ["tiny", "tiny_text"])
-def test_identity_gives_back_the_input(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_identity_returns_the_input(fixture: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(fixture)
     denoiser = find_denoiser(pipeline)
 
-    def first_input(_: nn.Module, given: tuple[Any, ...], made: Any) -> Any:
-        return (given[0],) if isinstance(made, tuple) else given[0]
-
     checked = 0
-    for one in removable(pipeline, "identity"):
-        calls: list[int] = []
+    for operator in operators_with(pipeline, "identity")[::4]:
+        inputs: list[Any] = []
 
-        def counting(module: nn.Module, given: tuple[Any, ...], made: Any, calls: list[int] = calls) -> Any:
-            calls.append(len(given))
-            return first_input(module, given, made) if given else made
+        def first_input(_: nn.Module, args: tuple[Any, ...], result: Any, inputs: list[Any] = inputs) -> Any:
+            inputs.append(args)
+            if not args:
+                return result
+            return (args[0],) if isinstance(result, tuple) else args[0]
 
-        expected = hooked(denoiser, one.name, counting)
-        if all(calls):
-            assert torch.equal(output_modified(denoiser, one), expected), one.name
+        expected = output_with_hook(denoiser, operator.name, first_input)
+        if all(inputs):  # no call by keywords alone
+            assert torch.equal(output_modified(denoiser, operator), expected), operator.name
             checked += 1
-    assert checked > 40
+    assert checked > 10
 
 
-def projected(block: nn.Module, given: tuple[Any, ...], _: Any) -> Any:
-    return block.get_submodule("conv_shortcut")(given[0])
+def projected(block: nn.Module, args: tuple[Any, ...], _: Any) -> Any:
+    return block.get_submodule("conv_shortcut")(args[0])
 
 
 @pytest.mark.parametrize("fixture", ["tiny", "tiny_text"])
 def test_shortcut_is_the_projection_alone(fixture: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(fixture)
     denoiser = find_denoiser(pipeline)
-    blocks = removable(pipeline, "shortcut")
+    blocks = operators_with(pipeline, "shortcut")
     assert len(blocks) >= 4
-    for one in blocks:
-        expected = hooked(denoiser, one.name, projected)
-        assert torch.equal(output_modified(denoiser, one), expected)
+    for operator in blocks:
+        expected = output_with_hook(denoiser, operator.name, projected)
+        assert torch.equal(output_modified(denoiser, operator), expected)
 
 
 def test_several_modifications_hold_at_once(tiny: DiffusionPipeline, operators: tuple[Operator, ...]) -> None:
     denoiser = find_denoiser(tiny)
     names = ("down_blocks.0.resnets.0", "mid_block")
-    removals = [one.candidates[0].removal for one in operators if one.name in names]
-    first, second = (denoiser.module.get_submodule(name) for name in names)
-    handles = [module.register_forward_hook(lambda _, given, __: given[0]) for module in (first, second)]
+    removals = [operator.candidates[0].removal for operator in operators if operator.name in names]
+    modules = [denoiser.module.get_submodule(name) for name in names]
+    handles = [module.register_forward_hook(lambda _, args, __: args[0]) for module in modules]
     expected = output(denoiser)
     for handle in handles:
         handle.remove()
@@ -106,7 +105,7 @@ def test_several_modifications_hold_at_once(tiny: DiffusionPipeline, operators: 
 
 
 class Snapshot:
-    """What must be the same afterwards: the modules themselves, their weights, their hooks, the output."""
+    """What must be the same afterwards: the modules themselves, their weights, hooks and output."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -115,14 +114,14 @@ class Snapshot:
         self.output = output(denoiser)
 
     def check(self) -> None:
-        module = self.denoiser.module
-        now = dict(module.named_modules())
+        network = self.denoiser.module
+        now = dict(network.named_modules())
         assert list(now) == list(self.modules)
         assert all(now[name] is self.modules[name] for name in now)
-        state = module.state_dict()
+        state = network.state_dict()
         assert list(state) == list(self.weights)
         assert all(torch.equal(state[name], weight) for name, weight in self.weights.items())
-        assert not any(one._forward_hooks or one._forward_pre_hooks for one in now.values())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in now.values())
         assert torch.equal(output(self.denoiser), self.output)
 
 
@@ -133,9 +132,9 @@ def denoiser(fresh: DiffusionPipeline) -> Denoiser:
 
 def test_every_modification_is_undone(denoiser: Denoiser, operators: tuple[Operator, ...]) -> None:
     before = Snapshot(denoiser)
-    for one in operators:
-        changed = output_modified(denoiser, one)
-        assert not torch.equal(changed, before.output), one.name
+    for operator in operators:
+        changed = output_modified(denoiser, operator)
+        assert not torch.equal(changed, before.output), operator.name
     before.check()
 
 
@@ -155,7 +154,7 @@ def test_a_modification_is_undone_after_an_interrupt(denoiser: Denoiser, operato
     before.check()
 
 
-def test_an_unknown_operator_is_told_and_nothing_is_modified(denoiser: Denoiser) -> None:
+def test_an_unknown_operator_is_refused_and_nothing_is_modified(denoiser: Denoiser) -> None:
     before = Snapshot(denoiser)
     removals = [
         Removal(operator="mid_block.resnets.0", modification="identity"),
@@ -169,7 +168,7 @@ def test_an_unknown_operator_is_told_and_nothing_is_modified(denoiser: Denoiser)
     before.check()
 
 
-def test_a_name_unlike_any_other_is_told_where_to_look(denoiser: Denoiser) -> None:
+def test_a_name_unlike_any_other_says_where_to_look(denoiser: Denoiser) -> None:
     removal = Removal(operator="zzzzzzzzzzzzzzzzzzzz", modification="identity")
     with (
         pytest.raises(OperatorNotFound, match=r"'zzzzzzzzzzzzzzzzzzzz'.*ldpruner operators"),
@@ -186,19 +185,19 @@ def test_a_name_unlike_any_other_is_told_where_to_look(denoiser: Denoiser) -> No
     ],
     ids=["inside another", "no such projection"],
 )
-def test_removals_that_cannot_be_made_are_told_and_nothing_is_modified(
+def test_impossible_removals_are_refused_and_nothing_is_modified(
     denoiser: Denoiser, removals: list[tuple[str, Any, Any]]
 ) -> None:
     before = Snapshot(denoiser)
-    wanted = [Removal(operator=name, modification=what, source=source) for name, what, source in removals]
-    with pytest.raises(LdPrunerError) as caught, modified(denoiser.module, wanted):
+    values = [Removal(operator=name, modification=kind, source=source) for name, kind, source in removals]
+    with pytest.raises(LdPrunerError) as caught, modified(denoiser.module, values):
         pass
     assert "\n" not in str(caught.value)
-    assert wanted[1].operator in str(caught.value)
+    assert values[1].operator in str(caught.value)
     before.check()
 
 
-def test_a_shared_module_is_modified_wherever_it_stands() -> None:
+def test_a_shared_module_is_modified_wherever_it_is_registered() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -217,3 +216,16 @@ def test_a_shared_module_is_modified_wherever_it_stands() -> None:
         assert torch.equal(network(values), values)
     assert network.first is network.second
     assert torch.equal(network(values), before)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("no memory"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("shapes do not match"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error: RuntimeError, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected

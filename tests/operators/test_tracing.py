@@ -1,11 +1,13 @@
-"""The record of one call, on networks small enough to say by hand what it must hold."""
+"""The trace of networks small enough to say by hand what it must hold."""
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldpruner.errors import DenoiserNotFound
 from ldpruner.operators.discovery import Operator, operators_of
 from ldpruner.operators.patching import modified
 from ldpruner.operators.tracing import Dataflow, trace
@@ -110,7 +112,7 @@ class Guided(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Residual6(), Residual6()])
+        self.blocks = nn.ModuleList([AddsBranch(), AddsBranch()])
 
     def forward(self, values: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -118,7 +120,7 @@ class Guided(nn.Module):
         return values
 
 
-class Residual6(nn.Module):
+class AddsBranch(nn.Module):
     """x + branch(x)."""
 
     def __init__(self) -> None:
@@ -167,8 +169,8 @@ def denoiser(module: nn.Module, inputs: int = 1, rows: int = 2) -> Denoiser:
     return Denoiser("network", module.eval(), tuple(torch.ones(rows, 5, 6) for _ in range(inputs)), {})
 
 
-def found(module: nn.Module, inputs: int = 1) -> dict[str, Operator]:
-    return {one.name: one for one in operators_of(denoiser(module, inputs))}
+def operators_by_name(module: nn.Module, inputs: int = 1) -> dict[str, Operator]:
+    return {operator.name: operator for operator in operators_of(denoiser(module, inputs))}
 
 
 def all_macs(flow: Dataflow) -> int:
@@ -176,12 +178,12 @@ def all_macs(flow: Dataflow) -> int:
 
 
 def test_macs_are_those_of_the_layers_and_of_torchs_counter() -> None:
-    one = denoiser(Residual())
-    flow = trace(one)
+    residual = denoiser(Residual())
+    flow = trace(residual)
     assert all_macs(flow) == 2 * 5 * (6 * 6 + 6 * 3)
     assert flow.macs(flow.nodes_of("branch")) == 2 * 5 * 6 * 6
     with FlopCounterMode(display=False) as counter:
-        one()
+        residual()
     assert 2 * all_macs(flow) == counter.get_total_flops()
 
 
@@ -202,73 +204,84 @@ def test_every_node_reads_only_earlier_ones() -> None:
 
 
 def test_a_scaled_residual_branch_is_seen_and_takes_its_norm_along() -> None:
-    (candidate,) = found(Residual())["branch"].candidates
+    (candidate,) = operators_by_name(Residual())["branch"].candidates
     assert (candidate.modification, candidate.cascaded) == ("zero", ("norm",))
     assert candidate.parameters == 6 * 6 + 6 + 2 * 6
     assert candidate.macs == 5 * 6 * 6  # one of the two rows
 
 
-def test_an_operator_that_is_called_twice_says_so() -> None:
-    assert found(Residual())["gate"].calls == 2
+def test_an_operator_that_is_called_twice_counts_two_calls() -> None:
+    assert operators_by_name(Residual())["gate"].calls == 2
 
 
-def test_a_norm_that_something_else_reads_stays() -> None:
-    (candidate,) = found(Shared())["first"].candidates
+def test_a_norm_that_another_branch_reads_stays() -> None:
+    (candidate,) = operators_by_name(Shared())["first"].candidates
     assert (candidate.modification, candidate.cascaded) == ("zero", ())
 
 
 def test_parallel_branches_are_both_residual() -> None:
-    assert {one.modifications for name, one in found(Shared()).items() if name != "norm"} == {("zero",)}
+    operators = operators_by_name(Shared())
+    assert operators["first"].modifications == operators["second"].modifications == ("zero",)
 
 
 def test_an_addition_of_something_else_makes_no_residual_branch() -> None:
-    assert [one.modifications for one in found(Unrelated(), inputs=2).values()] == [("identity",), ("identity",)]
+    operators = operators_by_name(Unrelated(), inputs=2)
+    assert [operator.modifications for operator in operators.values()] == [("identity",), ("identity",)]
 
 
 def test_a_residual_that_is_added_in_place_is_seen() -> None:
-    operators = found(InPlace())
+    operators = operators_by_name(InPlace())
     assert operators["branch"].modifications == ("zero",)
     assert operators["stem"].modifications == ("identity",)
 
 
-def test_tracing_changes_neither_the_network_nor_what_it_was_given() -> None:
-    one = denoiser(InPlace())
-    before: Any = one()
-    modules = list(one.module.modules())
-    trace(one)
-    assert torch.equal(one(), before)
-    assert torch.equal(one.arguments[0], torch.ones(2, 5, 6))
+def test_tracing_changes_neither_the_network_nor_its_inputs() -> None:
+    recorded = denoiser(InPlace())
+    before: Any = recorded()
+    modules = list(recorded.module.modules())
+    trace(recorded)
+    assert torch.equal(recorded(), before)
+    assert torch.equal(recorded.arguments[0], torch.ones(2, 5, 6))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-    assert not any(weight.is_meta for weight in one.module.parameters())
+    assert not any(weight.is_meta for weight in recorded.module.parameters())
 
 
 def test_parallel_branches_share_their_projection() -> None:
-    operators = found(Parallel())
+    operators = operators_by_name(Parallel())
     assert operators["first"].modifications == operators["second"].modifications == ("zero",)
 
 
-def test_what_stands_before_a_removed_norm_goes_with_it() -> None:
-    (candidate,) = found(Sandwich())["behind"].candidates
+def test_a_branch_in_front_of_a_removed_norm_goes_with_it() -> None:
+    (candidate,) = operators_by_name(Sandwich())["behind"].candidates
     assert (candidate.modification, candidate.cascaded) == ("zero", ("before", "branch"))
     assert candidate.parameters == sum(weight.numel() for weight in Sandwich().parameters())
 
 
 def test_a_block_that_carries_the_stream_is_no_branch() -> None:
-    operators = found(Guided(), inputs=2)
+    operators = operators_by_name(Guided(), inputs=2)
     assert [operators[f"blocks.{place}"].modifications for place in (0, 1)] == [("identity",), ("identity",)]
 
 
 def test_none_among_the_outputs_stays_none() -> None:
     network = Partial()
-    (candidate,) = found(network, inputs=2)["block"].candidates
+    (candidate,) = operators_by_name(network, inputs=2)["block"].candidates
     assert (candidate.modification, candidate.source) == ("identity", (None, "values"))
     with modified(network, [candidate.removal]):
         values = torch.randn(2, 5, 6)
         assert torch.equal(network(values, torch.ones(3)), values)
 
 
-def test_what_a_network_keeps_stays_its_own() -> None:
+def test_what_a_network_caches_while_it_is_traced_stays_in_the_copy() -> None:
     network = Caching()
-    assert found(network)["branch"].modifications
+    assert operators_by_name(network)["branch"].modifications
     assert network.table.device.type == "cpu"
     assert network(torch.ones(2, 5, 6)).isfinite().all()
+
+
+def test_a_network_that_needs_its_weights_is_refused_in_one_line() -> None:
+    class Branching(nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            raise ValueError("needs a\nvalue")
+
+    with pytest.raises(DenoiserNotFound, match=r"^network cannot run without its weights: ValueError: needs a value$"):
+        trace(denoiser(Branching()))

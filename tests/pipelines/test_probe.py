@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -115,3 +116,14 @@ def test_images_are_told_apart_in_json() -> None:
 def test_a_sequence_without_prompts_is_refused() -> None:
     with pytest.raises(ProbeError, match="prompts"):
         Probe(prompts=())
+
+
+def test_samples_and_probes_have_seeds_of_their_own() -> None:
+    seeds = {Probe(seed=seed).sample_seed(index) for seed in range(5) for index in range(100)}
+    assert len(seeds) == 500
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_seed_is_the_same_on_every_machine() -> None:
+    state = np.random.SeedSequence([3, 4]).generate_state(2, np.uint32)  # 32-bit words, lowest first
+    assert Probe(seed=3).sample_seed(4) == (int(state[0]) + (int(state[1]) << 32)) >> 1

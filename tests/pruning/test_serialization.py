@@ -1,4 +1,4 @@
-"""Saving and opening: exact, strict, whole or not at all, and never a pickle."""
+"""Pipelines are saved whole or not at all, and opened exactly, strictly and without pickles."""
 
 import copy
 import json
@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 import ldpruner
 from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile
+from ldpruner.operators.discovery import Candidate
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.pruning.serialization import load_meta
-from ldpruner.selection.plan import PlannedRemoval
+from tests.conftest import planned
 from tests.families import FAMILIES
 
 PROBE = ldpruner.Probe(samples=2, steps=2, prompts=("a cat", "the sea"))
@@ -31,15 +32,15 @@ PROBE = ldpruner.Probe(samples=2, steps=2, prompts=("a cat", "the sea"))
 
 def some_plan(pipeline: DiffusionPipeline) -> ldpruner.Plan:
     """Removals of every modification that the pipeline allows, no two inside one another."""
-    chosen: list[Any] = []
+    chosen: list[Candidate] = []
     for operator in ldpruner.find_operators(pipeline):
         (candidate,) = operator.candidates
-        alike = sum(one.modification == candidate.modification for one in chosen)
-        free = all(set(candidate.leaves).isdisjoint(one.leaves) for one in chosen)
+        alike = [other for other in chosen if other.modification == candidate.modification]
+        is_free = all(set(candidate.leaves).isdisjoint(other.leaves) for other in chosen)
         runs = operator.name != "transformer_blocks.0"  # DiT reads this block's norm from outside
-        if alike < 3 and free and runs and candidate.parameters:
+        if len(alike) < 3 and is_free and runs and candidate.parameters:
             chosen.append(candidate)
-    return ldpruner.Plan(removed=tuple(PlannedRemoval(**one.removal.model_dump()) for one in chosen))
+    return ldpruner.Plan(removed=tuple(map(planned, chosen)))
 
 
 def pruned_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
@@ -47,7 +48,7 @@ def pruned_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def latents(pipeline: DiffusionPipeline) -> torch.Tensor:
-    return draw_latents(pipeline, PROBE, range(PROBE.samples))
+    return sample_latents(pipeline, PROBE, range(PROBE.samples))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def broken(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def broken_plain(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the saved untouched pipeline, to be broken."""
+    """A copy of the saved original pipeline, to be broken."""
     return Path(shutil.copytree(folder, tmp_path / "plain"))
 
 
@@ -80,7 +81,7 @@ def half(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     return pipeline.to(torch.float16)
 
 
-# Opens folders with nothing but diffusers, and keeps what their denoisers compute.
+# Opens folders with nothing but diffusers, and saves the outputs of their denoisers.
 ELSEWHERE = """
 import sys
 
@@ -116,7 +117,7 @@ assert "ldpruner" not in sys.modules
 
 
 def recorded_call(pipeline: DiffusionPipeline, dtype: torch.dtype) -> dict[str, Any]:
-    """A call of the denoiser that any machine can repeat."""
+    """A call of the denoiser that another process can repeat."""
     generator = torch.Generator().manual_seed(7)
     call = {"sample": torch.randn(2, 4, 8, 8, generator=generator).to(dtype), "timestep": torch.tensor(500)}
     if "text_encoder" in pipeline.components:
@@ -124,6 +125,7 @@ def recorded_call(pipeline: DiffusionPipeline, dtype: torch.dtype) -> dict[str, 
     return call
 
 
+@pytest.mark.extensive  # tests/test_families.py opens folders elsewhere in the default run
 def test_a_folder_opens_exactly_where_ldpruner_is_not_installed(
     tiny: DiffusionPipeline, tiny_text: DiffusionPipeline, tmp_path: Path
 ) -> None:
@@ -147,21 +149,21 @@ def test_a_folder_opens_exactly_where_ldpruner_is_not_installed(
     )
     assert result.returncode == 0, result.stderr
     for name in pipelines:
-        made = torch.load(tmp_path / f"{name}.outputs.pt", weights_only=True)
-        assert torch.equal(made, expected[name]), name
+        output = torch.load(tmp_path / f"{name}.outputs.pt", weights_only=True)
+        assert torch.equal(output, expected[name]), name
     for name in ("plain", "text"):
         assert torch.equal(torch.load(tmp_path / f"{name}.latents.pt", weights_only=True), latents(pipelines[name]))
     assert list(modules.rglob("pruned*.py"))  # the folder's own code ran
 
 
 @pytest.mark.parametrize("fixture", ["tiny", "tiny_text", "tiny_transformer"])
-def test_load_gives_the_same_latents_to_the_bit(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_loaded_latents_are_bit_identical(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(fixture)
     pruned = pruned_copy(pipeline)
     ldpruner.save(pruned, tmp_path / "pruned")
     reloaded = ldpruner.load(tmp_path / "pruned")
     component = find_denoiser(pruned).component
-    modifications = {one["modification"] for one in reloaded.components[component].config["removals"]}
+    modifications = {removal["modification"] for removal in reloaded.components[component].config["removals"]}
     assert modifications >= {"identity"}
     assert count_parameters(reloaded.components[component]) < count_parameters(pipeline.components[component])
     assert not reloaded.components[component].training
@@ -174,15 +176,13 @@ def test_load_runs_no_code_of_the_folder(broken: Path, pruned: DiffusionPipeline
     assert torch.equal(latents(ldpruner.load(broken)), latents(pruned))
 
 
-def test_an_untouched_pipeline_saves_and_loads_as_ever(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+def test_an_unpruned_pipeline_is_saved_as_plain_diffusers(tiny: DiffusionPipeline, tmp_path: Path) -> None:
     ldpruner.save(tiny, tmp_path / "plain")
     for opened in (ldpruner.load(tmp_path / "plain"), DiffusionPipeline.from_pretrained(tmp_path / "plain")):
         assert torch.equal(latents(opened), latents(tiny))
 
 
-def test_a_folder_is_as_much_smaller_as_weights_were_removed(
-    folder: Path, saved: Path, tiny: DiffusionPipeline
-) -> None:
+def test_a_folder_shrinks_by_the_removed_weights(folder: Path, saved: Path, tiny: DiffusionPipeline) -> None:
     before = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
     after = sum(path.stat().st_size for path in (saved / "unet").glob("*.safetensors"))
     removed = count_parameters(tiny.unet) - count_parameters(ldpruner.load(saved).unet)
@@ -203,16 +203,16 @@ def test_half_precision_survives(tiny: DiffusionPipeline, tmp_path: Path) -> Non
 
 
 def test_a_pruned_pipeline_is_pruned_further_and_saved_again(saved: Path, tmp_path: Path) -> None:
-    point_estimate = ldpruner.load(saved)
-    twice = pruned_copy(point_estimate)
-    assert count_parameters(twice.unet) < count_parameters(point_estimate.unet)
+    once = ldpruner.load(saved)
+    twice = pruned_copy(once)
+    assert count_parameters(twice.unet) < count_parameters(once.unet)
     ldpruner.save(twice, tmp_path / "twice")
     again = ldpruner.load(tmp_path / "twice")
     assert torch.equal(latents(again), latents(twice))
-    assert len(again.unet.config["removals"]) > len(point_estimate.unet.config["removals"])
+    assert len(again.unet.config["removals"]) > len(once.unet.config["removals"])
 
 
-def test_a_pruned_folder_needs_no_weights_to_be_understood(saved: Path, pruned: DiffusionPipeline) -> None:
+def test_operators_of_a_pruned_folder_are_found_without_its_weights(saved: Path, pruned: DiffusionPipeline) -> None:
     meta = load_meta(saved)
     assert count_parameters(meta.unet) == count_parameters(pruned.unet)
     assert ldpruner.find_operators(meta) == ldpruner.find_operators(pruned)
@@ -321,7 +321,7 @@ def test_a_save_that_fails_leaves_the_old_folder_intact(
 
 
 @pytest.mark.parametrize("place", ["/dev/null/pipeline", "/proc/ld-pruner-pipeline"])
-def test_a_place_that_cannot_be_written_is_told(pruned: DiffusionPipeline, place: str) -> None:
+def test_a_place_that_cannot_be_written_is_refused(pruned: DiffusionPipeline, place: str) -> None:
     with pytest.raises(StorageError) as caught:
         ldpruner.save(pruned, place)
     assert_one_line(caught.value, place)
@@ -347,13 +347,13 @@ def assert_refused(folder: Path | str, error: type[LdPrunerError], *parts: str) 
     ["no-such-model", "./no/such/folder", "/no/such/folder", "zoo:no-such-model", "no-such-owner/no-such-model"],
 )
 @pytest.mark.parametrize("opening", [ldpruner.load, load_meta])
-def test_a_model_that_does_not_exist_is_told(name: str, opening: Callable[[str], DiffusionPipeline]) -> None:
+def test_a_model_that_does_not_exist_is_refused(name: str, opening: Callable[[str], DiffusionPipeline]) -> None:
     with pytest.raises(PipelineNotFound) as caught:
         opening(name)
     assert_one_line(caught.value, name)
 
 
-def test_a_folder_that_is_no_pipeline_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, PipelineNotFound, "model_index.json")
 
 
@@ -364,7 +364,7 @@ def test_a_file_is_no_pipeline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{ not json", "", "[1, 2]", '{"unet": ["diffusers", "UNet2DModel"]}', "\xff"])
 @pytest.mark.parametrize("opening", [ldpruner.load, load_meta])
-def test_an_index_that_says_nothing_is_told(
+def test_a_damaged_index_is_refused(
     broken_plain: Path, content: str, opening: Callable[[Path], DiffusionPipeline]
 ) -> None:
     (broken_plain / "model_index.json").write_bytes(content.encode("latin-1"))
@@ -373,7 +373,7 @@ def test_an_index_that_says_nothing_is_told(
     assert_one_line(caught.value, str(broken_plain))
 
 
-def test_an_unknown_pipeline_class_is_told(broken_plain: Path) -> None:
+def test_an_unknown_pipeline_class_is_refused(broken_plain: Path) -> None:
     path = broken_plain / "model_index.json"
     path.write_text(path.read_text().replace("LDMPipeline", "TeaPotPipeline"))
     assert_refused(broken_plain, PipelineNotFound, "TeaPotPipeline")
@@ -383,7 +383,7 @@ WEIGHTS = ("unet", "diffusion_pytorch_model.safetensors")
 
 
 class Bomb:
-    """What a hostile pickle does when it is opened."""
+    """A hostile pickle runs code when it is opened."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return exec, ("raise SystemExit('unpickled')",)
@@ -430,7 +430,7 @@ def test_a_pickle_beside_safetensors_is_not_opened(broken_plain: Path, tiny: Dif
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_component_that_diffusers_has_moved_is_found(tmp_path: Path) -> None:
-    """Audio pipelines of before 2023 name the mel pictures of a module that is now among the deprecated."""
+    """Audio pipelines of before 2023 name a module of `Mel` that is now among the deprecated ones."""
     FAMILIES["audio-diffusion"].pipeline().save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
     index = json.loads(path.read_text())

@@ -12,7 +12,7 @@ import ldpruner
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.scoring import looks
 from ldpruner.scoring.adaptive import AdaptiveScorer
 from ldpruner.scoring.looks import look
@@ -45,10 +45,10 @@ def test_a_look_is_how_far_the_output_moves_for_the_same_input(kind: str, reques
 def test_a_look_leaves_the_path_and_the_network_as_they_are(
     tiny: DiffusionPipeline, removals: tuple[Removal, ...]
 ) -> None:
-    baseline = draw_latents(tiny, PROBE, [0])
+    baseline = sample_latents(tiny, PROBE, [0])
     seen, modules = looks._Looks(0, removals), dict(tiny.unet.named_modules())
     handle = tiny.unet.register_forward_hook(seen.after_call, with_kwargs=True)
-    assert torch.equal(draw_latents(tiny, PROBE, [0], seen.after_step), baseline)
+    assert torch.equal(sample_latents(tiny, PROBE, [0], seen.after_step), baseline)
     handle.remove()
     assert seen.effects.all()
     assert dict(tiny.unet.named_modules()) == modules

@@ -22,7 +22,7 @@ from torch import nn
 import ldpruner
 from ldpruner.errors import NonFiniteLatents, OperatorNotFound, RunStoreError, StorageError
 from ldpruner.operators.patching import modified
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.scoring.importance import METRICS, Metric
 from ldpruner.scoring.runner import Scoring
 from tests.families import FAMILIES
@@ -39,7 +39,7 @@ def values(scores: ldpruner.Scores) -> Values:
 
 
 def drawn(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> Any:
-    return draw_latents(pipeline, probe, range(probe.samples)).double().numpy()
+    return sample_latents(pipeline, probe, range(probe.samples)).double().numpy()
 
 
 def paper_score(z: Any, other: Any) -> float:
@@ -417,7 +417,7 @@ def test_a_real_pipeline_goes_on_after_an_operator_that_cannot_go() -> None:
 
 def test_a_part_that_something_else_calls_is_left_alone(tiny_transformer: DiffusionPipeline) -> None:
     """The transformer of DiT calls the embedding in its first block's norm once more, for its last norm."""
-    blocks = [one.name for one in ldpruner.find_operators(tiny_transformer) if one.kind == "transformer_block"]
+    blocks = [one.name for one in ldpruner.find_operators(tiny_transformer) if one.module_type == "transformer_block"]
     assert blocks == ["transformer_blocks.1"]
 
 
@@ -438,7 +438,7 @@ def test_an_untouched_pipeline_with_latents_that_are_not_finite_is_refused(
 def test_an_operator_of_another_pipeline_is_refused(
     tiny: DiffusionPipeline, tiny_text: DiffusionPipeline, probe: ldpruner.Probe
 ) -> None:
-    foreign = next(one for one in ldpruner.find_operators(tiny_text) if one.kind == "transformer_block")
+    foreign = next(one for one in ldpruner.find_operators(tiny_text) if one.module_type == "transformer_block")
     with pytest.raises(OperatorNotFound) as caught:
         score_all(tiny, [foreign], probe)
     assert one_line(caught.value, repr(foreign.name))

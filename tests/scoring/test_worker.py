@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import ldpruner
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.scoring import worker as execution
 from ldpruner.scoring.importance import Floats
 from ldpruner.scoring.worker import LocalExecutor, Outcome, Task, Worker
@@ -40,7 +40,7 @@ def test_a_worker_draws_what_a_pipeline_draws_and_tells_the_way_there(tiny: Diff
     drawn = Worker(tiny)(Task("unet", PROBE, None, (0, 1), 2))
     assert drawn.latents is not None
     assert drawn.path is not None
-    np.testing.assert_array_equal(drawn.latents, draw_latents(tiny, PROBE, [0, 1]).double().numpy())
+    np.testing.assert_array_equal(drawn.latents, sample_latents(tiny, PROBE, [0, 1]).double().numpy())
     assert len(drawn.path) == drawn.calls == PROBE.steps
     np.testing.assert_array_equal(drawn.path[-1], drawn.latents[: drawn.path.shape[1]])
 

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 import ldpruner
 from ldpruner.operators.patching import modified
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.benchmark import compare
 from ldpruner.scoring.results import Scores
 from ldpruner.workflow import prune_to_budget
@@ -36,7 +36,7 @@ def scores(satellite: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactor
 
 
 def latents(pipeline: DiffusionPipeline) -> np.ndarray:
-    return draw_latents(pipeline, PROBE, range(PROBE.samples)).numpy().astype(np.float64)
+    return sample_latents(pipeline, PROBE, range(PROBE.samples)).numpy().astype(np.float64)
 
 
 def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeline, scores: Scores) -> None:

@@ -1,0 +1,40 @@
+"""Networks are told apart by their architecture, their weights and their dtype."""
+
+import torch
+from torch import nn
+
+from ldpruner.pipelines.fingerprints import architecture, count_parameters, module_dtype, weights_digest
+
+
+def network(width: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, width), nn.Linear(width, 2))
+
+
+def test_shared_weights_count_once() -> None:
+    shared = nn.Linear(2, 3)
+    assert count_parameters(nn.Sequential(shared, shared)) == count_parameters(shared, shared) == 2 * 3 + 3
+
+
+def test_an_architecture_depends_on_shapes_and_names_but_not_on_weights() -> None:
+    changed = network()
+    next(changed.parameters()).data += 1
+    assert architecture(changed) == architecture(network())
+    assert architecture(network(4)) != architecture(network())
+    assert architecture(nn.ModuleDict({"0": nn.Linear(2, 3), "2": nn.Linear(3, 2)})) != architecture(network())
+
+
+def test_one_changed_weight_changes_the_digest_and_the_dtype_does_not() -> None:
+    changed, halved = network(), network().half().float()
+    changed[1].bias.data[-1] += 1e-3  # type: ignore[index]
+    assert weights_digest(network()) == weights_digest(network())
+    assert weights_digest(changed) != weights_digest(network())
+    assert weights_digest(halved.double()) == weights_digest(halved)
+
+
+def test_a_network_that_names_its_dtype_is_believed() -> None:
+    class Mixed(nn.Linear):
+        dtype = torch.float16
+
+    assert module_dtype(Mixed(1, 1)) == torch.float16
+    assert module_dtype(network().double()) == torch.float64
