@@ -61,7 +61,7 @@ def test_a_compiled_pipeline_teaches_its_pruned_copy(
     compiled(num_inference_steps=1)  # a network that is compiled already may not call later hooks
     pruned = ldpruner.prune(compiled, ldpruner.select(scores, ldpruner.Budget(parameters=0.8)))
     training = ldpruner.Training(max_train_steps=2, train_batch_size=2, lr_warmup_steps=1)
-    history = ldpruner.finetune(pruned, compiled, probe=probe.model_copy(update={"samples": 6}), training=training)
+    history = ldpruner.finetune(pruned, compiled, probe=probe.replace(samples=6), training=training)
     assert history.steps == 2
 
 

@@ -65,7 +65,7 @@ def two_of_each(operators: Sequence[Operator]) -> list[Operator]:
     """Two operators of each type and modification, and the largest, so that a budget can be reached."""
     seen: dict[tuple[str, str], int] = {}
     largest_first = sorted(operators, key=lambda operator: -operator.parameters)
-    chosen = {operator.name for operator in largest_first[:20]}
+    chosen = {operator.name for operator in largest_first[:10]}
     for operator in operators:
         for modification in operator.modifications:
             key = (operator.module_type, modification)
@@ -81,7 +81,7 @@ def scored(pipeline: DiffusionPipeline, family: Family) -> Scores:
     with Scoring(pipeline, two_of_each(operators), probe, component=family.component) as scoring:
         for _ in (*scoring.drawing.look(scoring.candidates), *scoring):
             pass
-        seen = [scoring.drawing.effect(one) is not None for one in scoring.candidates]
+        seen = [scoring.drawing.effect(candidate) is not None for candidate in scoring.candidates]
         assert sum(seen) > 0.9 * len(seen) or family.component == LATER
         return scoring.scores()
 
@@ -99,7 +99,7 @@ def test_a_family_is_pruned_and_opens_anywhere(name: str, reader: subprocess.Pop
     before = family.sample(pipeline)
     scores = scored(pipeline, family)
     assert torch.equal(family.sample(pipeline), before)
-    plan = ldpruner.select(scores, ldpruner.Budget(parameters=0.7))
+    plan = ldpruner.select(scores, ldpruner.Budget(parameters=0.8))
     pruned = ldpruner.prune(pipeline, plan)
     ldpruner.save(pruned, tmp_path / "pruned")
     print(name, tmp_path / "pruned", file=cast(IO[str], reader.stdin), flush=True)

@@ -98,8 +98,8 @@ def assert_same(scores: ldpruner.Scores, whole: ldpruner.Scores) -> None:
     assert scores.denoiser_calls == whole.denoiser_calls
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.extensive)])
-def test_a_run_that_is_killed_again_and_again_comes_to_the_same_scores(
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.extensive)])
+def test_a_killed_run_comes_to_the_same_scores(
     start: Start,
     folder: Path,
     whole: tuple[ldpruner.Scores, Path],
@@ -158,8 +158,7 @@ def test_a_torn_last_page_loses_only_what_was_written_last(
             shutil.copy(tmp_path / file, torn)
     log = torn / "run.sqlite-wal"
     log.write_bytes(log.read_bytes()[:-1000])
-    finished, known = rows(torn), rows(tmp_path)
-    assert finished < known
+    assert rows(torn) < rows(tmp_path)
     assert_same(score(folder, torn), whole[0])
 
 

@@ -1,4 +1,4 @@
-"""What small pipelines of many families share: tokenizers, text encoders, autoencoders, all with random weights."""
+"""Parts of small pipelines with random weights: tokenizers, text encoders, autoencoders."""
 
 from typing import Any
 
@@ -39,8 +39,8 @@ def clip(projected: bool = False, width: int = WIDTH, length: int = 8) -> Any:
         bos_token_id=1,
         eos_token_id=1,
     )
-    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-    return ready(kind(configuration))
+    model_class = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return ready(model_class(configuration))
 
 
 def t5(width: int = WIDTH, vocabulary: int = len(WORDS)) -> Any:
@@ -60,7 +60,7 @@ def umt5(width: int = WIDTH) -> Any:
 
 
 def decoder(configuration: Any, model: Any) -> Any:
-    """A language model of two layers that reads prompts; transformers' classes of its configuration and of it."""
+    """A language model of two layers that reads prompts, from the classes of its configuration and its network."""
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "head_dim": 8}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     tokens = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
@@ -102,17 +102,19 @@ def vision(size: int = 16, width: int = WIDTH) -> Any:
     return ready(transformers.CLIPVisionModelWithProjection(configuration))
 
 
-def letters(kind: Any, length: int = 8) -> Any:
+def letters(tokenizer_class: Any, length: int = 8) -> Any:
     """A tokenizer of single letters, of the class that a pipeline asks for."""
-    signs = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
-    if kind is transformers.T5Tokenizer:
-        return kind(vocab=[(sign, 0.0) for sign in [*signs, "\u2581"]], extra_ids=0, model_max_length=length)
-    places = {sign: place for place, sign in enumerate([*signs, "\u0120"])}
-    return kind(vocab=places, merges=[], model_max_length=length)
+    characters = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    if tokenizer_class is transformers.T5Tokenizer:
+        return tokenizer_class(
+            vocab=[(sign, 0.0) for sign in [*characters, "\u2581"]], extra_ids=0, model_max_length=length
+        )
+    places = {sign: place for place, sign in enumerate([*characters, "\u0120"])}
+    return tokenizer_class(vocab=places, merges=[], model_max_length=length)
 
 
 def ready(network: nn.Module) -> Any:
-    """A network for inference whose zero weights are random too, as no trained ones are zero."""
+    """A network for inference; weights that are initialised to zero become random, as after training."""
     with torch.no_grad():
         for weight in network.parameters():
             if not weight.count_nonzero():

@@ -19,7 +19,7 @@ BLOCKS = {"num_layers": 2, **HEADS}
 
 
 def states(seed: int) -> torch.Tensor:
-    """What a text encoder could have given for one prompt."""
+    """Text embeddings for one prompt."""
     return torch.randn(1, 8, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
@@ -28,7 +28,7 @@ def flow() -> Any:
 
 
 def assembled(pipeline: Any, transformer: Any, **parts: Any) -> Any:
-    """A pipeline of a transformer; what is not given is a small image autoencoder, T5 and flow matching."""
+    """A pipeline of a transformer; by default with a small image autoencoder, T5 and flow matching."""
     usual: dict[str, Any] = {"vae": images, "text_encoder": t5, "tokenizer": words, "scheduler": flow}
     missing = {name: build() for name, build in usual.items() if name not in parts}
     return pipeline(transformer=ready(transformer), **missing, **parts)

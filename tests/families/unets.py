@@ -52,14 +52,14 @@ def plain_unet(channels: int = 3, **settings: Any) -> Any:
     return ready(diffusers.UNet2DModel(**{**defaults, **settings}))
 
 
-def schedule(kind: Any = DDIMScheduler, **settings: Any) -> Any:
+def schedule(scheduler_class: Any = DDIMScheduler, **settings: Any) -> Any:
     """A scheduler as Stable Diffusion sets it."""
     defaults = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    defaults |= {"clip_sample": False} if kind is DDIMScheduler else {}
-    return kind(**{**defaults, "steps_offset": 1, **settings})
+    defaults |= {"clip_sample": False} if scheduler_class is DDIMScheduler else {}
+    return scheduler_class(**{**defaults, "steps_offset": 1, **settings})
 
 
-def stable(kind: Any = StableDiffusionPipeline, **parts: Any) -> Any:
+def stable(pipeline_class: Any = StableDiffusionPipeline, **parts: Any) -> Any:
     """A pipeline with the parts of Stable Diffusion."""
     defaults: dict[str, Any] = {
         "vae": images(),
@@ -70,7 +70,7 @@ def stable(kind: Any = StableDiffusionPipeline, **parts: Any) -> Any:
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
-    return kind(**{**defaults, "unet": unet() if "unet" not in parts else None, **parts})
+    return pipeline_class(**{**defaults, "unet": unet() if "unet" not in parts else None, **parts})
 
 
 def stable_diffusion_2() -> Any:
@@ -118,7 +118,7 @@ def latent_consistency() -> Any:
     )
 
 
-def xl(kind: Any = diffusers.StableDiffusionXLPipeline, **parts: Any) -> Any:
+def xl(pipeline_class: Any = diffusers.StableDiffusionXLPipeline, **parts: Any) -> Any:
     """A pipeline with the parts of Stable Diffusion XL."""
     sizes, pooled = 6 * 8, WIDTH
     defaults: dict[str, Any] = {
@@ -139,7 +139,7 @@ def xl(kind: Any = diffusers.StableDiffusionXLPipeline, **parts: Any) -> Any:
         ),
         "scheduler": schedule(diffusers.EulerDiscreteScheduler),
     }
-    return kind(**{**defaults, **parts})
+    return pipeline_class(**{**defaults, **parts})
 
 
 def xl_img2img() -> Any:
@@ -181,14 +181,14 @@ def ddpm() -> Any:
     return diffusers.DDPMPipeline(unet=plain_unet(), scheduler=diffusers.DDPMScheduler())
 
 
-def basic(kind: Any, **parts: Any) -> Any:
+def basic(pipeline_class: Any, **parts: Any) -> Any:
     """A pipeline with the parts of Stable Diffusion, but no safety checker."""
     defaults = {"vae": images(), "text_encoder": clip(), "tokenizer": words(), "scheduler": schedule()}
-    return kind(**{**defaults, **parts})
+    return pipeline_class(**{**defaults, **parts})
 
 
 def motion() -> Any:
-    """What AnimateDiff adds to a U-Net."""
+    """The motion modules that AnimateDiff adds to a U-Net."""
     return diffusers.MotionAdapter(
         block_out_channels=(16, 32),
         motion_layers_per_block=1,
@@ -210,9 +210,9 @@ def pia() -> Any:
     return pipeline
 
 
-def videos(kind: Any, **settings: Any) -> Any:
+def videos(network_class: Any, **settings: Any) -> Any:
     """A U-Net of videos."""
-    network = kind(
+    network = network_class(
         sample_size=8,
         block_out_channels=(32, 64),
         layers_per_block=1,
@@ -281,7 +281,7 @@ def clap() -> Any:
 
 
 def vocoder() -> Any:
-    """What makes sound of a spectrogram of eight bands."""
+    """A vocoder for spectrograms of eight bands."""
     settings = transformers.SpeechT5HifiGanConfig(
         model_in_dim=8,
         sampling_rate=160,

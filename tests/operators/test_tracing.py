@@ -52,11 +52,11 @@ class Unrelated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one = nn.Linear(6, 6)
-        self.other = nn.Linear(6, 6)
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
 
     def forward(self, values: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
-        result = self.one(values) + self.other(more)
+        result = self.first(values) + self.second(more)
         assert isinstance(result, torch.Tensor)
         return result
 

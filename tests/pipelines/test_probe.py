@@ -68,16 +68,17 @@ def test_what_the_user_says_is_not_completed(tiny_text: DiffusionPipeline, tiny:
 
 
 def test_a_negative_prompt_is_one_for_all_or_one_each(tiny_text: DiffusionPipeline) -> None:
-    one, several = (Probe(prompts=("a cat",), call={"negative_prompt": it}) for it in ("dog", ["dog", "sea"]))
-    assert one.arguments(tiny_text, [0, 1])["negative_prompt"] == ["dog", "dog"]
+    texts = ("dog", ["dog", "sea"])
+    shared, several = (Probe(prompts=("a cat",), call={"negative_prompt": text}) for text in texts)
+    assert shared.arguments(tiny_text, [0, 1])["negative_prompt"] == ["dog", "dog"]
     assert several.arguments(tiny_text, [0, 1, 2])["negative_prompt"] == ["dog", "sea", "dog"]
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_an_image_is_one_for_all_or_one_each() -> None:
     pipeline = FAMILIES["stable-diffusion-img2img"].pipeline()
-    one, several = (Probe(prompts=("a cat",), call={"image": it}) for it in (RED, [RED, BLUE]))
-    assert one.arguments(pipeline, [0, 1])["image"] == [RED, RED]
+    shared, several = (Probe(prompts=("a cat",), call={"image": image}) for image in (RED, [RED, BLUE]))
+    assert shared.arguments(pipeline, [0, 1])["image"] == [RED, RED]
     assert several.arguments(pipeline, [0, 1, 2])["image"] == [RED, BLUE, RED]
 
 
@@ -97,8 +98,8 @@ def test_numbers_stay_as_they_are(tiny_text: DiffusionPipeline) -> None:
 
 def test_rows_of_a_tensor_belong_to_samples(tiny_text: DiffusionPipeline) -> None:
     embeddings = torch.randn(2, 8, 16)
-    given = Probe(call={"prompt_embeds": embeddings}).arguments(tiny_text, [0, 1, 2])["prompt_embeds"]
-    assert torch.equal(given, embeddings[[0, 1, 0]])
+    rows = Probe(call={"prompt_embeds": embeddings}).arguments(tiny_text, [0, 1, 2])["prompt_embeds"]
+    assert torch.equal(rows, embeddings[[0, 1, 0]])
 
 
 def test_the_probe_says_what_each_latent_was_made_from() -> None:
@@ -109,7 +110,7 @@ def test_the_probe_says_what_each_latent_was_made_from() -> None:
 
 
 def test_images_are_told_apart_in_json() -> None:
-    red, blue, again = (Probe(call={"image": [it]}).model_dump(mode="json") for it in (RED, BLUE, RED.copy()))
+    red, blue, again = (Probe(call={"image": [image]}).model_dump(mode="json") for image in (RED, BLUE, RED.copy()))
     assert red == again != blue
 
 

@@ -58,12 +58,12 @@ def pipeline_class(folder: Path) -> Any:
         PipelineNotFound: diffusers has no such class.
     """
     name = str(read_index(folder)["_class_name"])
-    found = getattr(diffusers, name, None)
-    if found is None:
+    build = getattr(diffusers, name, None)
+    if build is None:
         raise PipelineNotFound(
             f"{folder / INDEX} names pipeline class {name!r}, unknown to diffusers {diffusers.__version__}"
         )
-    return found
+    return build
 
 
 def index_components(folder: Path) -> dict[str, tuple[Any, Any]]:
