@@ -151,9 +151,9 @@ def test_a_torn_last_page_loses_only_what_was_written_last(
     torn = tmp_path / "torn"
     torn.mkdir()
     with Scoring(ldpruner.load(folder), None, PROBE, run=tmp_path) as scoring:
-        draws = iter(AdaptiveScorer(scoring, BUDGETS))
+        rounds = iter(AdaptiveScorer(scoring, BUDGETS))
         for _ in range(20):
-            next(draws)
+            next(rounds)
         for file in ("run.sqlite", "run.sqlite-wal"):  # as a machine leaves them that loses its power
             shutil.copy(tmp_path / file, torn)
     log = torn / "run.sqlite-wal"
@@ -163,8 +163,8 @@ def test_a_torn_last_page_loses_only_what_was_written_last(
 
 
 def _same_costs(there: Path, here: Path) -> None:
-    """Latency is measured once for a run; another measurement is another race."""
-    with RunStore(there) as known:
-        costs, identity = known.fact("costs"), known.fact("identity")
+    """Latency is measured once for a run; another measurement gives other scores."""
+    with RunStore(there) as finished:
+        costs, identity = finished.fact("costs"), finished.fact("identity")
     with RunStore(here, identity) as store:
         store.set_fact("costs", costs)

@@ -18,9 +18,9 @@ def test_what_waits_for_a_device_is_counted_by_its_place(tiny: DiffusionPipeline
         warnings.warn(f"{WAITED} (by a test)", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    with counted_waits(torch.device("cpu")) as found:
+    with counted_waits(torch.device("cpu")) as counts:
         sample_latents(tiny, probe, [0], wait)
-    ((place, count),) = found.items()
+    ((place, count),) = counts.items()
     assert place.startswith("ldpruner/pipelines/sampling.py:")
     assert count == probe.steps
 

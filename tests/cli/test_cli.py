@@ -60,7 +60,7 @@ def test_operators_prints_the_fields_of_the_contract(run: Run, model: Path) -> N
     assert code == 0
     assert {"pipeline", "component", "parameters", "macs", "operators"} <= answer.keys()
     assert (answer["pipeline"], answer["component"]) == ("LDMPipeline", "unet")
-    fields = {"operator", "kind", "calls", "input_shape", "output_shape", "parameters", "macs", "modifications"}
+    fields = {"operator", "module_type", "calls", "input_shape", "output_shape", "parameters", "macs", "modifications"}
     assert all(fields <= one.keys() and one["modifications"] for one in answer["operators"])
 
 

@@ -106,11 +106,10 @@ def letters(tokenizer_class: Any, length: int = 8) -> Any:
     """A tokenizer of single letters, of the class that a pipeline asks for."""
     characters = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
     if tokenizer_class is transformers.T5Tokenizer:
-        return tokenizer_class(
-            vocab=[(sign, 0.0) for sign in [*characters, "\u2581"]], extra_ids=0, model_max_length=length
-        )
-    places = {sign: place for place, sign in enumerate([*characters, "\u0120"])}
-    return tokenizer_class(vocab=places, merges=[], model_max_length=length)
+        scores = [(character, 0.0) for character in [*characters, "\u2581"]]
+        return tokenizer_class(vocab=scores, extra_ids=0, model_max_length=length)
+    indices = {character: index for index, character in enumerate([*characters, "\u0120"])}
+    return tokenizer_class(vocab=indices, merges=[], model_max_length=length)
 
 
 def ready(network: nn.Module) -> Any:

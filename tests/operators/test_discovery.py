@@ -37,7 +37,7 @@ def counted_macs(denoiser: Denoiser) -> int:
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a published checkpoint.
+    """The published numbers of a checkpoint.
 
     Attributes:
         parameters: of the denoiser.

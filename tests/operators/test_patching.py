@@ -168,7 +168,7 @@ def test_an_unknown_operator_is_refused_and_nothing_is_modified(denoiser: Denois
     before.check()
 
 
-def test_a_name_unlike_any_other_says_where_to_look(denoiser: Denoiser) -> None:
+def test_an_unknown_name_without_a_near_one_names_the_command(denoiser: Denoiser) -> None:
     removal = Removal(operator="zzzzzzzzzzzzzzzzzzzz", modification="identity")
     with (
         pytest.raises(OperatorNotFound, match=r"'zzzzzzzzzzzzzzzzzzzz'.*ldpruner operators"),
@@ -227,5 +227,5 @@ def test_a_shared_module_is_modified_wherever_it_is_registered() -> None:
         (RuntimeError("shapes do not match"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(error: RuntimeError, expected: bool) -> None:
+def test_running_out_of_memory_is_recognised(error: RuntimeError, expected: bool) -> None:
     assert is_out_of_memory(error) is expected

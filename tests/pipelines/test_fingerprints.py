@@ -1,4 +1,4 @@
-"""Networks are told apart by their architecture, their weights and their dtype."""
+"""Networks differ in their architecture, their weights and their dtype."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The probe: which latents are drawn, and what the pipeline's call is given for each."""
+"""The probe sets the samples and the arguments of the pipeline's call for each."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ def test_prompts_come_from_a_file_or_a_sequence(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\n\n  \nthe moon, größer\n", encoding="utf-8")
     expected = ("a cat", "the moon, größer")
-    given: tuple[Any, ...] = (file, str(file), ["a cat", "the moon, größer"])
-    for prompts in given:
+    sources: tuple[Any, ...] = (file, str(file), ["a cat", "the moon, größer"])
+    for prompts in sources:
         assert Probe(prompts=prompts).prompts == expected
 
 
@@ -109,7 +109,7 @@ def test_the_probe_says_what_each_latent_was_made_from() -> None:
     assert "prompt" not in Probe(samples=1).sample_settings()[0]
 
 
-def test_images_are_told_apart_in_json() -> None:
+def test_different_images_differ_in_json() -> None:
     red, blue, again = (Probe(call={"image": [image]}).model_dump(mode="json") for image in (RED, BLUE, RED.copy()))
     assert red == again != blue
 

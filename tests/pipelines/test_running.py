@@ -8,7 +8,7 @@ from ldpruner.pipelines.patches import patched_method
 from ldpruner.pipelines.running import StopPipeline, accepted_arguments, networks, run_pipeline, schedulers
 
 
-def test_networks_and_schedulers_are_told_apart(tiny_text: DiffusionPipeline) -> None:
+def test_networks_and_schedulers_are_found_among_the_components(tiny_text: DiffusionPipeline) -> None:
     assert set(networks(tiny_text)) == {"vae", "text_encoder", "unet"}
     assert schedulers(tiny_text) == [tiny_text.scheduler]
 

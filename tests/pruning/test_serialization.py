@@ -203,13 +203,13 @@ def test_half_precision_survives(tiny: DiffusionPipeline, tmp_path: Path) -> Non
 
 
 def test_a_pruned_pipeline_is_pruned_further_and_saved_again(saved: Path, tmp_path: Path) -> None:
-    once = ldpruner.load(saved)
-    twice = pruned_copy(once)
-    assert count_parameters(twice.unet) < count_parameters(once.unet)
+    pruned_once = ldpruner.load(saved)
+    twice = pruned_copy(pruned_once)
+    assert count_parameters(twice.unet) < count_parameters(pruned_once.unet)
     ldpruner.save(twice, tmp_path / "twice")
     again = ldpruner.load(tmp_path / "twice")
     assert torch.equal(latents(again), latents(twice))
-    assert len(again.unet.config["removals"]) > len(once.unet.config["removals"])
+    assert len(again.unet.config["removals"]) > len(pruned_once.unet.config["removals"])
 
 
 def test_operators_of_a_pruned_folder_are_found_without_its_weights(saved: Path, pruned: DiffusionPipeline) -> None:

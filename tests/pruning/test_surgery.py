@@ -122,18 +122,18 @@ def test_a_pruned_pipeline_decodes_images(tiny: DiffusionPipeline, plan: ldprune
 def test_a_pruned_pipeline_is_pruned_further(
     tiny: DiffusionPipeline, plan: ldpruner.Plan, probe: ldpruner.Probe
 ) -> None:
-    once = ldpruner.prune(tiny, plan)
-    operators = ldpruner.find_operators(once)
+    pruned_once = ldpruner.prune(tiny, plan)
+    operators = ldpruner.find_operators(pruned_once)
     gone = {removal.operator for removal in removals(plan)}
     assert gone.isdisjoint(operator.name for operator in operators)
-    scores = ldpruner.score_operators(once, operators[:4], probe)
+    scores = ldpruner.score_operators(pruned_once, operators[:4], probe)
     further = ldpruner.select(scores, ldpruner.Budget(operators=2))
-    twice = ldpruner.prune(once, further)
+    twice = ldpruner.prune(pruned_once, further)
     assert further.predicted is not None
-    left = round(further.predicted.parameters * count_parameters(once.unet))
-    assert count_parameters(twice.unet) == left <= count_parameters(once.unet)
-    with modified(once.unet, removals(further)):
-        expected = sample_latents(once, probe, [0])
+    left = round(further.predicted.parameters * count_parameters(pruned_once.unet))
+    assert count_parameters(twice.unet) == left <= count_parameters(pruned_once.unet)
+    with modified(pruned_once.unet, removals(further)):
+        expected = sample_latents(pruned_once, probe, [0])
     assert torch.equal(sample_latents(twice, probe, [0]), expected)
     assert len(twice.unet.config["removals"]) == len(plan.removed) + 2
 
