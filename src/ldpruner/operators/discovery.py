@@ -203,9 +203,9 @@ class _Search:
         if source is None:
             return
         dead = self._dead_nodes(name, modification, source)
-        candidate = self._candidate(name, modification, source, dead)
         key = frozenset(self._dead_leaves(dead))
         if key and key not in self.seen:
+            candidate = self._candidate(name, modification, source, dead)
             if not self._is_protected(candidate):
                 self.seen.add(key)
             yield candidate
@@ -214,20 +214,17 @@ class _Search:
         inside = self.nodes[name]
         cascaded = self._dead_modules(name, dead)
         gone = {node for node in dead if node in inside}.union(*(self.nodes[module] for module in cascaded))
+        projection = f"{name}.{source}"
         # Leaves that are called from outside count too: nothing inside a removed operator may be chosen as well.
-        leaves = [leaf for module in (name, *cascaded) for leaf in self.leaves_of[module]]
-        kept = count_parameters(self.modules[f"{name}.{source}"]) if modification == "shortcut" else 0
+        leaves = {leaf for module in (name, *cascaded) for leaf in self.leaves_of[module] if leaf != projection}
+        kept = count_parameters(self.modules[projection]) if modification == "shortcut" else 0
         removed = [self.modules[module] for module in (name, *cascaded)]
         return Candidate(
             operator=name,
             modification=modification,
             source=source,
             cascaded=cascaded,
-            leaves=tuple(
-                dict.fromkeys(
-                    [*self._dead_leaves(gone), *sorted(leaf for leaf in leaves if leaf != f"{name}.{source}")]
-                )
-            ),
+            leaves=tuple(dict.fromkeys([*self._dead_leaves(gone), *sorted(leaves)])),
             parameters=count_parameters(*removed) - kept,
             macs=self.flow.macs(gone) // self.denoiser.rows,
         )
