@@ -17,9 +17,9 @@ from ldpruner.operators.discovery import denoiser_macs
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.running import schedulers
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.benchmark import Percentiles
-from ldpruner.profiling.costs import timed_ms
+from ldpruner.profiling.costs import elapsed_ms
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
 from zoo.digits import DIGITS
@@ -183,7 +183,7 @@ def usual_training(model: str) -> Training:
 
 def _timed(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> float:
     if pipeline.device.type != "cpu":
-        return timed_ms(lambda: draw_latents(pipeline, probe, [0]), pipeline.device)
+        return elapsed_ms(lambda: sample_latents(pipeline, probe, [0]), pipeline.device)
     started = time.process_time()
-    draw_latents(pipeline, probe, [0])
+    sample_latents(pipeline, probe, [0])
     return time.process_time() - started

@@ -76,7 +76,7 @@ def _discover(folder: Path) -> dict[str, Any]:
 
 def _modifications(operators: Sequence[Operator]) -> dict[str, int]:
     """How many modifications of each kind there are, most frequent first: {'zero attention': 32}."""
-    counts = Counter(f"{name} {operator.kind}" for operator in operators for name in operator.modifications)
+    counts = Counter(f"{name} {operator.module_type}" for operator in operators for name in operator.modifications)
     return dict(counts.most_common())
 
 

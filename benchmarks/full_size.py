@@ -15,7 +15,7 @@ from benchmarks.coverage import FOLDERS
 from ldpruner.operators.discovery import Operator, operators_of
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.running import networks
-from ldpruner.profiling.costs import timed_ms
+from ldpruner.profiling.costs import elapsed_ms
 from ldpruner.pruning.serialization import load_meta
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
@@ -86,7 +86,7 @@ class FullSizeModel:
 
     def milliseconds(self, run: Callable[[], Any], times: int) -> list[float]:
         """The time of each run, after one that does not count."""
-        return [timed_ms(run, self.device) for _ in range(times + 1)][1:]
+        return [elapsed_ms(run, self.device) for _ in range(times + 1)][1:]
 
 
 def open_full_size(device: torch.device, *, small: bool) -> FullSizeModel:

@@ -44,9 +44,9 @@ from ldpruner.operators.discovery import Operator, denoiser_macs
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.running import networks, run_pipeline
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.benchmark import Percentiles, compare
-from ldpruner.profiling.costs import peak_memory, timed_ms
+from ldpruner.profiling.costs import elapsed_ms, peak_memory
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
 from ldpruner.scoring.worker import Task, Worker
@@ -94,7 +94,7 @@ def main() -> None:
 def _latency(model: FullSizeModel) -> dict[str, Any]:
     """A guided denoiser call, and sampling latents."""
     pipeline, denoiser, extent = model.pipeline, model.denoiser, model.extent
-    sample = functools.partial(draw_latents, pipeline, model.probe(extent.steps), [0])
+    sample = functools.partial(sample_latents, pipeline, model.probe(extent.steps), [0])
     return {
         "dtype": str(pipeline.dtype),
         "parameters": count_parameters(denoiser.module),
@@ -126,11 +126,11 @@ def _in_turn(model: FullSizeModel, operators: Sequence[Operator]) -> dict[str, f
     """Milliseconds of scoring without its profile, of the pipeline, and of the denoiser calls alone."""
     pipeline, probe, denoiser = model.pipeline, model.probe(model.extent.scored_steps), model.denoiser
     with tempfile.TemporaryDirectory() as run, Scoring(pipeline, operators, probe, run=run) as scoring:
-        scored = timed_ms(lambda: list(scoring), model.device)
+        scored = elapsed_ms(lambda: list(scoring), model.device)
         calls = scoring.store.denoiser_calls() // (1 + len(operators))
 
     def timed(sample: Callable[[], Any]) -> float:
-        return timed_ms(lambda: _modified_one_by_one(denoiser.module, operators, sample), model.device)
+        return elapsed_ms(lambda: _modified_one_by_one(denoiser.module, operators, sample), model.device)
 
     alone = timed(lambda: run_pipeline(pipeline, probe.arguments(pipeline, [0])))
     return {"scoring": scored, "pipeline": alone, "denoiser": timed(lambda: [denoiser() for _ in range(calls)])}
@@ -181,9 +181,9 @@ def _pruned(model: FullSizeModel) -> dict[str, Any]:
 def _scores(model: FullSizeModel) -> Scores:
     """Scores of all operators, or only large ones if time is short, with the savings of the profile."""
     probe, pipeline, profile = model.probe(2), model.pipeline, model.profile
-    each = min(model.milliseconds(lambda: draw_latents(pipeline, probe, [0]), 2)) / 1000
+    each = min(model.milliseconds(lambda: sample_latents(pipeline, probe, [0]), 2)) / 1000
     is_short = each * len(profile.scores) <= model.extent.seconds
-    operators = [operator for operator in model.operators if is_short or operator.kind in LARGE]
+    operators = [operator for operator in model.operators if is_short or operator.module_type in LARGE]
     scores = ldpruner.score_operators(pipeline, operators, probe, budgets=None)
     savings = {score.candidate: score.savings for score in profile.scores}
     saving = tuple(score.replace(savings=savings[score.candidate]) for score in scores.scores)
@@ -242,7 +242,7 @@ def _trained(model: FullSizeModel, plan: Plan, precision: Precision) -> dict[str
     work.state.validation_losses = {0: math.inf}
     loops = iter(work), _bare(work.distillation, bare, training, model.device)
     advances = [lambda loop=loop: list(itertools.islice(loop, STEPS)) for loop in loops]
-    rounds = [[timed_ms(one, model.device) / STEPS for one in advances] for _ in range(1 + 2 * model.extent.pairs)]
+    rounds = [[elapsed_ms(one, model.device) / STEPS for one in advances] for _ in range(1 + 2 * model.extent.pairs)]
     return {
         "steps_per_second": Percentiles.of([1000 / ours for ours, _ in rounds[1:]]).model_dump(),
         "ratio": Percentiles.of([other / ours for ours, other in rounds[1:]]).model_dump(),
@@ -287,7 +287,7 @@ def _compile(model: FullSizeModel) -> dict[str, Any]:
         compiled(*denoiser.arguments, **denoiser.options)
 
     first = _seconds_and_graphs(call, model.device)
-    pairs = [[timed_ms(one, model.device) for one in (denoiser, call)] for _ in range(1 + 3 * model.extent.rounds)]
+    pairs = [[elapsed_ms(one, model.device) for one in (denoiser, call)] for _ in range(1 + 3 * model.extent.rounds)]
     found = {
         "seconds_to_compile": first[0],
         "graphs": first[1],
@@ -305,7 +305,7 @@ def _compile(model: FullSizeModel) -> dict[str, Any]:
 def _seconds_and_graphs(call: Callable[[], None], device: torch.device) -> tuple[float, int]:
     """The seconds of a call, and the graphs compiled for it."""
     before = counters["stats"]["unique_graphs"]
-    seconds = timed_ms(call, device) / 1000
+    seconds = elapsed_ms(call, device) / 1000
     return seconds, counters["stats"]["unique_graphs"] - before
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 import ldpruner
 from benchmarks.channels import Examples, channel_pruned, denoising_gradients, to_latency, until_small
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 
 PROBE = ldpruner.Probe(samples=2, steps=2)
 
@@ -35,8 +35,8 @@ def test_a_narrowed_pipeline_runs_with_fewer_parameters(name: str) -> None:
     pipeline = ldpruner.load(f"zoo:{name}")
     pruned = channel_pruned(pipeline, 0.3)
     assert 0.4 < count_parameters(pruned.unet) / count_parameters(pipeline.unet) < 0.6
-    latents = draw_latents(pruned, PROBE, range(2))
-    assert latents.shape == draw_latents(pipeline, PROBE, range(2)).shape
+    latents = sample_latents(pruned, PROBE, range(2))
+    assert latents.shape == sample_latents(pipeline, PROBE, range(2)).shape
     assert latents.isfinite().all()
     assert pruned.unet is not pipeline.unet
     assert pruned.scheduler is not pipeline.scheduler
@@ -90,7 +90,7 @@ def test_gradients_choose_other_channels_than_magnitude(digits: DiffusionPipelin
     gradients = denoising_gradients(digits, examples, levels=2)
     taylor, magnitude = channel_pruned(digits, 0.3, gradients), channel_pruned(digits, 0.3)
     assert count_parameters(taylor.unet) == count_parameters(magnitude.unet)
-    assert not torch.equal(draw_latents(taylor, PROBE, [0]), draw_latents(magnitude, PROBE, [0]))
+    assert not torch.equal(sample_latents(taylor, PROBE, [0]), sample_latents(magnitude, PROBE, [0]))
 
 
 def size_left(original: DiffusionPipeline) -> Callable[[DiffusionPipeline], float]:

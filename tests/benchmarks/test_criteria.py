@@ -17,7 +17,7 @@ from ldpruner.operators.discovery import Candidate, denoiser_macs
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture, count_parameters
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.costs import Costs
 from ldpruner.scoring.results import Savings, Score, Scores
 
@@ -61,7 +61,7 @@ def score(operator: ldpruner.Operator, candidate: Candidate, value: float) -> Sc
     size, macs = candidate.parameters, candidate.macs
     return Score(
         operator=operator.name,
-        kind=operator.kind,
+        kind=operator.module_type,
         modification=candidate.modification,
         score=value,
         samples=1,
@@ -88,14 +88,14 @@ def test_a_plan_meets_the_budget_and_prunes(case: Case, planners: dict[str, Plan
     assert count_parameters(pruned.unet) == pytest.approx(
         plan.predicted.parameters * count_parameters(case.denoiser), abs=1
     )
-    assert draw_latents(pruned, PROBE, [0]).shape == draw_latents(case.pipeline, PROBE, [0]).shape
+    assert sample_latents(pruned, PROBE, [0]).shape == sample_latents(case.pipeline, PROBE, [0]).shape
 
 
 def test_no_criterion_changes_the_denoiser(case: Case, planners: dict[str, Planner]) -> None:
     assert planners
     fresh = ldpruner.load("zoo:digits")
     assert architecture(case.denoiser) == architecture(fresh.unet)
-    assert torch.equal(draw_latents(case.pipeline, PROBE, [0]), draw_latents(fresh, PROBE, [0]))
+    assert torch.equal(sample_latents(case.pipeline, PROBE, [0]), sample_latents(fresh, PROBE, [0]))
     assert not any(module._forward_hooks for module in case.denoiser.modules())
 
 
@@ -155,7 +155,7 @@ def test_block_influence_is_one_minus_the_cosine_of_input_and_output(case: Case)
 
     handle = case.denoiser.get_submodule(block).register_forward_hook(watch)
     for index in range(PROBE.samples):
-        draw_latents(case.pipeline, PROBE, [index])
+        sample_latents(case.pipeline, PROBE, [index])
     handle.remove()
     assert block_influences(case)[block] == pytest.approx(np.mean(influences), rel=1e-4)
 
@@ -172,7 +172,7 @@ def test_output_loss_is_the_change_of_the_denoisers_output(case: Case) -> None:
     handle = case.denoiser.register_forward_pre_hook(
         lambda _, arguments, options: calls.append((arguments, options)), with_kwargs=True
     )
-    draw_latents(case.pipeline, PROBE, range(PROBE.samples))
+    sample_latents(case.pipeline, PROBE, range(PROBE.samples))
     handle.remove()
     middle = next(one for one in case.scores.scores if one.operator == "mid_block")
     changes = []

@@ -21,7 +21,7 @@ from ldpruner.evaluation.features import LatentFeatures
 from ldpruner.evaluation.media import find_media
 from ldpruner.evaluation.metrics import frechet_distance
 from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling import benchmark as bench
 from ldpruner.scoring.importance import Floats
 from ldpruner.selection.plan import PlannedRemoval
@@ -65,7 +65,7 @@ def result(satellite: DiffusionPipeline, pruned: DiffusionPipeline) -> Iterator[
 
 
 def latents(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> Floats:
-    return np.asarray(draw_latents(pipeline, probe, range(8)).double().numpy())
+    return np.asarray(sample_latents(pipeline, probe, range(8)).double().numpy())
 
 
 def test_everything_that_applies_is_measured_in_the_order_of_the_names(result: Evaluation) -> None:

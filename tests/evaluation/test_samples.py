@@ -13,7 +13,7 @@ import ldpruner
 from ldpruner.errors import StorageError
 from ldpruner.evaluation.media import find_media
 from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch, write_samples
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from tests.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
@@ -32,7 +32,7 @@ def test_a_decoded_batch_has_the_latents_of_a_batch_that_is_not(tiny: DiffusionP
     assert batch.pictures is not None
     assert batch.pictures.shape[:2] == (3, 1)
     assert batch.latents is not None
-    np.testing.assert_array_equal(batch.latents, draw_latents(tiny, probe, range(3)).double().numpy())
+    np.testing.assert_array_equal(batch.latents, sample_latents(tiny, probe, range(3)).double().numpy())
     np.testing.assert_array_equal(batch.latents, latent_only.latents)
     assert latent_only.pictures is None
 

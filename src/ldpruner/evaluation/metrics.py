@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ldpruner.errors import EvaluationError
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.sampling import BATCH_SIZE, draw_latents, largest_batch
+from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch, sample_latents
 from ldpruner.scoring.importance import Floats
 from ldpruner.values import Value
 
@@ -310,13 +310,13 @@ def latent_shift(first: DiffusionPipeline, second: DiffusionPipeline, probes: tu
 def _latents(pipeline: DiffusionPipeline, probe: Probe) -> Floats:
     indices, size = range(probe.samples), largest_batch(pipeline, probe, BATCH_SIZE)
     batches = [indices[first : first + size] for first in range(0, len(indices), size)]
-    return np.concatenate([draw_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches])
+    return np.concatenate([sample_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches])
 
 
 def same_latents(first: DiffusionPipeline, second: DiffusionPipeline, probe: Probe) -> bool:
     """Whether two pipelines sample bit-identical latents, for the first two samples of a probe."""
     samples = range(min(2, probe.samples))
-    return bool((draw_latents(first, probe, samples) == draw_latents(second, probe, samples)).all())
+    return bool((sample_latents(first, probe, samples) == sample_latents(second, probe, samples)).all())
 
 
 def _parts(length: int, size: int) -> Iterator[slice]:

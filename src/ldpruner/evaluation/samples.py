@@ -17,7 +17,7 @@ from ldpruner.evaluation.media import PICTURES, read_picture, read_sound
 from ldpruner.evaluation.metrics import Pixels
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import run_pipeline
-from ldpruner.pipelines.sampling import draw_decoded, draw_latents
+from ldpruner.pipelines.sampling import sample_decoded, sample_latents
 from ldpruner.scoring.importance import Floats
 
 GAP = 4  # pixels between pictures of a sheet
@@ -52,7 +52,7 @@ def sample_batch(
     Raises:
         NonFiniteLatents: latents are not finite.
     """
-    sample = draw_decoded if decoded else lambda *arguments: (draw_latents(*arguments), None)
+    sample = sample_decoded if decoded else lambda *arguments: (sample_latents(*arguments), None)
     latents, result = sample(pipeline, probe, indices)
     if not bool(torch.isfinite(latents).all()):
         raise NonFiniteLatents(f"{type(pipeline).__name__} samples latents that are not finite; prune less of it")
