@@ -20,7 +20,7 @@ from tests.families import FAMILIES, Family
 from tests.families.parts import PROMPTS
 
 # `make test-extensive` runs the others.
-IN_DEFAULT_RUN = {"stable-diffusion-controlnet", "dit", "flux", "wan-two-denoisers-2"}
+IN_DEFAULT_RUN = {"stable-diffusion-controlnet", "dit", "wan-two-denoisers-2"}
 
 LATER = "transformer_2"  # is called in the second step only, which the one-step proxy does not run
 

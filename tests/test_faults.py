@@ -111,7 +111,9 @@ def test_a_killed_run_comes_to_the_same_scores(
     finished: set[Row] = set()
     for _ in range(kills):
         process, pipe = start()
-        time.sleep(instants.uniform(0, 0.8))
+        while not rows(tmp_path):
+            time.sleep(0.01)
+        time.sleep(instants.uniform(0, 0.2))
         process.kill()
         process.join()
         pipe.close()
