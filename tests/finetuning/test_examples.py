@@ -13,7 +13,7 @@ import ldpruner
 from ldpruner.errors import FinetuningError
 from ldpruner.finetuning.dataset import open_data
 from ldpruner.finetuning.distillation import prepare_distillation
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
 from tests.finetuning.conftest import PROBE
@@ -25,7 +25,7 @@ def test_the_teachers_samples_are_read_again_and_damaged_ones_made_again(
     first = prepare_distillation(tiny, None, PROBE, None, tmp_path).examples
     indices = torch.tensor([5, 0])
     latents, _ = first.batch(indices, torch.zeros_like(indices))
-    torch.testing.assert_close(latents, draw_latents(tiny, PROBE, [5, 0]))
+    torch.testing.assert_close(latents, sample_latents(tiny, PROBE, [5, 0]))
     (chunk,) = tmp_path.glob("examples/*/*.safetensors")
     written = chunk.stat().st_mtime_ns
     assert prepare_distillation(tiny, None, PROBE, None, tmp_path).examples.digest == first.digest

@@ -21,7 +21,7 @@ from ldpruner.errors import FinetuningError
 from ldpruner.finetuning import Finetuning, History, finetune
 from ldpruner.finetuning.trainer import Trainer, prepare_accelerator
 from ldpruner.pipelines.running import networks
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 from tests.finetuning.conftest import PROBE, short, unet_weights
 
 EVERY = 7  # steps between checkpoints where a run is killed
@@ -50,7 +50,7 @@ def test_training_changes_the_student_in_place_and_not_the_teacher(
     assert history.validation_losses[history.best_step] < 0.9 * history.validation_losses[0]
     assert all(torch.equal(weight, other) for weight, other in zip(teacher, unet_weights(tiny), strict=True))
     assert any(not torch.equal(weight, other) for weight, other in zip(before, unet_weights(pruned), strict=True))
-    assert draw_latents(pruned, PROBE, [0]).isfinite().all()
+    assert sample_latents(pruned, PROBE, [0]).isfinite().all()
 
 
 def test_autoguidance_keeps_the_unfinetuned_student_as_the_weak_model(

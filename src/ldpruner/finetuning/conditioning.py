@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from ldpruner.errors import FinetuningError
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
+from ldpruner.pipelines.patches import patched_step
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers, stepping
+from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers
 
 MAX_STEPS = 6  # that are recorded
 NOISE_LEVELS = 3  # needed to fit the denoiser's noise level to the scheduler's
@@ -199,7 +200,7 @@ def record_steps(pipeline: DiffusionPipeline, module: nn.Module, arguments: Argu
     with ExitStack() as stack:
         stack.callback(module.register_forward_pre_hook(record, with_kwargs=True).remove)
         for scheduler in schedulers(pipeline):
-            stack.enter_context(stepping(scheduler, recording(type(scheduler).step)))
+            stack.enter_context(patched_step(scheduler, recording(type(scheduler).step)))
         run_pipeline(pipeline, dict(arguments))
     if not steps:
         raise FinetuningError(f"{type(pipeline).__name__} takes no step in which its denoiser is called")

@@ -22,11 +22,11 @@ from ldpruner.finetuning.objectives import Objective, objective_of, random_level
 from ldpruner.finetuning.settings import Training
 from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.fingerprints import precision
+from ldpruner.pipelines.fingerprints import module_dtype
+from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import schedulers, uncompiled
+from ldpruner.pipelines.running import force_eager, schedulers
 from ldpruner.pipelines.sampling import largest_batch
-from ldpruner.profiling.costs import device_of
 
 BATCH_SIZE = 16  # samples of the teacher at once
 MAX_VALIDATION_EXAMPLES = 256  # so that a validation costs little
@@ -79,7 +79,7 @@ class Distillation:
     @torch.no_grad()
     def predict(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Sequence[Tensor]) -> Tensor:
         """The output of a network that is not trained, in full precision."""
-        noisy = noisy.to(dtype=precision(network))
+        noisy = noisy.to(dtype=module_dtype(network))
         return predicted(network(**self.call_signature.arguments(noisy, times, conditions)), noisy).float()
 
     def validate_teacher(self, pipeline: str) -> "Distillation":
@@ -94,7 +94,7 @@ class Distillation:
         noise, levels = torch.randn(latents.shape, generator=generator), random_levels(TEACHER_EXAMPLES, generator)
         noisy, target, times = self.objective.add_noise(latents, noise, levels)
         try:
-            output = self.predict(self.teacher, noisy.to(device_of(self.teacher)), times, conditions).cpu()
+            output = self.predict(self.teacher, noisy.to(module_device(self.teacher)), times, conditions).cpu()
         except MISFITS as error:
             raise FinetuningError(f"{pipeline} cannot be finetuned yet: {one_line(error)}") from error
         is_negated = mse_loss(-output, target) < 0.5 * mse_loss(output, target)
@@ -211,7 +211,7 @@ class DistillationLoss:
         inputs = batch.noisy, batch.times, batch.conditions
         with (
             self.accelerator.autocast(),
-            uncompiled(),  # compiled networks may not call hooks
+            force_eager(),  # compiled networks may not call hooks
             features_of(distillation.teacher, self.stages) as teacher_features,
             features_of(self.student, self.stages) as student_features,
         ):

@@ -12,17 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError
+from ldpruner.pipelines.offload import module_device
+from ldpruner.pipelines.patches import patched_method, patched_step, preserved_dtype
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import (
-    StopPipeline,
-    keeping_precision,
-    networks,
-    overridden,
-    run_pipeline,
-    schedulers,
-    stepping,
-)
-from ldpruner.profiling.costs import device_of
+from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers
 
 TOLERANCE = 1e-3  # relative error of the inversion, where the precision allows
 
@@ -51,10 +44,10 @@ class Encoder:
         processor: Any = VaeImageProcessor(vae_scale_factor=1, do_convert_grayscale=channels == 1)
         converted = [picture.convert("L" if channels == 1 else "RGB") for picture in pictures]
         pixels = processor.preprocess(converted, height, width, resize_mode="crop")
-        with keeping_precision(self.autoencoder):
+        with preserved_dtype(self.autoencoder):
             self.autoencoder.to(self.precision)
             encode: Any = self.autoencoder.encode
-            encoded = encode(pixels.to(device_of(self.autoencoder), self.precision))
+            encoded = encode(pixels.to(module_device(self.autoencoder), self.precision))
         latents: Tensor = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
         return ((latents.cpu() - self.shift) / self.scale).float()
 
@@ -88,11 +81,11 @@ def _record_decoding(pipeline: DiffusionPipeline, probe: Probe) -> tuple[Tensor,
     decodings: list[tuple[Tensor, nn.Module, Tensor]] = []
     with contextlib.ExitStack() as stack:
         for scheduler in schedulers(pipeline):
-            stack.enter_context(stepping(scheduler, _recording_step(type(scheduler).step, stepped)))
+            stack.enter_context(patched_step(scheduler, _recording_step(type(scheduler).step, stepped)))
         for part in networks(pipeline).values():
             if all(callable(getattr(part, method, None)) for method in ("encode", "decode")):
-                stack.enter_context(keeping_precision(part))
-                stack.enter_context(overridden(part, "decode", _recording_decode(part, decodings)))
+                stack.enter_context(preserved_dtype(part))
+                stack.enter_context(patched_method(part, "decode", _recording_decode(part, decodings)))
         run_pipeline(pipeline, probe.without("output_type").arguments(pipeline, [0]))
     if not stepped or not decodings:
         raise FinetuningError(f"{type(pipeline).__name__} decodes nothing that it could encode; finetune without data")

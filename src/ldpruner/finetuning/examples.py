@@ -21,7 +21,7 @@ from ldpruner.finetuning.state import write_tensors
 from ldpruner.pipelines.fingerprints import weights_digest
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
-from ldpruner.pipelines.sampling import draw_latents
+from ldpruner.pipelines.sampling import sample_latents
 
 CHUNK = 64  # examples in a file
 LATENTS = "latents"
@@ -124,7 +124,7 @@ class Source:
 
     def _sampled(self, indices: range) -> dict[str, Tensor]:
         batches = self._batches(indices)
-        latents = [draw_latents(self.teacher, self.probe, batch).cpu() for batch in batches]
+        latents = [sample_latents(self.teacher, self.probe, batch).cpu() for batch in batches]
         return _chunk(latents, [self._conditions(self.probe, batch) for batch in batches])
 
     def _encoded(self, encoder: Encoder, indices: range) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, StorageError, one_line
 from ldpruner.finetuning.settings import History, Training
-from ldpruner.profiling.costs import device_of
+from ldpruner.pipelines.offload import module_device
 
 FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
 
@@ -32,7 +32,7 @@ class State:
         self.training = training
         self.weights = list(module.float().requires_grad_(True).parameters())
         self.buffers = list(module.buffers())
-        fused, decay = device_of(module).type in FUSED_DEVICES, training.adam_weight_decay
+        fused, decay = module_device(module).type in FUSED_DEVICES, training.adam_weight_decay
         self.optimizer = torch.optim.AdamW(self.weights, training.learning_rate, weight_decay=decay, fused=fused)
         self.lr_scheduler = get_scheduler(
             training.lr_scheduler,

@@ -25,10 +25,10 @@ from ldpruner.finetuning.dataset import Rows, open_data
 from ldpruner.finetuning.distillation import DistillationLoss, prepare_distillation
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.state import State
-from ldpruner.pipelines.fingerprints import architecture, precision, weights_digest
+from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
+from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
-from ldpruner.profiling.costs import device_of
 from ldpruner.runtime import cast_
 
 SAMPLES = 256  # of the teacher, where there is no data
@@ -225,7 +225,7 @@ class Finetuning:
                 teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, folder
             )
         self._student: Any = networks(pruned)[self.distillation.component]
-        self._placement = device_of(self._student), precision(self._student)
+        self._placement = module_device(self._student), module_dtype(self._student)
         student = self._student.to(self.accelerator.device).eval()
         weak_model = copy.deepcopy(student).requires_grad_(False) if self.training.autoguidance_scale else None
         self._enable_gradient_checkpointing()
