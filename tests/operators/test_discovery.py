@@ -1,5 +1,6 @@
 """What can be removed, and what goes away with each: counted independently."""
 
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldpruner.errors import DenoiserNotFound
+from ldpruner.errors import DenoiserNotFound, OperatorNotFound
 from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, find_operators, operators_of
 from ldpruner.operators.module_types import module_type
 from ldpruner.operators.patching import modified
@@ -212,6 +213,26 @@ def test_finding_operators_changes_nothing(tiny: DiffusionPipeline) -> None:
 def test_an_unknown_component_is_told(tiny: DiffusionPipeline) -> None:
     with pytest.raises(DenoiserNotFound, match="'unet2'"):
         find_operators(tiny, "unet2")
+
+
+def test_patterns_choose_operators_by_their_dotted_names(tiny: DiffusionPipeline) -> None:
+    every = find_operators(tiny)
+    chosen = find_operators(tiny, ignore=["*.norm*", "mid_block"], targets=["mid_block*", "*attentions.?"])
+    expected = [
+        one
+        for one in every
+        if (one.name.startswith("mid_block") or one.name[:-1].endswith("attentions."))
+        and ".norm" not in one.name
+        and one.name != "mid_block"
+    ]
+    assert list(chosen) == expected != []
+
+
+@pytest.mark.parametrize("patterns", [{"ignore": ["no_such*"]}, {"targets": ["MID_BLOCK"]}])
+def test_a_pattern_that_matches_nothing_is_told(tiny: DiffusionPipeline, patterns: dict[str, list[str]]) -> None:
+    (pattern,) = next(iter(patterns.values()))
+    with pytest.raises(OperatorNotFound, match=re.escape(pattern)):
+        find_operators(tiny, **patterns)  # type: ignore[arg-type]
 
 
 def test_the_kind_of_a_class_that_nobody_knows_is_its_name() -> None:

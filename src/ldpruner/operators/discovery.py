@@ -7,13 +7,15 @@ the projection on its own shortcut.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
 from diffusers import DiffusionPipeline
 from pydantic import Field
 from torch import nn
 
+from ldpruner.errors import OperatorNotFound
 from ldpruner.operators.module_types import module_type
 from ldpruner.operators.tracing import Call, Dataflow, Selector, trace
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
@@ -94,7 +96,12 @@ class Operator(Value):
 
 
 def find_operators(
-    pipeline: DiffusionPipeline, component: str | None = None, call: Arguments | None = None
+    pipeline: DiffusionPipeline,
+    component: str | None = None,
+    call: Arguments | None = None,
+    *,
+    ignore: Sequence[str] = (),
+    targets: Sequence[str] = (),
 ) -> tuple[Operator, ...]:
     """Lists what can be removed from a pipeline's denoiser, in the order in which it runs.
 
@@ -104,11 +111,40 @@ def find_operators(
         pipeline: any diffusers pipeline.
         component: which network, for pipelines with more than one denoiser.
         call: further arguments that the pipeline's call needs.
+        ignore, targets: see `matching`.
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run or has no denoiser.
+        OperatorNotFound: a pattern matches no operator.
     """
-    return operators_of(find_denoiser(pipeline, component, call))
+    return matching(operators_of(find_denoiser(pipeline, component, call)), ignore=ignore, targets=targets)
+
+
+def matching(
+    operators: Sequence[Operator], *, ignore: Sequence[str] = (), targets: Sequence[str] = ()
+) -> tuple[Operator, ...]:
+    """The operators that glob patterns of their dotted names leave; `*` matches dots too.
+
+    Args:
+        operators: which to choose from.
+        ignore: leaves these out. An operator that holds one may still be removed as a whole: to protect a block, name
+            it too (`mid_block*`).
+        targets: keeps only these; empty keeps all.
+
+    Raises:
+        OperatorNotFound: a pattern matches no operator.
+    """
+    names = [operator.name for operator in operators]
+    for pattern in (*ignore, *targets):
+        if not _matches(pattern, names):
+            raise OperatorNotFound(pattern, names)
+    ignored = {name for pattern in ignore for name in _matches(pattern, names)}
+    targeted = {name for pattern in targets for name in _matches(pattern, names)} if targets else set(names)
+    return tuple(operator for operator in operators if operator.name in targeted - ignored)
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def operators_of(denoiser: Denoiser, flow: Dataflow | None = None) -> tuple[Operator, ...]:
