@@ -115,3 +115,21 @@ def test_images_are_told_apart_in_json() -> None:
 def test_a_sequence_without_prompts_is_refused() -> None:
     with pytest.raises(ProbeError, match="prompts"):
         Probe(prompts=())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"call": {"colour": 1}}, "LDMPipeline takes no argument 'colour'; it takes batch_size, generator, eta"),
+        ({"prompts": ("a cat",)}, "takes no prompts"),
+        ({"guidance": 2.0}, "takes no guidance; leave out guidance"),
+    ],
+)
+def test_what_a_pipeline_does_not_take_is_told(tiny: DiffusionPipeline, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProbeError, match=words):
+        Probe(**settings).check(tiny)
+
+
+def test_a_pipeline_is_not_called_with_an_argument_that_it_does_not_have(tiny: DiffusionPipeline) -> None:
+    with pytest.raises(ProbeError, match="no argument 'colour'"):
+        Probe(call={"colour": 1}).arguments(tiny, [0])
