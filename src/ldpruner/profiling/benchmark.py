@@ -1,7 +1,9 @@
 """Pipelines beside each other: what each costs, timed in turn, and how far their latents are apart."""
 
 import functools
-from collections.abc import Callable, Mapping
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from diffusers import DiffusionPipeline
@@ -12,9 +14,15 @@ from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import run_pipeline
 from ldpruner.profiling.costs import device_of, peak_memory, timed_ms
+from ldpruner.progress import Progress, unreported
 from ldpruner.values import Value
 
-ROUNDS = 15  # pairs of timings
+ROUNDS = 15  # timings of each pipeline
+MIN_ROUNDS = 3  # where a call takes long
+LONG_S = 10.0  # timings that take longer are announced
+TIME_LIMIT_S = 60.0  # for all timings of a comparison, unless the fewest take longer
+
+logger = logging.getLogger(__name__)
 
 
 class Percentiles(Value):
@@ -60,8 +68,35 @@ class Comparison(Value):
         return self.latency_ratio.median if self.latency_ratio is not None else 1.0
 
 
+class _Rounds:
+    """Rounds of timings: one that does not count, then as many as fit into a time limit.
+
+    Its length is known once the first round has told how long a round takes.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+
+    def __len__(self) -> int:
+        return 1 + self._rounds
+
+    def __iter__(self) -> Iterator[int]:
+        start = time.perf_counter()
+        yield 0
+        seconds = time.perf_counter() - start
+        self._rounds = min(self._rounds, max(MIN_ROUNDS, int(TIME_LIMIT_S / max(seconds, 1e-9))))
+        if self._rounds * seconds > LONG_S:
+            logger.info("timing %d rounds takes about %.0f s", self._rounds, self._rounds * seconds)
+        yield from range(1, 1 + self._rounds)
+
+
 def compare(
-    pipelines: Mapping[str, DiffusionPipeline], probe: Probe, *, component: str | None = None, rounds: int = ROUNDS
+    pipelines: Mapping[str, DiffusionPipeline],
+    probe: Probe,
+    *,
+    component: str | None = None,
+    rounds: int = ROUNDS,
+    progress: Progress = unreported,
 ) -> Comparison:
     """Measures pipelines in turn, A B A B, so that a machine whose speed drifts treats them alike.
 
@@ -69,11 +104,12 @@ def compare(
         pipelines: one or two, by name.
         probe: what to call them with: its steps, and the prompt of its first sample.
         component: which network, for pipelines with more than one denoiser.
-        rounds: how many timings of each, after one that does not count.
+        rounds: timings of each, after one that does not count; fewer where all would take more than a minute.
+        progress: wraps the rounds.
     """
     denoisers = {name: find_denoiser(one, component, probe.arguments(one, [0])) for name, one in pipelines.items()}
     times: dict[str, list[float]] = {name: [] for name in pipelines}
-    for _ in range(rounds + 1):
+    for _ in progress(_Rounds(rounds), "timing " + " and ".join(pipelines)):
         for name, pipeline in pipelines.items():
             times[name].append(timed_ms(_call(pipeline, probe), device_of(denoisers[name].module)))
     counted = {name: values[1:] for name, values in times.items()}
