@@ -38,7 +38,7 @@ def test_the_public_names_are_these() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_name_is_there_and_comes_from_where_type_checkers_look(name: str) -> None:
+def test_each_name_comes_from_the_module_that_type_checkers_read(name: str) -> None:
     tree = ast.parse(Path(ldpruner.__file__).read_text(encoding="utf-8"))
     modules = {
         alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names

@@ -172,7 +172,7 @@ def test_files_are_read_when_the_recipe_runs(tmp_path: Path) -> None:
     assert plain.resolved_probe(prompts=other).prompts == ("the sea",)
 
 
-def test_an_image_that_is_not_there_is_told() -> None:
+def test_a_missing_image_is_an_error() -> None:
     with pytest.raises(LdPrunerError, match=r"image='nowhere\.png'"):
         opened_images({"image": ["nowhere.png"]})
     assert opened_images({"image": 3, "text": "a.png"}) == {"image": 3, "text": "a.png"}

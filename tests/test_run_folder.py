@@ -29,7 +29,7 @@ def test_a_recovered_pipeline_counts_while_it_is_of_the_pruned_one(tmp_path: Pat
     assert run.latest() == run.pruned
 
 
-def test_a_native_pruned_pipeline_without_removals_is_told_apart_too(tmp_path: Path) -> None:
+def test_a_native_pruned_pipeline_without_removals_is_recognised_too(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     write_pipeline(run.pruned, {"num_layers": 2})
     assert run.latest() == run.pruned

@@ -114,7 +114,7 @@ def finetuning_stage(
     """
     samples = examples * probe.steps * denoising.rows
     rows = training.max_train_steps * training.train_batch_size
-    teacher, guide = int(training.is_taught), int(training.autoguidance_scale > 0)
+    teacher, guide = int(training.needs_teacher), int(training.autoguidance_scale > 0)
     student = kept * (4 if training.gradient_checkpointing else 3)
     calls = samples + rows * (1 + teacher + guide)
     return _stage(denoising, calls, samples + rows * (teacher + student + guide * kept), tflops)

@@ -154,16 +154,16 @@ class Recipe(Value):
             RecipeError: it holds what another recipe pruned.
         """
         try:
-            known = json.loads((self.run / MARK).read_text(encoding="utf-8"))
+            marked = json.loads((self.run / MARK).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return False
-        for field, value in self._pruning().items() if isinstance(known, dict) else ():
-            if known.get(field) != value:
+        for field, value in self._pruning().items() if isinstance(marked, dict) else ():
+            if marked.get(field) != value:
                 raise RecipeError(
-                    f"{self.run} was pruned with {field}={known.get(field)!r}, the recipe has {value!r}; "
+                    f"{self.run} was pruned with {field}={marked.get(field)!r}, the recipe has {value!r}; "
                     "name another run folder"
                 )
-        return isinstance(known, dict)
+        return isinstance(marked, dict)
 
     def mark_pruned(self) -> None:
         """Writes into the run folder that this recipe's pruning is done."""

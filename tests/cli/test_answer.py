@@ -45,7 +45,7 @@ def test_only_verbose_shows_the_log_of_the_libraries(capsys: pytest.CaptureFixtu
     assert seen == [False, True]
 
 
-def test_libraries_are_told_to_report_errors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_report_errors_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         monkeypatch.delenv(f"{library}_VERBOSITY", raising=False)
     quiet_libraries(verbose=True)

@@ -76,7 +76,7 @@ def test_completion_can_be_installed(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "problem"),
     [
         (("prune-it",), 2, "prune-it"),
         (("operators",), 2, "MODEL"),
@@ -85,11 +85,11 @@ def test_completion_can_be_installed(run: Run) -> None:
         (("operators", "MODEL", "--quiet", "--verbose"), 2, "choose one"),
     ],
 )
-def test_a_mistake_in_the_words_is_one_line(run: Run, words: tuple[str, ...], code: int, told: str) -> None:
+def test_a_mistake_in_the_words_is_one_line(run: Run, words: tuple[str, ...], code: int, problem: str) -> None:
     given, out, err = run(*words)
     assert (given, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("error: ")
-    assert told.lower() in err.lower()
+    assert problem.lower() in err.lower()
 
 
 @pytest.mark.parametrize("name", ["m2/[/]", "[red]x", "\x1b[31mred", "a\nb", "x" * 5000, "~/nowhere", "zoo:[/b]"])

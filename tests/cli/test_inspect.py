@@ -71,7 +71,7 @@ def test_bench_says_in_words_how_fast(run: Run, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "problem"),
     [
         (("operators", "nowhere"), 1, "nowhere"),
         (("operators", "zoo:nothing"), 1, "satellite"),
@@ -88,13 +88,13 @@ def test_bench_says_in_words_how_fast(run: Run, folder: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(
-    run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...], code: int, told: str
+    run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...], code: int, problem: str
 ) -> None:
     places: dict[str, Any] = {"MODEL": folder, "EMPTY": tmp_path}
     given, out, err = run(*(places.get(word, word) for word in words), "--quiet")
     assert (given, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("error: ")
-    assert told in err
+    assert problem in err
 
 
 @pytest.mark.parametrize("words", [("operators", "m"), ("bench", "m", "n")])

@@ -34,7 +34,7 @@ def test_a_budget_is_repeated_or_separated_by_commas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "problem"),
     [
         (["latency=0.5", "latency=0.9"], "given twice"),
         (["latency=0.5,latency=0.9"], "given twice"),
@@ -42,8 +42,8 @@ def test_a_budget_is_repeated_or_separated_by_commas() -> None:
         (["=0.5"], "name=value"),
     ],
 )
-def test_a_budget_that_is_not_clear_is_refused(words: list[str], told: str) -> None:
-    with pytest.raises(typer.BadParameter, match=told):
+def test_a_budget_that_is_not_clear_is_refused(words: list[str], problem: str) -> None:
+    with pytest.raises(typer.BadParameter, match=problem):
         parsing.budget_of(words)
 
 

@@ -117,7 +117,7 @@ def test_a_dry_run_of_pruning_names_model_and_removals(run: Run, folder: Path, p
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "problem"),
     [
         (("score", "MODEL", "--run", "r", "--samples", "0"), 1, "samples=0"),
         (("score", "MODEL", "--run", "r", "--metric", "taste"), 2, "taste"),
@@ -137,7 +137,7 @@ def test_a_dry_run_of_pruning_names_model_and_removals(run: Run, folder: Path, p
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(
-    run: Run, scored: Path, tmp_path: Path, words: tuple[str, ...], code: int, told: str
+    run: Run, scored: Path, tmp_path: Path, words: tuple[str, ...], code: int, problem: str
 ) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")
     places: dict[str, Any] = {
@@ -149,7 +149,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     given, out, err = run(*(places.get(word, word) for word in words), "--quiet")
     assert (given, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("error: ")
-    assert told in err
+    assert problem in err
     assert "pydantic" not in err
 
 

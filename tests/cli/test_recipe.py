@@ -37,7 +37,7 @@ def test_a_published_recipe_passes_its_dry_run(run: Run, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "problem"),
     [
         (("nowhere.yaml",), 1, "nowhere.yaml"),
         ((".",), 1, "IsADirectoryError"),
@@ -49,13 +49,13 @@ def test_a_published_recipe_passes_its_dry_run(run: Run, path: Path) -> None:
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(
-    run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...], code: int, told: str
+    run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...], code: int, problem: str
 ) -> None:
     good = tmp_path / "good.yaml"
     good.write_text(SMALL.format(model=folder, run=tmp_path / "run"))
     given, out, err = run("recipe", *(good if word == "GOOD" else word for word in words))
     assert (given, out, err.count("\n")) == (code, "", 1)
-    assert told in err.lower() or told in err
+    assert problem in err.lower() or problem in err
 
 
 def test_several_processes_only_finetune(
@@ -69,7 +69,7 @@ def test_several_processes_only_finetune(
     assert "--only finetune" in err
 
 
-def test_a_missing_file_is_told_when_dry_and_an_error_when_not(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_named_when_dry_and_an_error_when_not(run: Run, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(SMALL.format(model=folder, run=tmp_path / "run") + "data: nowhere\n")
     code, out, _ = run("recipe", path, "--dry-run", "--json")

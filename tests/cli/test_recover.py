@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import ldpruner
 from tests.cli.conftest import PROBE, Run
 
 TRAINING = ("--max-train-steps", "2", "--train-batch-size", "2", "--validation-steps", "1", "--samples", "4")
@@ -39,6 +40,7 @@ def test_a_pruned_pipeline_is_evaluated_then_finetuned_then_evaluated_as_recover
     assert code == 0, err
     assert lines[0].startswith("finetuned: the validation loss went from ")
     assert lines[-1] == f"next: ldpruner evaluate --run {place}"
+    assert type(ldpruner.load(place / "recovered").unet).__name__ == "PrunedUNet2DModel"
 
     code, out, _ = run("evaluate", "--run", place, "--samples", "8")
     lines = out.splitlines()

@@ -52,17 +52,17 @@ def test_a_file_gives_settings_and_options_come_first(run: Run, scored: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "problem"),
     [
         (("--learning-rate", "-1"), 1, "learning_rate=-1"),
         (("--max-train-steps", "many"), 2, "--max-train-steps"),
-        (("--lr-scheduler", "linear"), 1, "lr_scheduler='linear'"),
+        (("--lr-scheduler", "polka"), 1, "lr_scheduler='polka'"),
         (("--early-stopping-patience", "often"), 1, "early_stopping_patience='often'"),
         (("--learning_rate", "1"), 2, "--learning-rate"),
         (("--config", "nowhere.yaml"), 1, "nowhere.yaml"),
     ],
 )
-def test_a_wrong_setting_is_one_line(run: Run, scored: Path, words: tuple[str, ...], code: int, told: str) -> None:
+def test_a_wrong_setting_is_one_line(run: Run, scored: Path, words: tuple[str, ...], code: int, problem: str) -> None:
     given, out, err = run("finetune", "--run", scored, *words, "--dry-run")
     assert (given, out, err.count("\n")) == (code, "", 1)
-    assert told in err
+    assert problem in err

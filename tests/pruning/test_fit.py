@@ -17,15 +17,15 @@ def test_a_wrong_prediction_is_made_good(error: float) -> None:
     assert 0.9 * 0.5 <= found * error <= 0.5
 
 
-def test_what_cannot_be_reached_is_told() -> None:
+def test_an_unreachable_target_is_an_error() -> None:
     def made(asked: float) -> float:
         if asked < 0.6:
             raise BudgetError("no")
         return asked
 
-    assert fit(made, lambda one: one, 0.7) <= 0.7
+    assert fit(made, lambda made: made, 0.7) <= 0.7
     with pytest.raises(BudgetError, match=r"latency=0\.61 cannot be reached"):
-        fit(made, lambda one: one * 1.1, 0.61)
+        fit(made, lambda made: made * 1.1, 0.61)
 
 
 def reaching(asked: float) -> float:
@@ -36,10 +36,10 @@ def reaching(asked: float) -> float:
 
 
 def test_all_is_removed_and_measured_where_the_prediction_is_just_not_enough() -> None:
-    """A prediction errs by some per cent on a busy machine."""
-    assert fit(reaching, lambda one: one * 0.9, 0.5) == 0.514
+    """A prediction is off by some per cent on a busy machine."""
+    assert fit(reaching, lambda made: made * 0.9, 0.5) == 0.514
     with pytest.raises(BudgetError, match=r"removing all that can be removed measured latency=0\.514"):
-        fit(reaching, lambda one: one, 0.5)
+        fit(reaching, lambda made: made, 0.5)
 
 
 def test_a_budget_far_below_all_predictions_is_refused_without_measuring() -> None:

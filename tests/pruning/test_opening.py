@@ -20,6 +20,6 @@ def test_a_pipeline_opens_in_a_precision_without_bars(folder: Path, capfd: pytes
 @pytest.mark.parametrize(
     ("device", "dtype"), [("abacus", None), ("meta", None), ("cpu", "int99"), ("cpu", "nn"), ("cuda:99", None)]
 )
-def test_a_place_that_is_not_there_is_told_before_weights_are_read(device: str, dtype: str | None) -> None:
+def test_a_missing_device_is_an_error_before_weights_are_read(device: str, dtype: str | None) -> None:
     with pytest.raises(DeviceError, match=dtype or device):
         open_pipeline("nowhere", device, dtype)

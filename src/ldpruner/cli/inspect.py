@@ -54,24 +54,24 @@ def operators(
     pipeline = load_meta(model)
     denoiser = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
     flow = trace(denoiser)
-    found = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
+    listed = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
     rows = [
         {
             **operator.model_dump(mode="json", by_alias=True, exclude={"component", "candidates"}),
             "modifications": operator.modifications,
         }
-        for operator in found
+        for operator in listed
     ]
     name = type(pipeline).__name__
     return Answer(
         {"pipeline": name, "component": denoiser.component, **totals, "operators": rows},
         [
-            tables.operators_headline(f"{name}.{denoiser.component}", found, totals),
+            tables.operators_headline(f"{name}.{denoiser.component}", listed, totals),
             *(
-                [tables.operators(tables.ordered(found, order), totals)]
+                [tables.operators(tables.ordered(listed, order), totals)]
                 if show_all
-                else [*tables.operators_summary(found, totals), "every operator: add --all"]
+                else [*tables.operators_summary(listed, totals), "every operator: add --all"]
             ),
         ],
         f"ldpruner score {shlex.quote(model)} --run runs/NAME",

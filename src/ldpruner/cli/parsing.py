@@ -71,10 +71,10 @@ def rule_of(name: str) -> "Rule":
     return rule
 
 
-def one_of(value: str, known: Sequence[str], option: str) -> Any:
+def one_of(value: str, choices: Sequence[str], option: str) -> Any:
     """The value, if it is one that the option knows."""
-    if value not in known:
-        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(known)}")
+    if value not in choices:
+        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(choices)}")
     return value
 
 

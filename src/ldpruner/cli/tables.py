@@ -260,10 +260,10 @@ def evaluation_headline(evaluation: Evaluation, stage: str) -> str:
     if "parameters" in measures:
         size = measures["parameters"]
         parts.append(f"{_percent((size.pruned or 0) / max(1, size.original or 1))} of the parameters")
-    judged = [measure for measure in evaluation.metrics if measure.within_noise_floor is not None]
+    compared = [measure for measure in evaluation.metrics if measure.within_noise_floor is not None]
     if evaluation.worse:
-        parts.append(f"worse by {len(evaluation.worse)} of {len(judged)} metrics: {', '.join(evaluation.worse)}")
-    elif judged:
+        parts.append(f"worse by {len(evaluation.worse)} of {len(compared)} metrics: {', '.join(evaluation.worse)}")
+    elif compared:
         parts.append(f"quality within the noise of the original ({evaluation.protocol['samples']} samples)")
     return f"{stage}: {', '.join(parts)}"
 

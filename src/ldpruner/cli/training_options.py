@@ -28,20 +28,20 @@ CONFIG = Annotated[
 def with_training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Replaces a command's parameter `training` by an option for each of its fields, and `--config`."""
     signature = inspect.signature(function)
-    given = {**_options(), "config": CONFIG}
+    annotations = {**_options(), "config": CONFIG}
 
     def wrapped(**options: Any) -> Any:
-        chosen = {name: options.pop(name) for name in given}
+        chosen = {name: options.pop(name) for name in annotations}
         return function(training=_training(chosen), **options)
 
     kept = [parameter for name, parameter in signature.parameters.items() if name != "training"]
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in given.items()
+        for name, annotation in annotations.items()
     ]
     wrapped.__name__, wrapped.__doc__, wrapped.__module__ = function.__name__, function.__doc__, function.__module__
-    annotations = {name: value for name, value in function.__annotations__.items() if name != "training"}
-    wrapped.__annotations__ = {**annotations, **given}
+    own = {name: value for name, value in function.__annotations__.items() if name != "training"}
+    wrapped.__annotations__ = {**own, **annotations}
     setattr(wrapped, "__signature__", signature.replace(parameters=[*kept, *added]))  # noqa: B010
     return wrapped
 

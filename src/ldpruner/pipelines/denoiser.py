@@ -124,7 +124,7 @@ def _try_pipeline(pipeline: DiffusionPipeline, arguments: Arguments) -> None:
     except Exception as error:
         raise DenoiserNotFound(
             f"{type(pipeline).__name__} could not be run with {sorted(arguments)}: {one_line(error)}; "
-            "give what its call needs as Probe(call={...}), or as --call name=value"
+            "give what its call needs as Probe(call={...}), or as --pipeline-arg name=value"
         ) from error
 
 

@@ -107,7 +107,10 @@ def compare(
         rounds: timings of each, after one that does not count; fewer where all would take more than a minute.
         progress: wraps the rounds.
     """
-    denoisers = {name: find_denoiser(one, component, probe.arguments(one, [0])) for name, one in pipelines.items()}
+    denoisers = {
+        name: find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
+        for name, pipeline in pipelines.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in progress(_Rounds(rounds), "timing " + " and ".join(pipelines)):
         for name, pipeline in pipelines.items():
