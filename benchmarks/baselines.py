@@ -48,9 +48,9 @@ from benchmarks.records import Record, cell
 from ldpruner.errors import BudgetError, FinetuningError
 from ldpruner.finetuning import Training
 from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pruning.fit import fit
 from ldpruner.pruning.surgery import prune
 from ldpruner.selection.plan import Plan
-from ldpruner.workflow import fit
 
 LONG_PICTURES = 1024
 # small batches make more steps of the same compute

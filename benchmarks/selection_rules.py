@@ -20,10 +20,10 @@ import ldpruner
 from benchmarks.records import Record, cell, markdown, read
 from ldpruner.evaluation.metrics import latent_shift
 from ldpruner.profiling.benchmark import compare
+from ldpruner.pruning.fit import MAX_SELECTIONS
 from ldpruner.scoring.knapsack import predict
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import PlannedRemoval
-from ldpruner.workflow import ATTEMPTS
 
 MODEL = "zoo:satellite"
 RULES = {"knapsack": "knapsack (default)", "greedy": "greedy (the paper)", "random": "random, three orders"}
@@ -60,7 +60,7 @@ def _cell(pipeline: DiffusionPipeline, scores: Scores, rule: str, budget: float,
 def _measured(pipeline: DiffusionPipeline, scores: Scores, rule: str, budget: float, seed: int) -> dict[str, Any]:
     """The plan that meets the budget as measured, without the margin of `ldpruner run`."""
     asked = budget
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_SELECTIONS):
         plan = _plan(scores, rule, asked, seed)
         pruned = ldpruner.prune(pipeline, plan)
         comparison = compare({"original": pipeline, "pruned": pruned}, scores.probe)

@@ -1,47 +1,105 @@
-"""From scores and a budget to a pruned pipeline: fitting what was measured."""
+"""Whole steps on a run folder, from Python: each one call, resumable."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
+from diffusers import DiffusionPipeline
 
-from ldpruner.errors import BudgetError
-from ldpruner.workflow import fit
+import ldpruner
+from ldpruner import Budget, Plan, Probe, Training
+from ldpruner.progress import Long
+from ldpruner.workflow import evaluate_run, finetune_run, prune_run, score_run, select_run
 
-
-@pytest.mark.parametrize("error", [0.8, 1.0, 1.3])
-def test_a_wrong_prediction_is_made_good(error: float) -> None:
-    found = fit(lambda asked: asked, lambda made: made * error, 0.5)
-    assert 0.9 * 0.5 <= found * error <= 0.5
-
-
-def test_what_cannot_be_reached_is_told() -> None:
-    def made(asked: float) -> float:
-        if asked < 0.6:
-            raise BudgetError("no")
-        return asked
-
-    assert fit(made, lambda one: one, 0.7) <= 0.7
-    with pytest.raises(BudgetError, match=r"latency=0\.61 cannot be reached"):
-        fit(made, lambda one: one * 1.1, 0.61)
+Item = TypeVar("Item")
+PROBE = Probe(samples=2, steps=2)
+BUDGET = Budget(operators=2)
+FEW: dict[str, Any] = {"targets": ["mid_block*"], "probe": PROBE}  # few operators are scored fast
+TRAINING = Training(max_train_steps=2, train_batch_size=2, lr_warmup_steps=0, validation_steps=1)
 
 
-def reaching(asked: float) -> float:
-    """Made for a prediction that cannot be below 0.514."""
-    if asked < 0.514:
-        raise BudgetError("no", least=0.514)
-    return asked
+class Watch:
+    """Records what is reported, and stops at a description."""
+
+    def __init__(self, stop: str = "") -> None:
+        self.stop = stop
+        self.seen: list[str] = []
+
+    def __call__(self, work: Long[Item], description: str) -> Iterator[Item]:
+        self.seen.append(description)
+        if description == self.stop:
+            raise KeyboardInterrupt
+        return iter(work)
 
 
-def test_all_is_removed_and_measured_where_the_prediction_is_just_not_enough() -> None:
-    """A prediction errs by some per cent on a busy machine."""
-    assert fit(reaching, lambda one: one * 0.9, 0.5) == 0.514
-    with pytest.raises(BudgetError, match=r"removing all that can be removed measured latency=0\.514"):
-        fit(reaching, lambda one: one, 0.5)
+def test_one_call_does_all_of_it_and_reports_every_part(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+    watch = Watch()
+    outcome = ldpruner.run(tiny, BUDGET, run=tmp_path, progress=watch, **FEW)
+    assert outcome.reload_is_exact
+    assert outcome.noise_floor > 0
+    assert outcome.plan == Plan.read(tmp_path / "plan.json")
+    assert [path.exists() for path in outcome.samples] == [True]
+    assert watch.seen == [
+        "measuring what each module costs",
+        "scoring",
+        "saving the pruned pipeline",
+        "timing original and pruned",
+        "comparing latents",
+        "writing samples",
+    ]
 
 
-def test_a_budget_far_below_all_predictions_is_refused_without_measuring() -> None:
-    with pytest.raises(BudgetError, match=r"^no$"):
-        fit(reaching, lambda one: pytest.fail("measured"), 0.1)
+@pytest.mark.parametrize("stop", ["scoring", "timing original and pruned", "writing samples"])
+def test_the_same_call_resumes(tiny: DiffusionPipeline, tmp_path: Path, stop: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ldpruner.run(tiny, BUDGET, run=tmp_path, progress=Watch(stop), **FEW)
+    plan = tmp_path / "plan.json"
+    before = plan.read_text() if plan.exists() else None
+    again = Watch()
+    outcome = ldpruner.run(tiny, BUDGET, run=tmp_path, progress=again, **FEW)
+    assert outcome.reload_is_exact
+    assert before in (None, plan.read_text())
+    assert ("scoring" in again.seen) == (stop == "scoring")
 
 
-def test_what_only_just_meets_the_budget_is_kept() -> None:
-    """Where selections come in coarse steps, none may leave room for noise."""
-    assert fit(lambda asked: asked, lambda made: 0.64 if made > 0.5 else 0.3, 0.65) == pytest.approx(0.65)
+def test_a_plan_is_kept_for_the_same_settings_only(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+    def rescored(budget: Budget = BUDGET, **options: Any) -> bool:
+        watch = Watch()
+        ldpruner.run(tiny, budget, run=tmp_path, progress=watch, **FEW, **options)
+        return "scoring" in watch.seen
+
+    assert rescored()
+    assert not rescored()
+    assert rescored(ignore=("mid_block",))
+    assert "mid_block" not in _removed(tmp_path)
+    assert not rescored(ignore=("mid_block",))
+    assert rescored(Budget(operators=1))
+    assert rescored(Budget(operators=1), rule="greedy")
+
+
+def _removed(run: Path) -> list[str]:
+    return [removal["operator"] for removal in Plan.read(run / "plan.json").model_dump()["removed"]]
+
+
+def test_each_step_is_one_call_with_the_pipeline_at_hand(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+    """A run from Python needs no name of its model."""
+    scores = score_run(tiny, run=tmp_path, budgets=None, **FEW)
+    assert score_run(tiny, run=tmp_path, budgets=None, **FEW) == scores
+    plan = select_run(tmp_path, BUDGET)
+    assert prune_run(tmp_path, original=tiny) == plan
+    history = finetune_run(tmp_path, TRAINING, probe=PROBE.replace(samples=4), original=tiny)
+    assert history is not None
+    assert history.steps == 2
+    assert finetune_run(tmp_path, TRAINING, probe=PROBE.replace(samples=4), original=tiny) == history
+    evaluation = evaluate_run(tmp_path, probe=PROBE.replace(samples=8), original=tiny)
+    assert evaluation["parameters"].pruned == ldpruner.load(tmp_path / "recovered").unet.num_parameters()
+    assert (tmp_path / "evaluation.json").exists()
+
+
+def test_a_step_opens_the_original_by_its_name(folder: Path, tmp_path: Path) -> None:
+    score_run(ldpruner.load(folder), run=tmp_path, model=str(folder), budgets=[BUDGET], **FEW)
+    select_run(tmp_path, BUDGET)
+    watch = Watch()
+    prune_run(tmp_path, progress=watch)
+    assert watch.seen == ["opening the original", "pruning and saving"]

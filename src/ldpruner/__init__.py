@@ -1,24 +1,32 @@
 """Prune latent diffusion models: any diffusers pipeline, a budget, and proof."""
 
-from ldpruner.budget import Budget
-from ldpruner.errors import LdPrunerError
-from ldpruner.evaluation.evaluate import Evaluation, evaluate
-from ldpruner.finetuning import Training, finetune
-from ldpruner.operators.discovery import Operator, find_operators
-from ldpruner.pipelines.probe import Probe
-from ldpruner.pruning.serialization import load, save
-from ldpruner.pruning.surgery import prune, prune_
-from ldpruner.scoring.adaptive import score_operators
-from ldpruner.scoring.results import Score, Scores
-from ldpruner.selection.plan import Plan
-from ldpruner.selection.select import select
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldpruner.budget import Budget
+    from ldpruner.errors import LdPrunerError
+    from ldpruner.evaluation.evaluate import Evaluation, evaluate
+    from ldpruner.finetuning.settings import History, Training
+    from ldpruner.finetuning.trainer import finetune
+    from ldpruner.operators.discovery import Operator, find_operators
+    from ldpruner.pipelines.probe import Probe
+    from ldpruner.pruning.serialization import load, save
+    from ldpruner.pruning.surgery import prune, prune_
+    from ldpruner.scoring.adaptive import score_operators
+    from ldpruner.scoring.results import Score, Scores
+    from ldpruner.selection.plan import Plan
+    from ldpruner.selection.select import select
+    from ldpruner.workflow import Outcome, run
 
 __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "Evaluation",
+    "History",
     "LdPrunerError",
     "Operator",
+    "Outcome",
     "Plan",
     "Probe",
     "Score",
@@ -30,7 +38,38 @@ __all__ = [
     "load",
     "prune",
     "prune_",
+    "run",
     "save",
     "score_operators",
     "select",
 ]
+
+# torch, diffusers and transformers take seconds to import: each name is imported when it is first used.
+_MODULES = {
+    "budget": ("Budget",),
+    "errors": ("LdPrunerError",),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "finetuning.settings": ("History", "Training"),
+    "finetuning.trainer": ("finetune",),
+    "operators.discovery": ("Operator", "find_operators"),
+    "pipelines.probe": ("Probe",),
+    "pruning.serialization": ("load", "save"),
+    "pruning.surgery": ("prune", "prune_"),
+    "scoring.adaptive": ("score_operators",),
+    "scoring.results": ("Score", "Scores"),
+    "selection.plan": ("Plan",),
+    "selection.select": ("select",),
+    "workflow": ("Outcome", "run"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # else every name would pass for one of this module
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -45,6 +45,10 @@ class BudgetError(LdPrunerError):
         self.least = least
 
 
+class DeviceError(LdPrunerError):
+    """A device or a precision does not exist here."""
+
+
 class ProbeError(LdPrunerError):
     """The settings of a probe do not fit the pipeline."""
 

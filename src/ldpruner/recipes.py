@@ -1,85 +1,80 @@
-"""Whole runs as files, read and checked in every field."""
+"""Whole runs as files: read, checked in every field, counted, and carried out."""
 
 import json
-from difflib import get_close_matches
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from diffusers import DiffusionPipeline
+from pydantic import Field, model_validator
 
 from ldpruner.budget import Budget
-from ldpruner.errors import LdPrunerError, StorageError, one_line
-from ldpruner.evaluation.evaluate import MIN_SAMPLES
-from ldpruner.finetuning import Training
+from ldpruner.errors import DataError, LdPrunerError, ProbeError, one_line
+from ldpruner.estimate import (
+    TFLOPS,
+    Denoising,
+    Stage,
+    count_denoising,
+    evaluation_stage,
+    finetuning_stage,
+    scoring_stage,
+)
+from ldpruner.evaluation.evaluate import MIN_SAMPLES, Evaluation
+from ldpruner.evaluation.media import read_picture
+from ldpruner.files import write_atomic
+from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES
-from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.probe import Probe, read_prompts
 from ldpruner.pipelines.sampling import BATCH_SIZE
+from ldpruner.progress import Progress, unreported
+from ldpruner.pruning.opening import open_pipeline
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
 from ldpruner.values import Value
+from ldpruner.workflow import EVALUATED_SAMPLES, Outcome, evaluate_run, finetune_run, run
 
-Made = TypeVar("Made", bound=Value)
+StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
 
+STAGES: tuple[StageName, ...] = get_args(StageName)
 MARK = "recipe.json"  # in the run folder, once it is pruned
-PRUNING = {"model", "probe", "metric", "rule", "budget", "component", "dtype"}  # what decides the plan
+PRUNING = {"model", "probe", "prompts", "ignore", "targets", "metric", "rule", "budget", "component", "dtype"}
+MAX_DEPTH = 20  # of a recipe's fields
+MAX_NUMBER = 2**63
 
 
 class RecipeError(LdPrunerError):
     """A recipe cannot be read, or one of its fields is wrong."""
 
 
-class Draws(Value):
-    """The probe of a recipe: the fields of `Probe`, but a file of prompts is read only when the recipe runs."""
-
-    samples: int = 16
-    steps: int = 25
-    seed: int = 0
-    prompts: Path | tuple[str, ...] | None = None
-    guidance: float | None = None
-    call: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _check(self) -> "Draws":
-        self.without_file()
-        return self
-
-    def probe(self) -> Probe:
-        """The probe, its prompts read.
-
-        Raises:
-            ProbeError: they cannot be.
-        """
-        return Probe(**dict(self))
-
-    def without_file(self) -> Probe:
-        """The probe as far as the recipe alone tells it: without the prompts of a file."""
-        prompts = None if isinstance(self.prompts, Path) else self.prompts
-        return Probe(**{**dict(self), "prompts": prompts})
-
-
-class Judging(Value):
-    """How the recovered pipeline is set beside the original (see `evaluate`).
+class EvaluationSettings(Value):
+    """How the recovered pipeline is compared with the original (see `evaluate`).
 
     Attributes:
         samples: of each pipeline.
-        batch: samples drawn at once; 16, or 8 where they are decoded, if None.
-        features, clip: the networks that look at them.
+        batch_size: samples at once; None is 16, or 8 where they are decoded.
+        features, clip: the feature network, and the CLIP model.
         data: a folder that samples are compared with; None compares them with the original's.
-        prompts: others than the probe's.
+        prompts: a text file with one on each line; None takes those of the recipe.
     """
 
-    samples: int = Field(default=64, ge=MIN_SAMPLES)
-    batch: int | None = Field(default=None, ge=1)
+    noun = "evaluation"
+    error = RecipeError
+
+    samples: int = Field(default=EVALUATED_SAMPLES, ge=MIN_SAMPLES)
+    batch_size: int | None = Field(default=None, ge=1)
     features: str = "latents"
     clip: str | None = None
     data: Path | None = None
-    prompts: Path | tuple[str, ...] | None = None
+    prompts: Path | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> "Judging":
+    def _check(self) -> "EvaluationSettings":
         if self.data is not None and self.features == "latents":
-            raise ValueError("files have no latents; with data, choose features: inception, a folder or a Hub id")
+            raise RecipeError(
+                f"evaluation data={str(self.data)!r}: files have no latents; "
+                "choose features: inception, a folder or a Hub id"
+            )
         return self
 
 
@@ -89,30 +84,38 @@ class Recipe(Value):
     Attributes:
         model: a folder, a Hub id, or zoo:NAME.
         run: the run folder.
-        probe: how latents are drawn for the scores.
-        component: which network, where there are several denoisers.
+        probe: which latents are compared for the scores; images of its call are files' paths.
+        prompts: a text file with one prompt on each line, read when the recipe runs.
+        component: which network, for pipelines with more than one denoiser.
+        ignore, targets: glob patterns of operators' names.
         metric, rule, budget: what is removed.
-        exhaustive: score everything on all samples; otherwise the costs of scoring are the most that it can take.
-        batch: samples drawn at once.
+        exhaustive: scores everything on all samples.
+        batch_size: samples at once.
         training: how the pruned denoiser is trained.
         data: a folder to learn from; None for `examples` samples of the original.
-        evaluation: how the result is judged.
+        evaluation: how the result is evaluated.
         device, dtype: where everything runs, and the precision of the weights.
     """
 
+    noun = "recipe"
+    error = RecipeError
+
     model: str
     run: Path
-    probe: Draws = Draws()
+    probe: Probe = Probe()
+    prompts: Path | None = None
     component: str | None = None
+    ignore: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     metric: Metric = "mean_std"
     rule: Rule = "knapsack"
     budget: Budget
     exhaustive: bool = False
-    batch: int = Field(default=BATCH_SIZE, ge=1)
+    batch_size: int = Field(default=BATCH_SIZE, ge=1)
     training: Training = Training()
     data: Path | None = None
     examples: int = Field(default=SAMPLES, ge=2)
-    evaluation: Judging = Judging()
+    evaluation: EvaluationSettings = EvaluationSettings()
     device: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
@@ -120,55 +123,160 @@ class Recipe(Value):
     def missing(self) -> dict[str, Path]:
         """The files and folders that are not there, by field."""
         named = {
-            "probe.prompts": self.probe.prompts,
+            "prompts": self.prompts,
             "data": self.data,
             "evaluation.data": self.evaluation.data,
             "evaluation.prompts": self.evaluation.prompts,
         }
-        return {field: path for field, path in named.items() if isinstance(path, Path) and not path.exists()}
+        return {field: path for field, path in named.items() if path is not None and not path.exists()}
 
-    def check_files(self) -> None:
-        """Finds out before the first hour, not after the hundredth.
+    def resolved_probe(self, samples: int | None = None, prompts: Path | None = None) -> Probe:
+        """The probe with its files read: prompts, and images of the pipeline's call.
+
+        Args:
+            samples: other than the probe's.
+            prompts: a file other than the recipe's.
 
         Raises:
-            RecipeError: a file or a folder is missing.
+            ProbeError: the prompts or an image cannot be read.
         """
-        for field, path in self.missing.items():
-            raise RecipeError(
-                f"{field}={str(path)!r}: no such file or folder; put it there (relative to the working directory)"
-            )
+        file = prompts or self.prompts
+        return self.probe.replace(
+            samples=samples or self.probe.samples,
+            prompts=read_prompts(file) if file is not None else self.probe.prompts,
+            call=opened_images(self.probe.call),
+        )
 
     def was_pruned(self) -> bool:
         """Whether the run folder holds what this recipe prunes.
-
-        A latency is measured, and a second measurement may choose another plan, for which a training that has begun
-        would be lost: so what is pruned stays.
 
         Raises:
             RecipeError: it holds what another recipe pruned.
         """
         try:
-            known = json.loads((self.run / MARK).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            marked = json.loads((self.run / MARK).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return False
-        for field, value in self._pruning().items():
-            if known.get(field) != value:
+        for field, value in self._pruning().items() if isinstance(marked, dict) else ():
+            if marked.get(field) != value:
                 raise RecipeError(
-                    f"{self.run} was pruned with {field}={known.get(field)!r}, the recipe has {value!r}; "
+                    f"{self.run} was pruned with {field}={marked.get(field)!r}, the recipe has {value!r}; "
                     "name another run folder"
                 )
-        return True
+        return isinstance(marked, dict)
 
     def mark_pruned(self) -> None:
         """Writes into the run folder that this recipe's pruning is done."""
-        path = self.run / MARK
-        try:
-            path.write_text(json.dumps(self._pruning(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        write_atomic(self.run / MARK, json.dumps(self._pruning(), indent=2) + "\n")
 
     def _pruning(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include=PRUNING)
+
+
+class RecipeEstimate(Denoising):
+    """What a recipe takes, by arithmetic alone.
+
+    Attributes:
+        tflops: what the GPU sustains, in TFLOP/s; 2 FLOP to a multiply-accumulate.
+        stages: scoring, finetuning, evaluation, and the total.
+    """
+
+    tflops: float
+    stages: dict[str, Stage]
+
+
+def estimate_recipe(recipe: Recipe, pipeline: DiffusionPipeline, *, tflops: float = TFLOPS) -> RecipeEstimate:
+    """Counts the denoiser calls of a recipe, and the hours that they take; nothing is sampled.
+
+    What is pruned is taken to cost what the budget keeps of the MACs or the latency.
+
+    Args:
+        recipe: what would run.
+        pipeline: its model; no weights are needed.
+        tflops: what the GPU sustains, in TFLOP/s.
+
+    Raises:
+        DenoiserNotFound: the pipeline cannot be run.
+        RecipeError: the recipe does not fit the pipeline.
+    """
+    probe = recipe.probe.replace(call=opened_images(recipe.probe.call))
+    if recipe.evaluation.clip is not None and "prompt" not in probe.arguments(pipeline, [0]):
+        raise RecipeError(f"evaluation.clip={recipe.evaluation.clip!r}: {type(pipeline).__name__} takes no prompts")
+    denoising = count_denoising(
+        pipeline, probe, component=recipe.component, ignore=recipe.ignore, targets=recipe.targets
+    )
+    kept = next((fraction for fraction in (recipe.budget.macs, recipe.budget.latency) if fraction is not None), 1.0)
+    examples = recipe.examples if recipe.data is None else 0
+    stages = {
+        "scoring": scoring_stage(denoising, probe, None if recipe.exhaustive else 1, tflops),
+        "finetuning": finetuning_stage(denoising, probe, recipe.training, examples=examples, kept=kept, tflops=tflops),
+        "evaluation": evaluation_stage(denoising, probe, recipe.evaluation.samples, kept=kept, tflops=tflops),
+    }
+    stages["total"] = stages["scoring"] + stages["finetuning"] + stages["evaluation"]
+    return RecipeEstimate(**dict(denoising), tflops=tflops, stages=stages)
+
+
+def carry_out(
+    recipe: Recipe, stages: Collection[StageName] = STAGES, *, progress: Progress = unreported
+) -> Iterator[tuple[StageName, Outcome | History | Evaluation | None]]:
+    """Does the stages of a recipe, and yields the result of each; the same call again resumes.
+
+    A pruning that was done before yields None: a latency measured again could give another plan, and a training that
+    has begun would be lost. So does finetuning in all processes of a launcher but the first.
+
+    Raises:
+        RecipeError: a file is missing, or the run folder holds what another recipe pruned.
+    """
+    for field, path in recipe.missing.items():  # before the first hour, not after the hundredth
+        raise RecipeError(
+            f"{field}={str(path)!r}: no such file or folder; put it there (relative to the working directory)"
+        )
+    place: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "progress": progress}
+    if "prune" in stages:
+        yield "prune", None if recipe.was_pruned() else _prune(recipe, progress)
+    if "finetune" in stages:
+        probe = recipe.resolved_probe(recipe.examples)
+        yield "finetune", finetune_run(recipe.run, recipe.training, data=recipe.data, probe=probe, **place)
+    if "evaluate" in stages:
+        settings = recipe.evaluation
+        options = settings.model_dump(include={"data", "features", "clip", "batch_size"})
+        probe = recipe.resolved_probe(settings.samples, settings.prompts)
+        yield "evaluate", evaluate_run(recipe.run, probe=probe, **options, **place)
+
+
+def _prune(recipe: Recipe, progress: Progress) -> Outcome:
+    names = ("model", "component", "ignore", "targets", "metric", "rule", "batch_size", "exhaustive")
+    outcome = run(
+        open_pipeline(recipe.model, recipe.device, recipe.dtype),
+        recipe.budget,
+        run=recipe.run,
+        probe=recipe.resolved_probe(),
+        progress=progress,
+        **{name: getattr(recipe, name) for name in names},
+    )
+    recipe.mark_pruned()
+    return outcome
+
+
+def opened_images(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a pipeline's call, where images are paths, with these images opened.
+
+    Raises:
+        ProbeError: an image cannot be read.
+    """
+    return {name: _opened(name, value) if "image" in name else value for name, value in call.items()}
+
+
+def _opened(name: str, value: Any) -> Any:
+    """The images of one path or of several; what is no text stays as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_opened(name, item) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_picture(Path(value))
+    except DataError as error:
+        raise ProbeError(f"{name}={value!r}: {error}; give the path of an image") from error
 
 
 def read_recipe(path: Path | str) -> Recipe:
@@ -177,51 +285,57 @@ def read_recipe(path: Path | str) -> Recipe:
     Raises:
         RecipeError: it cannot be read, or a field is unknown or wrong.
     """
-    document = _document(Path(path))
-    kinds: dict[str, type[Value]] = {"probe": Draws, "budget": Budget, "training": Training, "evaluation": Judging}
     try:
-        parts = {name: _made(kind, document[name], f"{name}.") for name, kind in kinds.items() if name in document}
-        return _made(Recipe, {**document, **parts}, "")
+        return Recipe.model_validate(read_yaml(path))
     except RecipeError as error:
+        raise RecipeError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except LdPrunerError as error:
         raise RecipeError(f"{path}: {error}") from error
 
 
-def _document(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The fields of a YAML file, plain values only, no field twice.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds anything else.
+    """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {str(path)!r}: {one_line(error)}; give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {one_line(error)}; mend it there") from error
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path} holds {type(found).__name__}, no fields; write each as 'name: value'")
-    return {str(name): value for name, value in found.items()}
+        raise RecipeError(f"cannot read {str(path)!r}: {one_line(error)}; give a YAML file") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not YAML: {one_line(error)}; correct it there") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: holds {type(document).__name__}, no fields; write each as 'name: value'")
+    problem = _fault(document, 0)
+    if problem:
+        raise RecipeError(f"{path}: {problem}")
+    return document
 
 
-def _made(kind: type[Made], given: Any, place: str) -> Made:
-    """A value of some fields, with what is wrong told by the path of the field."""
-    given = {} if given is None else given
-    if not isinstance(given, dict):
-        raise RecipeError(
-            f"{place[:-1]}={given!r}: write its fields below it, indented: {', '.join(kind.model_fields)}"
-        )
-    for name, value in given.items():
-        if name not in kind.model_fields:
-            near = get_close_matches(str(name), kind.model_fields, n=3) or kind.model_fields
-            raise RecipeError(f"no field {place}{name} (={value!r}); use one of {', '.join(near)}")
-    try:
-        return kind(**given)
-    except (ValidationError, LdPrunerError) as error:
-        raise RecipeError(_problem(error, place)) from error
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is given twice: YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"field {twice!r} is given twice, in line {node.start_mark.line + 1} and below")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
 
 
-def _problem(error: ValidationError | LdPrunerError, place: str) -> str:
-    """The first fault of a value: the path of the field, the value seen, what it should be."""
-    cause = error if isinstance(error, ValidationError) else error.__cause__
-    if not isinstance(cause, ValidationError):
-        return str(error).replace(f"{place[:-1]} ", place, 1)
-    problem = cause.errors()[0]
-    field = f"{place}{problem['loc'][0]}" if problem["loc"] else place[:-1]
-    if problem["type"] == "missing":
-        return f"no field {field}; add it"
-    return f"{field}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+def _fault(value: Any, depth: int) -> str | None:
+    """What is wrong with a value of a YAML file, None if nothing is."""
+    if depth > MAX_DEPTH:
+        return f"fields within fields, more than {MAX_DEPTH} deep; correct it there"
+    if isinstance(value, dict):
+        wrong = next((name for name in value if not isinstance(name, str)), None)
+        inner = (_fault(item, depth + 1) for item in value.values())
+        return f"the field {wrong!r} is not named by a text" if wrong is not None else next(filter(None, inner), None)
+    if isinstance(value, list):
+        return next(filter(None, (_fault(item, depth + 1) for item in value)), None)
+    if value is not None and not isinstance(value, (str, bool, int, float)):
+        return f"{value!r} is a {type(value).__name__}; give a number, a text, true, false or null"
+    is_small = not isinstance(value, (int, float)) or abs(value) < MAX_NUMBER
+    return None if is_small else "a number is too large, or is none; correct it there"

@@ -40,7 +40,8 @@ class Value(BaseModel):
 def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """The first wrong field in one line: its name, the value seen, and what is accepted."""
     fault = error.errors()[0]
-    field = ".".join(map(str, fault["loc"]))
+    # pydantic also puts the names of its validators there, such as `function-wrap[...]`
+    field = ".".join(part for part in map(str, fault["loc"]) if part.isidentifier() or part.isdigit())
     if fault["type"] == "missing":
         return f"lacks {field!r}; add it"
     if fault["type"] == "extra_forbidden" and model is not None:

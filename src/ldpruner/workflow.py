@@ -1,36 +1,44 @@
-"""All of it: from a pipeline and a budget to a pruned folder and the numbers beside it."""
+"""Whole steps on a run folder, each one resumable call: what a command does, Python can do too.
 
-import logging
-from collections.abc import Callable
+`run` scores, selects, prunes, saves and compares. `score_run`, `select_run` and `prune_run` are its parts,
+`finetune_run` and `evaluate_run` what follows. The same call again resumes.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.budget import Budget
-from ldpruner.errors import BudgetError
+from ldpruner.evaluation.evaluate import Evaluation, evaluate
+from ldpruner.evaluation.features import Features
 from ldpruner.evaluation.metrics import latent_shift, same_latents
 from ldpruner.evaluation.samples import write_samples
+from ldpruner.finetuning.settings import History, Training
+from ldpruner.finetuning.trainer import SAMPLES, Finetuning
+from ldpruner.operators.discovery import find_operators
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import force_eager
+from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.profiling.benchmark import Comparison, compare
-from ldpruner.pruning.serialization import load, save
+from ldpruner.progress import Progress, reported, unreported
+from ldpruner.pruning.fit import prune_to_budget
+from ldpruner.pruning.opening import open_pipeline
+from ldpruner.pruning.serialization import save
 from ldpruner.pruning.surgery import prune
+from ldpruner.run_folder import RunFolder
+from ldpruner.scoring.adaptive import USUAL, AdaptiveScorer
+from ldpruner.scoring.importance import Metric
 from ldpruner.scoring.results import Scores
+from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.worker import Executor
 from ldpruner.selection.plan import Plan, Rule
 from ldpruner.selection.select import select
 from ldpruner.values import Value
 
-Made = TypeVar("Made")
-
-logger = logging.getLogger(__name__)
-
-ATTEMPTS = 5  # selections for one latency budget
-CLOSE = 0.95  # of it, near enough
-MARGIN = 0.97  # of it, so that a budget that is met once is still met when a noisy machine is asked again
-NEAR = 0.8  # of the least that a plan is predicted to leave: it may as well leave so much
-SHOWN = 8  # samples of before and after in the run folder
+EVALUATED_SAMPLES = 64  # of each pipeline
+SHEET_SAMPLES = 8  # samples of before and after in the run folder
 
 
 class Outcome(Value):
@@ -38,11 +46,11 @@ class Outcome(Value):
 
     Attributes:
         plan: what was removed.
-        comparison: the original and the pruned pipeline, timed in turn.
-        score: how far the pruned latents are from the original's, on seeds that no selection has seen.
-        noise_floor: the same distance between two draws of the original itself.
-        reload_is_exact: whether the saved folder, opened again, gave the same latents to the bit.
-        samples: pictures and sounds of both on the same seeds; on a sheet, those before are above.
+        comparison: cost of the original and the pruned pipeline, timed in turn.
+        score: distance of the pruned pipeline's latents from the original's, on seeds that no selection has seen.
+        noise_floor: the same distance between two sets of samples of the original.
+        reload_is_exact: whether the saved folder, opened again, gives bit-identical latents.
+        samples: files with samples of both on the same seeds; on a sheet, those of the original are above.
     """
 
     plan: Plan
@@ -53,105 +61,290 @@ class Outcome(Value):
     samples: tuple[Path, ...] = ()
 
 
-def prune_to_budget(
-    pipeline: DiffusionPipeline, scores: Scores, budget: Budget, *, rule: Rule = "knapsack"
-) -> tuple[DiffusionPipeline, Plan]:
-    """Selects and prunes; a latency budget is then measured, and the selection moved until it is just met.
+def score_run(  # noqa: PLR0913  (each is a choice of its own)
+    pipeline: DiffusionPipeline,
+    *,
+    run: Path | str,
+    probe: Probe | None = None,
+    model: str | None = None,
+    component: str | None = None,
+    ignore: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    metric: Metric = "mean_std",
+    batch_size: int = BATCH_SIZE,
+    budgets: Sequence[Budget] | None = USUAL,
+    executor: Executor | None = None,
+    progress: Progress = unreported,
+) -> Scores:
+    """Scores the operators of a pipeline into a run folder.
 
     Args:
         pipeline: the original.
-        scores: its own.
-        budget: what may be left of it; latency is that of whole calls, timed in turn.
-        rule: how to select.
+        run: the run folder; what it already holds is not computed again.
+        probe: which latents to compare.
+        model: the pipeline's name, from which later steps open it again.
+        component: which network, for pipelines with more than one denoiser.
+        ignore, targets: glob patterns of operators' names (see `operators.discovery.matching`).
+        metric, batch_size: the score, and samples at once.
+        budgets: for which the scores shall be certain enough to select; None scores everything on all samples.
+        executor: what samples; this process if None.
+        progress: wraps all that takes long.
+
+    Raises:
+        RunStoreError: the run folder is another model's or probe's.
+    """
+    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
+    with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
+        return _score(scoring, model, budgets, progress)
+
+
+def select_run(run: Path | str, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
+    """Selects what to remove from the scores of a run folder, and writes the plan there."""
+    folder = RunFolder(run)
+    plan = select(folder.scores(), budget, rule=rule)
+    plan.write(folder.plan_file)
+    return plan
+
+
+def prune_run(
+    run: Path | str,
+    *,
+    original: DiffusionPipeline | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = unreported,
+) -> Plan:
+    """Prunes the original of a run folder by the plan there, and saves the result as `pruned/`.
+
+    Args:
+        original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
+    """
+    folder = RunFolder(run)
+    plan = folder.plan()
+    pipeline = _original(folder, original, device, dtype, progress)
+    reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan), folder.pruned))
+    return plan
+
+
+def run(  # noqa: PLR0913  (each is a choice of its own)
+    pipeline: DiffusionPipeline,
+    budget: Budget,
+    *,
+    run: Path | str,
+    probe: Probe | None = None,
+    model: str | None = None,
+    component: str | None = None,
+    ignore: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    metric: Metric = "mean_std",
+    rule: Rule = "knapsack",
+    batch_size: int = BATCH_SIZE,
+    exhaustive: bool = False,
+    executor: Executor | None = None,
+    progress: Progress = unreported,
+) -> Outcome:
+    """Scores, selects, prunes, saves, and compares the pruned pipeline with its original.
+
+    A latency budget is measured, not only predicted. A plan that an earlier call finished for the same settings is
+    kept: a latency measured again could give another plan, and whatever was trained since would be lost.
+
+    Args:
+        pipeline: the original.
+        budget: what may be left.
+        rule: how to select: `knapsack`, or `greedy` as in the paper.
+        exhaustive: scores everything on all samples, as in the paper.
+        run, probe, model, component, ignore, targets, metric, batch_size, executor, progress: see `score_run`.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
+    folder = RunFolder(run)
+    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
+    patterns = {"ignore": sorted(ignore), "targets": sorted(targets)}
+    with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
+        probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
+        if plan is not None and (exhaustive <= bool(plan.provenance["exhaustive"])):
+            return _finish(pipeline, prune(pipeline, plan), plan, probe, folder, progress)
+        scores = _score(scoring, model, None if exhaustive else [budget], progress)
+    pruned, plan = prune_to_budget(
+        pipeline, scores, budget, rule=rule, run=folder.path, provenance=patterns, progress=progress
+    )
+    return _finish(pipeline, pruned, plan, probe, folder, progress)
 
-    def pruned_to(latency: float | None) -> tuple[DiffusionPipeline, Plan]:
-        plan = select(scores, budget.model_copy(update={"latency": latency}), rule=rule)
-        return prune(pipeline, plan), plan
 
-    def measured(found: tuple[DiffusionPipeline, Plan]) -> float:
-        return _compared(pipeline, found[0], scores.probe, scores.component).ratio
-
-    pruned, plan = pruned_to(None) if budget.latency is None else fit(pruned_to, measured, budget.latency)
-    return pruned, plan.model_copy(update={"budget": budget, "provenance": {**plan.provenance, "measured": True}})
-
-
-def fit(made: Callable[[float], Made], measured: Callable[[Made], float], wanted: float) -> Made:
-    """What takes a little less latency than wanted, and not far less.
-
-    A prediction is off by some per cent, and more often too high: a plan for it would remove more than it need.
+def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
+    run: Path | str,
+    training: Training | None = None,
+    *,
+    data: Path | str | None = None,
+    probe: Probe | None = None,
+    original: DiffusionPipeline | None = None,
+    report_to: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = unreported,
+) -> History | None:
+    """Trains the pruned pipeline of a run folder, with the original as teacher, and saves it as `recovered/`.
 
     Args:
-        made: makes something for a predicted latency, the kept fraction; BudgetError where it cannot.
-        measured: its latency as it is.
-        wanted: the kept fraction.
+        run: the run folder.
+        training: how long, how fast, by which losses.
+        data: a folder of pictures or sounds; None learns from samples of the original.
+        probe: how the original is called; None is the probe of the scores, with 256 samples.
+        original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
+        report_to: trackers of Accelerate, such as `tensorboard`.
 
-    Raises:
-        BudgetError: it cannot be reached.
+    Returns:
+        How training went; None in all processes of a launcher but the first.
     """
-    if wanted == 1:
-        return made(1.0)
-    asked, best, best_latency, problem = wanted, None, 0.0, ""
-    for _ in range(ATTEMPTS):
-        try:
-            found, given = _made_for(made, min(1.0, asked))
-        except BudgetError:
-            if not problem:  # the first prediction: it says what to ask for
-                raise
-            break
-        latency, is_all = measured(found), given > asked
-        if latency <= wanted and (best is None or _better(latency, best_latency, MARGIN * wanted)):
-            best, best_latency = found, latency
-        problem = f"{'removing all that can be removed' if is_all else 'the last plan'} measured latency={latency:.3f}"
-        nothing_more = is_all if latency > MARGIN * wanted else given >= 1
-        if CLOSE * MARGIN * wanted <= latency <= MARGIN * wanted or nothing_more:
-            break
-        logger.info("measured %.3f of the latency where %.3f was wanted: selecting again", latency, MARGIN * wanted)
-        asked = given * MARGIN * wanted / latency
-    if best is None:
-        raise BudgetError(f"budget latency={wanted:g} cannot be reached: {problem}; ask for more")
-    return best
+    folder = RunFolder(run)
+    folder.check_pruned()
+    scores = folder.scores()
+    teacher = _original(folder, original, device, dtype, progress)
+    pruned = open_pipeline(folder.pruned, "cpu", dtype)
+    probe = probe or scores.probe.replace(samples=SAMPLES)
+    probe.check(teacher)
+    options: dict[str, Any] = {"component": scores.component, "training": training, "report_to": report_to}
+    work = reported(
+        progress,
+        "preparing examples",
+        lambda: Finetuning(pruned, teacher, data, probe=probe, run=folder.path, **options),
+    )
+    for _ in (progress if work.is_first else unreported)(work, "finetuning"):
+        pass
+    history = work.finish()
+    if not work.is_first:
+        return None
+    save(pruned, folder.recovered)
+    return history
 
 
-def _made_for(made: Callable[[float], Made], asked: float) -> tuple[Made, float]:
-    """What is made for a predicted latency, and that; for the least that there is, if what is asked is near it."""
-    try:
-        return made(asked), asked
-    except BudgetError as error:
-        if error.least is None or asked < NEAR * error.least:
-            raise
-        return made(error.least), error.least
+def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
+    run: Path | str,
+    *,
+    probe: Probe | None = None,
+    data: Path | str | None = None,
+    features: Features = "latents",
+    clip: str | None = None,
+    batch_size: int | None = None,
+    original: DiffusionPipeline | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = unreported,
+) -> Evaluation:
+    """Evaluates the latest pipeline of a run folder, and keeps the result there as `evaluation.json`.
+
+    Args:
+        run: the run folder.
+        probe: how samples are made; None is the probe of the scores, with 64 samples.
+        data, features, clip, batch_size: see `evaluate`.
+        original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
+    """
+    folder = RunFolder(run)
+    scores = folder.scores()
+    folder.check_pruned()
+    reference = _original(folder, original, device, dtype, progress)
+    pipeline = reported(progress, "opening the pruned pipeline", lambda: open_pipeline(folder.latest(), device, dtype))
+    probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
+    probe.check(reference)
+    options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "batch_size": batch_size}
+    evaluation = evaluate(pipeline, reference, probe, component=scores.component, progress=progress, **options)
+    folder.write_evaluation(evaluation)
+    return evaluation
 
 
-def _better(latency: float, best: float, wanted: float) -> bool:
-    """Whether it is the slower of two that are fast enough, or the faster of two that are not."""
-    return best < latency <= wanted or latency < best > wanted
+def _open_scoring(
+    pipeline: DiffusionPipeline,
+    run: Path | str,
+    probe: Probe | None,
+    ignore: Sequence[str],
+    targets: Sequence[str],
+    *,
+    component: str | None,
+    **options: Any,
+) -> Scoring:
+    probe = (probe or Probe()).completed(pipeline)
+    probe.check(pipeline)
+    operators = None
+    if ignore or targets:
+        call = probe.arguments(pipeline, [0])
+        operators = find_operators(pipeline, component, call, ignore=ignore, targets=targets)
+    return Scoring(pipeline, operators, probe, component=component, run=run, **options)
 
 
-def finish(pipeline: DiffusionPipeline, pruned: DiffusionPipeline, plan: Plan, probe: Probe, folder: Path) -> Outcome:
-    """Saves a pruned pipeline into a run folder, opens it again, and sets it beside its original."""
-    plan.write(folder / "plan.json")
-    save(pruned, folder / "pruned")
-    precision = None if pipeline.dtype == torch.float32 else pipeline.dtype
-    reloaded = load(folder / "pruned", torch_dtype=precision).to(pipeline.device)
-    probe = probe.completed(pipeline)
-    fresh = [probe.model_copy(update={"seed": probe.seed + shift}) for shift in (1, 2)]
+def _score(scoring: Scoring, model: str | None, budgets: Sequence[Budget] | None, progress: Progress) -> Scores:
+    """Scores, for budgets or, without any, everything on all samples; the store keeps the scores."""
+    if model is not None:
+        scoring.store.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
+    reported(progress, "measuring what each module costs", lambda: scoring.scores(first={}))
+    for _ in progress(scoring if budgets is None else AdaptiveScorer(scoring, budgets), "scoring"):
+        pass
+    scores = scoring.scores()
+    scoring.store.set_fact("scores", scores.model_dump(mode="json"))
+    return scores
+
+
+def _finished_plan(
+    scoring: Scoring, folder: RunFolder, budget: Budget, rule: Rule, patterns: dict[str, list[str]]
+) -> Plan | None:
+    """The plan that an earlier run finished for the same settings; the store has checked that it is the same model."""
+    if not folder.plan_file.exists() or scoring.store.fact("scores") is None:
+        return None
+    plan = folder.plan()
+    made = {"budget": plan.budget, "rule": plan.rule, "component": plan.component, **plan.provenance}
+    asked = {
+        "budget": budget,
+        "rule": rule,
+        "component": scoring.denoiser.component,
+        "metric": scoring.metric,
+        "probe": scoring.probe.model_dump(mode="json", exclude_none=True),
+        "measured": True,
+        **patterns,
+    }
+    return plan if all(made.get(name) == value for name, value in asked.items()) else None
+
+
+def _finish(
+    pipeline: DiffusionPipeline,
+    pruned: DiffusionPipeline,
+    plan: Plan,
+    probe: Probe,
+    folder: RunFolder,
+    progress: Progress,
+) -> Outcome:
+    """Saves a pruned pipeline into a run folder, opens it again, and compares it with its original."""
+    reported(progress, "saving the pruned pipeline", lambda: save(pruned, folder.pruned))
+    reloaded = open_pipeline(folder.pruned, str(pipeline.device), str(pipeline.dtype).removeprefix("torch."))
+    seeds = [probe.replace(seed=probe.seed + shift) for shift in (1, 2)]
+    with force_eager():  # the pruned pipeline has not been compiled yet
+        pair = {"original": pipeline, "pruned": pruned}
+        comparison = compare(pair, probe, component=plan.component, progress=progress)
+    distances = [
+        latent_shift(first, second, probes)
+        for first, second, probes in progress(
+            ((pipeline, pruned, (seeds[0], seeds[0])), (pipeline, pipeline, (seeds[0], seeds[1]))),
+            "comparing latents",
+        )
+    ]
+    files = reported(
+        progress,
+        "writing samples",
+        lambda: write_samples({"before": pipeline, "after": pruned}, seeds[0], SHEET_SAMPLES, folder.samples),
+    )
     return Outcome(
         plan=plan,
-        comparison=_compared(pipeline, pruned, probe, plan.component),
-        score=latent_shift(pipeline, pruned, (fresh[0], fresh[0])),
-        noise_floor=latent_shift(pipeline, pipeline, (fresh[0], fresh[1])),
+        comparison=comparison,
+        score=distances[0],
+        noise_floor=distances[1],
         reload_is_exact=same_latents(pruned, reloaded, probe),
-        samples=tuple(write_samples({"before": pipeline, "after": pruned}, fresh[0], SHOWN, folder / "samples")),
+        samples=tuple(files),
     )
 
 
-def _compared(
-    original: DiffusionPipeline, pruned: DiffusionPipeline, probe: Probe, component: str | None
-) -> Comparison:
-    """Both as they are written: what is pruned has not been compiled yet."""
-    with force_eager():
-        return compare({"original": original, "pruned": pruned}, probe, component=component)
+def _original(
+    folder: RunFolder, original: DiffusionPipeline | None, device: str | None, dtype: str | None, progress: Progress
+) -> DiffusionPipeline:
+    if original is not None:
+        return original
+    model = folder.model()
+    return reported(progress, "opening the original", lambda: open_pipeline(model, device, dtype))

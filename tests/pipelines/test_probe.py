@@ -128,3 +128,21 @@ def test_samples_and_probes_have_seeds_of_their_own() -> None:
 def test_a_seed_is_the_same_on_every_machine() -> None:
     state = np.random.SeedSequence([3, 4]).generate_state(2, np.uint32)  # 32-bit words, lowest first
     assert Probe(seed=3).sample_seed(4) == (int(state[0]) + (int(state[1]) << 32)) >> 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"call": {"colour": 1}}, "LDMPipeline takes no argument 'colour'; it takes batch_size, generator, eta"),
+        ({"prompts": ("a cat",)}, "takes no prompts"),
+        ({"guidance": 2.0}, "takes no guidance; leave out guidance"),
+    ],
+)
+def test_what_a_pipeline_does_not_take_is_told(tiny: DiffusionPipeline, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProbeError, match=words):
+        Probe(**settings).check(tiny)
+
+
+def test_a_pipeline_is_not_called_with_an_argument_that_it_does_not_have(tiny: DiffusionPipeline) -> None:
+    with pytest.raises(ProbeError, match="no argument 'colour'"):
+        Probe(call={"colour": 1}).arguments(tiny, [0])

@@ -12,8 +12,8 @@ import ldpruner
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.benchmark import compare
+from ldpruner.pruning.fit import prune_to_budget
 from ldpruner.scoring.results import Scores
-from ldpruner.workflow import prune_to_budget
 
 PROBE = ldpruner.Probe(samples=3, steps=2)
 LARGE = 200_000  # MACs of operators whose removal saves measurable time

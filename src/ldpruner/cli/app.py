@@ -1,135 +1,80 @@
-"""What all commands share: the application, its options, opening a pipeline, a run's facts, JSON out."""
+"""The application: its commands in the order of the work, and what becomes of errors."""
 
-import contextlib
-import functools
-import json
-import os
-from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+import io
+import sys
+from typing import Annotated, Any
 
-import torch
 import typer
-from diffusers import DiffusionPipeline
-from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ldpruner.cli import parsing
-from ldpruner.errors import RunStoreError, one_line
-from ldpruner.pruning.serialization import load
-from ldpruner.scoring.importance import METRICS
-from ldpruner.scoring.results import Scores
-from ldpruner.scoring.store import RunStore
-from ldpruner.scoring.worker import Executor
-from ldpruner.selection.plan import RULES
+from ldpruner import __version__
+from ldpruner.cli import STOPPED, demo, inspect, prune, recipe, recover
+from ldpruner.cli.answer import command
+from ldpruner.cli.console import terminal
+from ldpruner.errors import LdPrunerError, one_line
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Prune latent diffusion models."
+PRUNE, RECOVER, WHOLE = "Prune", "Recover and measure", "Whole runs"
+COMMANDS = (
+    (PRUNE, "operators", inspect.operators),
+    (PRUNE, "score", prune.score),
+    (PRUNE, "select", prune.select),
+    (PRUNE, "prune", prune.prune),
+    (PRUNE, "run", prune.run),
+    (RECOVER, "finetune", recover.finetune),
+    (RECOVER, "evaluate", recover.evaluate),
+    (RECOVER, "bench", inspect.bench),
+    (WHOLE, "recipe", recipe.recipe),
+    (WHOLE, "demo", demo.demo),
 )
-errors = Console(stderr=True, highlight=False)
-Item = TypeVar("Item", covariant=True)
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings=CONTEXT)
+for panel, name, function in COMMANDS:
+    app.command(name, rich_help_panel=panel)(command(function))
+
+# typer brings a click of its own and exports of its errors only this one.
+ClickError: Any = typer.BadParameter.__mro__[2]
 
 
-class Long(Protocol[Item]):
-    """Work with a length."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Item]: ...
+def _version(wanted: bool) -> None:
+    if wanted:
+        terminal.say(f"ldpruner {__version__}")
+        raise typer.Exit
 
 
-MODEL = Annotated[str, typer.Argument(help="A folder, a Hub id, or zoo:NAME.")]
-RUN = Annotated[Path, typer.Option("--run", help="The run folder; the same command again resumes.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")]
-DRY = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-COMPONENT = Annotated[str | None, typer.Option(help="Which network, where there are several denoisers.")]
-SAMPLES = Annotated[int, typer.Option(help="Latents to draw for each modification.")]
-STEPS = Annotated[int, typer.Option(help="Denoising steps of each.")]
-SEED = Annotated[int, typer.Option(help="From which each sample's own seed is made.")]
-PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
-GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
-CALL = Annotated[list[str] | None, typer.Option(help="A further argument of the pipeline's call: key=value.")]
-BATCH_OPTION = Annotated[int, typer.Option("--batch", help="Samples drawn at once.", min=1)]
-METRIC = Annotated[str, typer.Option(help=f"The score: {', '.join(METRICS)}.")]
-BUDGET = Annotated[list[str], typer.Option(help="What may be left, such as latency=0.65; repeatable.")]
-RACED = Annotated[
-    list[str] | None,
-    typer.Option("--budget", help="For what to be sure; default: latency=0.65, 0.5 and 0.35."),
-]
-EXECUTOR = Annotated[str, typer.Option(help="What draws: local, this process; ray, several.")]
-RAY_ADDRESS = Annotated[str | None, typer.Option(help="A Ray cluster to draw on. Default: workers on this machine.")]
-EXHAUSTIVE = Annotated[bool, typer.Option("--exhaustive", help="Score everything on all samples, as in the paper.")]
-RULE = Annotated[str, typer.Option(help=f"How to choose: {', '.join(RULES)}.")]
-DTYPE = Annotated[str | None, typer.Option(help="Precision of the weights, such as float16. Default: float32.")]
-DEVICE = Annotated[str | None, typer.Option(help="Where to run: cpu, cuda, mps. Default: cuda if there is one.")]
+@app.callback(invoke_without_command=True)
+def ldpruner(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Prune latent diffusion models: any diffusers pipeline, a budget, and proof."""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
 
 
-def open_pipeline(model: str | Path, device: str | None, dtype: str | None) -> DiffusionPipeline:
-    """A pipeline where it shall run."""
-    pipeline = load(model, torch_dtype=parsing.precision(dtype))
-    rank = os.environ.get("LOCAL_RANK", "0")  # which process of a launcher this is
-    place = device or (f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+def run_app() -> int:
+    """Runs the command of the process, and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter stops no run
     try:
-        return pipeline if place == "cpu" else pipeline.to(place)
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"device {place!r} cannot be used: {one_line(error)}") from error
+        code = app(standalone_mode=False, prog_name="ldpruner")
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except (ClickError, LdPrunerError, OSError, MemoryError) as error:
+        terminal.note(f"error: {_problem(error)}", "red")
+        return 2 if isinstance(error, ClickError) else 1
+    if code == 130:  # typer turns Ctrl-C into an exit code
+        terminal.note(STOPPED, "yellow")
+    return code if isinstance(code, int) else 0
 
 
-def resolved(model: str | Path) -> str:
-    """A model's name that means the same from any folder."""
-    return str(Path(model).resolve()) if Path(model).exists() else str(model)
-
-
-@contextlib.contextmanager
-def executor_of(
-    name: str, address: str | None, model: str | Path, device: str | None, dtype: str | None
-) -> Iterator[Executor | None]:
-    """What draws for scores: workers that each open the pipeline, or None for this process."""
-    if parsing.one_of(name, ("local", "ray"), "--executor") == "local":
-        if address is not None:
-            raise typer.BadParameter("--ray-address is for --executor ray")
-        yield None
-        return
-    if find_spec("ray") is None:
-        raise typer.BadParameter("--executor ray needs Ray: pip install 'ld-pruner[ray]'")
-    from ldpruner.scoring.ray import RayExecutor  # an extra
-
-    opener = functools.partial(open_pipeline, resolved(model), device, dtype)
-    with RayExecutor(opener, address) as executor:
-        yield executor
-
-
-def progress(work: Long[Item], what: str) -> Iterator[Item]:
-    """The work's items, with a bar on standard error; its length may grow on the way."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors) as bar:
-        task = bar.add_task(what, total=len(work))
-        for item in work:
-            bar.update(task, advance=1, total=len(work))
-            yield item
-
-
-def fact(run: Path, name: str) -> Any:
-    """What a run folder knows by a name."""
-    if not (run / "run.sqlite").exists():
-        raise RunStoreError(f"no run at {run}; make one with 'ldpruner score MODEL --run {run}'")
-    with RunStore(run) as store:
-        value = store.fact(name)
-    if value is None:
-        raise RunStoreError(f"the run at {run} has no {name} yet; finish it with 'ldpruner score MODEL --run {run}'")
-    return value
-
-
-def known_scores(run: Path) -> Scores:
-    """The scores of a run folder."""
-    try:
-        return Scores.model_validate(fact(run, "scores"))
-    except ValidationError as error:
-        raise RunStoreError(f"the scores of {run} are not readable: {one_line(error)}; score again") from error
-
-
-def print_json(value: Any) -> None:
-    """One JSON object to standard output."""
-    typer.echo(json.dumps(value))
+def _problem(error: Any) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, ClickError):
+        return str(error.format_message())
+    if isinstance(error, MemoryError):
+        return "out of memory; try --batch-size 1 or --dtype float16"
+    # the others are of the system: a full disk, a missing permission, a name that is too long
+    return str(error) if isinstance(error, LdPrunerError) else one_line(error)

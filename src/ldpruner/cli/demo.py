@@ -1,57 +1,61 @@
 """The demonstration: the bundled model is pruned, recovers, and is measured."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 
-import ldpruner
-from ldpruner.cli import tables
-from ldpruner.cli.app import DRY, JSON, app, print_json
-from ldpruner.cli.prune import outcome_json, run_all, show_outcome
-from ldpruner.cli.recover import finetune_run, show_history, write_evaluation
-from ldpruner.evaluation.samples import write_samples
-from ldpruner.pruning.serialization import load
+from ldpruner.cli.answer import DRY_RUN, Answer, settings
+from ldpruner.cli.console import terminal
 
 MODEL = "zoo:satellite"
-BUDGET = ldpruner.Budget(latency=0.5)
-PROBE = ldpruner.Probe(samples=16, steps=10)
-TRAINING = ldpruner.Training(
-    max_train_steps=150,
-    train_batch_size=16,
-    learning_rate=3e-4,
-    lr_warmup_steps=10,
-    ema_decay=0.98,
-    validation_steps=50,
-)
-OWN_SAMPLES, JUDGED, SHOWN = 256, 128, 8
+BUDGET: dict[str, Any] = {"latency": 0.5}
+PROBE: dict[str, Any] = {"samples": 16, "steps": 10}
+TRAINING: dict[str, Any] = {
+    "max_train_steps": 150,
+    "train_batch_size": 16,
+    "learning_rate": 3e-4,
+    "lr_warmup_steps": 10,
+    "ema_decay": 0.98,
+    "validation_steps": 50,
+}
+OWN_SAMPLES, EVALUATED, SHOWN = 256, 128, 8
 
 
-@app.command()
-def demo(run: Path = Path("runs/demo"), as_json: JSON = False, dry_run: DRY = False) -> None:
+def demo(
+    run: Annotated[Path, typer.Option(help="The run folder; the same command again resumes.")] = Path("runs/demo"),
+    dry_run: DRY_RUN = False,
+) -> Answer:
     """Halve the latency of the bundled model and recover its quality: some minutes, nothing is downloaded.
 
     Example: ldpruner demo
     """
     if dry_run:
-        settings = {"budget": BUDGET.model_dump(exclude_none=True), "training": TRAINING.model_dump()}
-        print_json({"model": MODEL, "run": str(run), **settings, "probe": PROBE.model_dump(mode="json")})
-        return
-    original = load(MODEL)
-    outcome = run_all(original, MODEL, run, PROBE, BUDGET)
-    if not as_json:
-        show_outcome(outcome, run, as_json)
-    history = finetune_run(run, TRAINING, PROBE.model_copy(update={"samples": OWN_SAMPLES}))
+        return settings(model=MODEL, run=str(run), budget=BUDGET, training=TRAINING, probe=PROBE)
+    from ldpruner import Budget, Probe, Training
+    from ldpruner.cli.prune import outcome_answer
+    from ldpruner.cli.recover import evaluation_answer, history_answer
+    from ldpruner.evaluation.samples import write_samples
+    from ldpruner.pruning.opening import open_pipeline
+    from ldpruner.run_folder import RunFolder
+    from ldpruner.workflow import evaluate_run, finetune_run
+    from ldpruner.workflow import run as run_all
+
+    folder, probe, original = RunFolder(run), Probe(**PROBE), open_pipeline(MODEL)
+    common: dict[str, Any] = {"progress": terminal.progress}
+    outcome = run_all(original, Budget(**BUDGET), run=run, probe=probe, model=MODEL, **common)
+    common["original"] = original
+    history = finetune_run(run, Training(**TRAINING), probe=probe.replace(samples=OWN_SAMPLES), **common)
     assert history is not None  # one process
-    recovered = load(run / "recovered")
-    found = ldpruner.evaluate(recovered, original, PROBE.model_copy(update={"samples": JUDGED}))
-    write_evaluation(found, run)
-    stages = {"before": original, "after": load(run / "pruned"), "recovered": recovered}
-    sheet = write_samples(stages, PROBE.model_copy(update={"seed": 1}), SHOWN, run / "samples")
-    if as_json:
-        answers: dict[str, Any] = outcome_json(outcome) | {"history": history.model_dump(mode="json")}
-        print_json({**answers, **found.model_dump(mode="json"), "samples": [str(path) for path in sheet]})
-        return
-    show_history(history, run)
-    Console().print(tables.evaluation(found))
-    Console().print(f"same seeds before, after and recovered: {sheet[0]}", highlight=False)
+    evaluation = evaluate_run(run, probe=probe.replace(samples=EVALUATED), **common)
+    stages = {"before": original, "after": open_pipeline(folder.pruned), "recovered": open_pipeline(folder.recovered)}
+    files = write_samples(stages, probe.replace(seed=1), SHOWN, folder.samples)
+    answers = [
+        outcome_answer(outcome, run),
+        history_answer(history, run),
+        evaluation_answer(evaluation, folder.latest(), MODEL),
+    ]
+    data = {**answers[0].data, "history": answers[1].data, **answers[2].data, "samples": [str(path) for path in files]}
+    parts = [part for answer in reversed(answers) for part in answer.parts]  # the result first
+    parts.append(f"same seeds before, after and recovered: {files[0]}")
+    return Answer(data, parts, "ldpruner run YOUR-MODEL --run runs/NAME --budget latency=0.65")

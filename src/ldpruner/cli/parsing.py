@@ -1,87 +1,99 @@
-"""What the words of a command line mean: probes, budgets, and arguments of a pipeline's call."""
+"""What the words of a command line mean: probes, budgets, choices, arguments of a pipeline's call."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import typer
 
-from ldpruner.budget import Budget
-from ldpruner.errors import DataError
-from ldpruner.evaluation.media import read_picture
-from ldpruner.finetuning import Training
-from ldpruner.pipelines.probe import Probe
+if TYPE_CHECKING:
+    from ldpruner.budget import Budget
+    from ldpruner.pipelines.probe import Probe
+    from ldpruner.scoring.importance import Metric
+    from ldpruner.selection.plan import Rule
 
 
 def probe_of(
-    samples: int, steps: int, seed: int, prompts: Path | None, guidance: float | None, call: list[str] | None
-) -> Probe:
-    """The probe of the options that every drawing command has."""
-    call_ = call_arguments(call)
-    return Probe(samples=samples, steps=steps, seed=seed, guidance=guidance, prompts=prompts, call=call_)
+    samples: int, steps: int, seed: int, prompts: Path | None, guidance: float | None, pipeline_arg: list[str] | None
+) -> "Probe":
+    """The probe of the options that every sampling command has."""
+    from ldpruner.pipelines.probe import Probe, read_prompts
+
+    return Probe(
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        guidance=guidance,
+        prompts=read_prompts(prompts) if prompts is not None else None,
+        call=call_arguments(pipeline_arg),
+    )
 
 
-def call_arguments(texts: list[str] | None) -> dict[str, Any]:
-    """The arguments of `--call name=value`; a value that is JSON is read as such, an image is a file's path."""
-    given = {name: _literal(value) for name, value in (_pair(text, "--call") for text in texts or [])}
-    return {name: _opened(name, value) if "image" in name else value for name, value in given.items()}
+def call_arguments(texts: Sequence[str] | None) -> dict[str, Any]:
+    """The arguments of `--pipeline-arg name=value`; a value that is JSON is read as such, an image is a path."""
+    if not texts:
+        return {}
+    from ldpruner.recipes import opened_images
+
+    return opened_images({name: literal(value) for name, value in pairs(texts, "--pipeline-arg").items()})
 
 
-def budget_of(texts: list[str]) -> Budget:
+def budget_of(texts: Sequence[str]) -> "Budget":
     """The budget of `--budget name=value`, repeated or with commas."""
-    pairs = dict(_pair(part, "--budget") for text in texts for part in text.split(","))
-    return Budget(**{name: _literal(value) for name, value in pairs.items()})
+    from ldpruner.budget import Budget
+
+    parts = [part for text in texts for part in text.split(",")]
+    return Budget(**{name: literal(value) for name, value in pairs(parts, "--budget").items()})
 
 
-def training_of(texts: list[str] | None) -> Training:
-    """The settings of `--training name=value`, repeated or with commas."""
-    pairs = dict(_pair(part, "--training") for text in texts or [] for part in text.split(","))
-    return Training(**{name: _literal(value) for name, value in pairs.items()})
+def changed(probe: "Probe", samples: int, prompts: Path | None, pipeline_arg: list[str] | None) -> "Probe":
+    """A run's probe with another number of samples, other prompts and other arguments of the call."""
+    from ldpruner.pipelines.probe import read_prompts
+
+    texts = read_prompts(prompts) if prompts is not None else probe.prompts
+    return probe.replace(samples=samples, prompts=texts, call={**probe.call, **call_arguments(pipeline_arg)})
 
 
-def changed(probe: Probe, prompts: Path | None, call: list[str] | None) -> Probe:
-    """A run's probe with the prompts of a text file, and with other arguments of the call; images are given anew."""
-    read = {"prompts": Probe(prompts=prompts).prompts} if prompts is not None else {}
-    return probe.model_copy(update={**read, "call": {**probe.call, **call_arguments(call)}})
+def metric_of(name: str) -> "Metric":
+    """The score of `--metric`."""
+    from ldpruner.scoring.importance import METRICS
+
+    metric: Metric = one_of(name, METRICS, "--metric")
+    return metric
 
 
-def one_of(value: str, known: tuple[Any, ...], option: str) -> Any:
+def rule_of(name: str) -> "Rule":
+    """The rule of `--rule`."""
+    from ldpruner.selection.plan import RULES
+
+    rule: Rule = one_of(name, RULES, "--rule")
+    return rule
+
+
+def one_of(value: str, choices: Sequence[str], option: str) -> Any:
     """The value, if it is one that the option knows."""
-    if value not in known:
-        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(known)}")
+    if value not in choices:
+        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(choices)}")
     return value
 
 
-def precision(name: str | None) -> torch.dtype | None:
-    """The precision of a name such as float16."""
-    found = getattr(torch, name, None) if name else None
-    if name and not isinstance(found, torch.dtype):
-        raise typer.BadParameter(f"--dtype {name!r}: choose float32, float16 or bfloat16")
-    return found
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Options of the form name=value; none may come twice."""
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option} {text!r}: write it as name=value")
+        if name in values:
+            raise typer.BadParameter(f"{option} {name!r} is given twice: {values[name]!r} and {value!r}; choose one")
+        values[name] = value
+    return values
 
 
-def _literal(value: str) -> Any:
+def literal(value: str) -> Any:
+    """What a text means as JSON; else the text itself."""
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
-
-
-def _opened(name: str, value: Any) -> Any:
-    """The images of one path or of several; what is no text stays as it is."""
-    if isinstance(value, list):
-        return [_opened(name, one) for one in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        return read_picture(Path(value))
-    except DataError as error:
-        raise typer.BadParameter(f"--call {name}={value!r}: {error}; give the path of an image") from error
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise typer.BadParameter(f"{option} {text!r}: write it as name=value")
-    return name, value

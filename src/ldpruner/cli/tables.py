@@ -1,141 +1,323 @@
-"""What the command line prints, as tables."""
+"""Answers for people: a line that says the result in words, and tables."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from ldpruner.cli.console import Table
 
-from ldpruner.evaluation.evaluate import Evaluation
-from ldpruner.finetuning import History
-from ldpruner.operators.discovery import Operator
-from ldpruner.profiling.benchmark import Comparison, Percentiles, PipelineCost
-from ldpruner.scoring.results import Scores
-from ldpruner.selection.plan import Plan
-from ldpruner.workflow import Outcome
+if TYPE_CHECKING:  # evaluation takes seconds to import, and most commands do not evaluate
+    from ldpruner.evaluation.evaluate import Evaluation
+    from ldpruner.evaluation.metrics import Measure
+    from ldpruner.finetuning.settings import History
+    from ldpruner.operators.discovery import Operator
+    from ldpruner.profiling.benchmark import Comparison, Percentiles, PipelineCost
+    from ldpruner.scoring.results import Scores
+    from ldpruner.selection.plan import Plan, PlannedRemoval
+    from ldpruner.workflow import Outcome
 
-
-def operators(found: Sequence[Operator], totals: Mapping[str, int]) -> Table:
-    """What can be removed, and the share of the denoiser that it is."""
-    title = f"{totals['parameters'] / 1e6:,.1f} M parameters, {totals['macs'] / 1e9:,.3f} GMACs a call on one sample"
-    table = _table(title, "operator", "kind", "modification", ">calls", ">parameters", ">MACs")
-    for one in found:
-        shares = [f"{getattr(one, name) / max(1, total):.1%}" for name, total in totals.items()]
-        table.add_row(one.name, one.module_type, ", ".join(one.modifications), str(one.calls), *shares)
-    return table
-
-
-def scores(known: Scores) -> Table:
-    """The scores, lowest first."""
-    title = f"{known.probe.samples} samples, {known.probe.steps} steps, {known.denoiser_calls:,} denoiser calls"
-    if known.rank_stability is not None:
-        title += f", rank correlation with other seeds {known.rank_stability:.2f}"
-    table = _table(title, "operator", "kind", "modification", ">score", ">parameters", ">MACs", ">ms")
-    for one in sorted(known.scores, key=lambda one: one.score):
-        unknown = "not removable" if one.is_known else "saves too little"
-        value = f"{one.score:.4g}" if math.isfinite(one.score) else unknown
-        shares = [
-            f"{getattr(one.savings, name) / max(1, getattr(known.costs, name)):.1%}" for name in ("parameters", "macs")
-        ]
-        table.add_row(one.operator, one.kind, one.modification, value, *shares, f"{one.savings.latency_ms:.2f}")
-    return table
+MAX_STAGES = 16  # rows of a summary; more, and blocks that differ in their number only share a row
+WORDS = {"macs": "MACs"}
+MAX_LABEL = 18  # letters of a column's title
+SAME_SPEED = 0.02  # relative difference of latency that words do not tell
+UNITS: Mapping[str, Callable[[float], str]] = {
+    "latency_ms": lambda value: f"{value:,.1f} ms",
+    "latency_ratio": lambda value: f"{value:.3f}",
+    "peak_memory_bytes": lambda value: memory(value),
+    "parameters": lambda value: f"{value / 1e6:,.2f} M",
+    "macs": lambda value: f"{value / 1e9:,.3f} G",
+}
 
 
-def plan(chosen: Plan) -> Table:
-    """What is removed, and what that leaves."""
-    left = chosen.predicted.model_dump() if chosen.predicted else {}
-    title = f"{len(chosen.removed)} removals, predicted to leave " + ", ".join(
-        f"{value:.1%} of the {name}" for name, value in left.items()
-    )
-    table = _table(title, "operator", "modification", ">score", ">firm", "goes with it")
-    for one in chosen.removed:
-        selection_frequency = "" if one.selection_frequency is None else f"{one.selection_frequency:.0%}"
-        table.add_row(one.operator, one.modification, f"{one.score:.4g}", selection_frequency, ", ".join(one.cascaded))
-    return table
+def operators_headline(network: str, operators: Sequence[Operator], totals: Mapping[str, int]) -> str:
+    """How much of a denoiser can be removed, in one line."""
+    modifications = sum(len(operator.candidates) for operator in operators)
+    size = f"{totals['parameters'] / 1e6:,.2f} M parameters, {totals['macs'] / 1e9:,.3f} GMACs a call on one sample"
+    return f"{network}: {len(operators):,} operators, {modifications:,} modifications; {size}"
 
 
-def comparison(measured: Comparison) -> Table:
-    """Pipelines side by side."""
-    table = _table(None, "", *(f">{one.pipeline}" for one in measured.pipelines), *_kept_column(measured))
-    for row in _rows(measured):
-        table.add_row(*row)
-    return table
+def operators_summary(operators: Sequence[Operator], totals: Mapping[str, int]) -> list[Table]:
+    """What can be removed, by stage and by type; shares are those of operators that no other of the row holds."""
+    stages = _grouped(operators, lambda operator: _stage(operator.name))
+    if len(stages) > MAX_STAGES:
+        stages = _grouped(operators, lambda operator: operator.name.partition(".")[0])
+    types = _grouped(operators, lambda operator: operator.module_type)
+    ordered_types = dict(sorted(types.items(), key=lambda item: -len(item[1])))
+    return [_summary("stage", stages, totals), _summary("type", ordered_types, totals)]
 
 
-def outcome(result: Outcome) -> Table:
-    """The original and the pruned pipeline side by side."""
-    table = comparison(result.comparison)
-    table.title = f"{len(result.plan.removed)} operators removed (budget: {result.plan.budget})"
-    table.add_row("score (other seeds)", "0", f"{result.score:.3f}", "")
-    table.add_row("  two draws of the original", f"{result.noise_floor:.3f}", "", "")
-    return table
-
-
-def history(known: History) -> Table:
-    """How the held-out loss went; a star marks the weights that are kept."""
-    table = _table(None, ">step", ">held-out loss")
-    for step, loss in known.validation_losses.items():
-        table.add_row(str(step), f"{loss:.5g}" + (" *" if step == known.best_step else "  "))
-    return table
-
-
-def evaluation(found: Evaluation) -> Table:
-    """Each metric of both pipelines, with its interval and its noise floor."""
-    protocol = found.protocol
-    title = f"{protocol['samples']} samples, features: {protocol['features']}"
-    table = _table(title, "metric", ">original", ">pruned", ">interval", ">noise floor")
-    for one in found.metrics:
-        interval = "" if one.interval is None else " to ".join(_figure(bound) for bound in one.interval)
-        table.add_row(one.metric, _figure(one.original), _figure(one.pruned), interval, _figure(one.noise_floor))
-    return table
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _kept_column(measured: Comparison) -> list[str]:
-    return [">kept"] if len(measured.pipelines) == 2 else []
-
-
-def _rows(measured: Comparison) -> list[list[str]]:
-    cells = [
-        ("parameters", [f"{one.parameters / 1e6:,.2f} M" for one in measured.pipelines]),
-        ("MACs of a denoiser call", [f"{one.macs / 1e9:,.4f} G" for one in measured.pipelines]),
-        ("latency, median", [f"{one.latency_ms.median:,.1f} ms" for one in measured.pipelines]),
-        ("  10 % to 90 %", [_range(one.latency_ms, " ms") for one in measured.pipelines]),
-        ("peak memory", [f"{one.peak_memory_bytes / 2**20:,.1f} MiB" for one in measured.pipelines]),
+def operators(operators: Sequence[Operator], totals: Mapping[str, int]) -> Table:
+    """Every operator, and the share of the denoiser that it is."""
+    rows = [
+        (
+            operator.name,
+            operator.module_type,
+            ", ".join(operator.modifications),
+            str(operator.calls),
+            *(_share(getattr(operator, name), total) for name, total in totals.items()),
+        )
+        for operator in operators
     ]
-    kept = _kept(measured)
-    return [[name, *values, *kept.get(name, [""] * bool(kept))] for name, values in cells]
+    return Table(("operator", "type", "modification", ">calls", ">parameters", ">MACs"), rows)
 
 
-def _kept(measured: Comparison) -> dict[str, list[str]]:
-    if measured.latency_ratio is None:
-        return {}
-    first, second = measured.pipelines
-    return {
-        "parameters": [f"{second.parameters / first.parameters:.1%}"],
-        "MACs of a denoiser call": [f"{second.macs / first.macs:.1%}"],
-        "latency, median": [f"{measured.latency_ratio.median:.1%}"],
-        "  10 % to 90 %": [_range(measured.latency_ratio, "")],
-        "peak memory": [f"{_memory_ratio(first, second):.1%}"],
-    }
+def ordered(operators: Sequence[Operator], order: str) -> list[Operator]:
+    """Operators as they run, by name, or the largest first."""
+    if order == "run":
+        return list(operators)
+    return sorted(operators, key=lambda operator: operator.name if order == "name" else -getattr(operator, order))
 
 
-def _memory_ratio(first: PipelineCost, second: PipelineCost) -> float:
-    return second.peak_memory_bytes / first.peak_memory_bytes
+def _summary(title: str, groups: Mapping[str, Sequence[Operator]], totals: Mapping[str, int]) -> Table:
+    rows = [
+        (
+            name,
+            str(len(members)),
+            str(sum(len(operator.candidates) for operator in members)),
+            *(
+                _share(sum(getattr(operator, quantity) for operator in _outermost(members)), total)
+                for quantity, total in totals.items()
+            ),
+        )
+        for name, members in groups.items()
+    ]
+    return Table((title, ">operators", ">modifications", ">parameters", ">MACs"), rows)
 
 
-def _range(spread: Percentiles, unit: str) -> str:
-    if not unit:
-        return f"{spread.p10:.1%} to {spread.p90:.1%}"
-    return f"{spread.p10:,.1f} to {spread.p90:,.1f}{unit}"
+def _grouped(operators: Sequence[Operator], key: Callable[[Operator], str]) -> dict[str, list[Operator]]:
+    groups: dict[str, list[Operator]] = defaultdict(list)
+    for operator in operators:
+        groups[key(operator)].append(operator)
+    return groups
 
 
-def _table(title: str | None, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", header_style="bold")
-    for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
-    return table
+def _stage(name: str) -> str:
+    """The block that an operator is of: `down_blocks.0` of `down_blocks.0.resnets.1.conv1`."""
+    match = re.match(r"[^.]+(\.\d+)?", name)
+    return match[0] if match else name
+
+
+def _outermost(operators: Sequence[Operator]) -> list[Operator]:
+    names = {operator.name for operator in operators}
+    return [operator for operator in operators if not names & _holders(operator.name)]
+
+
+def _holders(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def scores_headline(scores: Scores) -> str:
+    """How scoring went, in one line."""
+    sampled = sum(score.samples > 0 for score in scores.scores)
+    text = (
+        f"{len(scores.scores):,} modifications scored, {sampled:,} of them on samples: "
+        f"{scores.probe.samples} samples, {scores.probe.steps} steps, {scores.denoiser_calls:,} denoiser calls"
+    )
+    if scores.rank_stability is not None:
+        text += f"; rank correlation with other seeds {scores.rank_stability:.2f}"
+    return text
+
+
+def scores(scores: Scores) -> Table:
+    """The scores, lowest first: what to remove first is above."""
+    rows = []
+    for score in sorted(scores.scores, key=lambda score: score.score):
+        unknown = "not removable" if score.is_known else "saves too little"
+        value = f"{score.score:.4g}" if math.isfinite(score.score) else unknown
+        shares = [_share(getattr(score.savings, name), getattr(scores.costs, name)) for name in ("parameters", "macs")]
+        saved = f"{score.savings.latency_ms:.2f} ms"
+        rows.append((score.operator, score.kind, score.modification, value, *shares, saved))
+    return Table(("operator", "type", "modification", ">score ↓", ">parameters", ">MACs", ">latency"), rows)
+
+
+def removal_fields(removal: PlannedRemoval) -> dict[str, Any]:
+    """One removal of a plan, as `--json` prints it."""
+    names = {"operator", "modification", "score", "selection_frequency", "cascaded"}
+    return removal.model_dump(mode="json", include=names)
+
+
+def plan_headline(plan: Plan) -> str:
+    """What a plan is predicted to leave, in one line."""
+    left = ", ".join(f"{_percent(value)} of the {WORDS.get(name, name)}" for name, value in _predicted(plan).items())
+    return f"{len(plan.removed)} removals for the budget {plan.budget}; predicted to leave {left}"
+
+
+def plan(plan: Plan) -> Table:
+    """What is removed, and what goes with it."""
+    rows = [
+        (
+            removal.operator,
+            removal.modification,
+            f"{removal.score:.4g}",
+            "" if removal.selection_frequency is None else _percent(removal.selection_frequency),
+            ", ".join(removal.cascaded),
+        )
+        for removal in plan.removed
+    ]
+    return Table(("operator", "modification", ">score ↓", ">certain", "goes with it"), rows)
+
+
+def _predicted(plan: Plan) -> dict[str, float]:
+    return plan.predicted.model_dump() if plan.predicted else {}
+
+
+def comparison_headline(comparison: Comparison) -> str:
+    """How fast and how large a pipeline is, or the second one compared with the first, in one line."""
+    first, *others = comparison.pipelines
+    if not others:
+        return (
+            f"{first.pipeline}: {first.latency_ms.median:,.1f} ms a call, {first.parameters / 1e6:,.2f} M parameters"
+        )
+    second = others[0]
+    size = f"{_percent(second.parameters / max(1, first.parameters))} of the parameters"
+    return f"{second.pipeline} is {speed(comparison.ratio)} as {first.pipeline}, with {size}"
+
+
+def comparison(comparison: Comparison) -> Table:
+    """Pipelines side by side, and the second relative to the first."""
+    costs = comparison.pipelines
+    columns = [f">{label}" for label in _labels([cost.pipeline for cost in costs])]
+    rows = [
+        ["parameters ↓", *(UNITS["parameters"](cost.parameters) for cost in costs)],
+        ["MACs of a denoiser call ↓", *(UNITS["macs"](cost.macs) for cost in costs)],
+        ["latency, median ↓", *(UNITS["latency_ms"](cost.latency_ms.median) for cost in costs)],
+        ["  10 % to 90 %", *(_range(cost.latency_ms) for cost in costs)],
+        ["peak memory ↓", *(memory(cost.peak_memory_bytes) for cost in costs)],
+    ]
+    if comparison.latency_ratio is not None:
+        columns.append(">ratio")
+        rows = [
+            [*row, ratio]
+            for row, ratio in zip(rows, _ratios(costs[0], costs[1], comparison.latency_ratio), strict=True)
+        ]
+    return Table(("", *columns), rows)
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Short titles of pipelines: the last part of a path or a Hub id, or their place."""
+    short = [name.rstrip("/").rpartition("/")[2] for name in names]
+    is_clear = len(set(short)) == len(short) and all(0 < len(name) <= MAX_LABEL for name in short)
+    return short if is_clear else ["first", "second"][: len(names)]
+
+
+def _ratios(first: PipelineCost, second: PipelineCost, latency: Percentiles) -> list[str]:
+    return [
+        f"{second.parameters / max(1, first.parameters):.3f}",
+        f"{second.macs / max(1, first.macs):.3f}",
+        f"{latency.median:.3f}",
+        f"{latency.p10:.3f} to {latency.p90:.3f}",
+        f"{second.peak_memory_bytes / max(1, first.peak_memory_bytes):.3f}",
+    ]
+
+
+def outcome_headline(outcome: Outcome) -> str:
+    """What pruning gave, in one line."""
+    first, second = outcome.comparison.pipelines
+    size = f"{_percent(second.parameters / max(1, first.parameters))} of the parameters"
+    shift = f"latent shift {outcome.score:.3g}, between two sets of seeds {outcome.noise_floor:.3g}"
+    return f"pruned: {speed(outcome.comparison.ratio)} as the original, {size}; {shift}"
+
+
+def outcome(outcome: Outcome) -> Table:
+    """The original and the pruned pipeline side by side."""
+    costs = comparison(outcome.comparison)
+    rows = [
+        *costs.rows,
+        ("latent shift ↓", "", f"{outcome.score:.3f}", ""),
+        ("  between seeds", f"{outcome.noise_floor:.3f}", "", ""),
+    ]
+    count = len(outcome.plan.removed)
+    return Table(costs.columns, rows, f"{count} operators removed (budget: {outcome.plan.budget})")
+
+
+def history_headline(history: History) -> str:
+    """How training went, in one line."""
+    losses = history.validation_losses
+    first, best = losses[min(losses)], losses[history.best_step]
+    return f"finetuned: the validation loss went from {first:.4g} to {best:.4g} in {history.best_step} steps"
+
+
+def history(history: History) -> Table:
+    """The validation losses; a star marks the weights that are kept."""
+    rows = [
+        (str(step), f"{loss:.5g}" + (" *" if step == history.best_step else "  "))
+        for step, loss in history.validation_losses.items()
+    ]
+    return Table((">step", ">validation loss ↓  "), rows)
+
+
+def evaluation_headline(evaluation: Evaluation, stage: str) -> str:
+    """Speed, size and quality in one line; quality is measured against what other seeds of the original differ by."""
+    measures = {measure.metric: measure for measure in evaluation.metrics}
+    parts = []
+    if "latency_ratio" in measures:
+        parts.append(f"{speed(float(measures['latency_ratio'].pruned or 1))} as the original")
+    if "parameters" in measures:
+        size = measures["parameters"]
+        parts.append(f"{_percent((size.pruned or 0) / max(1, size.original or 1))} of the parameters")
+    compared = [measure for measure in evaluation.metrics if measure.within_noise_floor is not None]
+    if evaluation.worse:
+        parts.append(f"worse by {len(evaluation.worse)} of {len(compared)} metrics: {', '.join(evaluation.worse)}")
+    elif compared:
+        parts.append(f"quality within the noise of the original ({evaluation.protocol['samples']} samples)")
+    return f"{stage}: {', '.join(parts)}"
+
+
+def evaluation(evaluation: Evaluation, stage: str) -> Table:
+    """Each metric of both pipelines, with its interval, its noise floor and a verdict."""
+    protocol = evaluation.protocol
+    title = (
+        f"{protocol['samples']} samples, features: {protocol['features']}; "
+        "intervals: 95 % confidence, of latencies 10 % to 90 % of the timings"
+    )
+    rows = [_measure_row(measure) for measure in evaluation.metrics]
+    return Table(("metric", ">original", f">{stage}", ">interval", ">noise", "verdict"), rows, title)
+
+
+def _measure_row(measure: Measure) -> tuple[str, ...]:
+    from ldpruner.evaluation.metrics import HIGHER_IS_BETTER
+
+    unit = UNITS.get(measure.metric, _figure)
+    arrow = "↑" if measure.metric in HIGHER_IS_BETTER else "↓"
+    figures = ["" if value is None else unit(value) for value in (measure.original, measure.pruned)]
+    interval = "" if measure.interval is None else " to ".join(f"{bound:.3g}" for bound in measure.interval)
+    noise = "" if measure.noise_floor is None else unit(measure.noise_floor)
+    verdict = {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
+    return f"{measure.metric} {arrow}", *figures, interval, noise, verdict
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def speed(ratio: float) -> str:
+    """A latency relative to another's, in words that `as ...` follows: `2.1 times as fast`."""
+    if abs(ratio - 1) <= SAME_SPEED:
+        return "as fast"
+    return f"{_times(1 / ratio)} times as fast" if ratio < 1 else f"{_times(ratio)} times as slow"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}".rstrip("0").rstrip(".") if factor < 10 else f"{factor:.0f}"
+
+
+def memory(size: float) -> str:
+    """Bytes with a unit."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / max(1, whole):.1f} %"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"
+
+
+def _range(spread: Percentiles) -> str:
+    return f"{spread.p10:,.1f} to {spread.p90:,.1f} ms"

@@ -45,6 +45,7 @@ from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
 from ldpruner.profiling.benchmark import ROUNDS, compare
+from ldpruner.progress import Progress, unreported
 from ldpruner.scoring.importance import Floats
 from ldpruner.values import Value
 
@@ -94,12 +95,13 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     metrics: Collection[str] = METRICS,
     component: str | None = None,
     batch_size: int | None = None,
+    progress: Progress = unreported,
 ) -> Evaluation:
     """Measures cost and quality of a pruned pipeline and its original.
 
     This takes 3 * samples * steps denoiser calls on one sample each: the pruned pipeline samples once, the original
-    with the same seeds and with others. Timing takes 2 * (ROUNDS + 2) * steps more, and a check that samples can be
-    batched 4 * steps. Nothing is decoded unless features or metrics need it.
+    with the same seeds and with others. Timing takes at most 2 * (ROUNDS + 2) * steps more, and a check that samples
+    can be batched 4 * steps. Nothing is decoded unless features or metrics need it.
 
     Args:
         pruned: the pruned pipeline.
@@ -112,6 +114,7 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
         metrics: which to measure; those that do not apply are left out.
         component: which network was pruned, in pipelines with more than one denoiser.
         batch_size: samples at once; None means 16, or 8 if they are decoded.
+        progress: wraps the batches of samples and the rounds of timings.
 
     Raises:
         DataError: there is no data, or a file is broken.
@@ -129,10 +132,10 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     seeds = [probe.replace(seed=probe.seed + shift) for shift in (1, 2)]
     size = batch_size or (DECODED_BATCH_SIZE if observer.decodes else BATCH_SIZE)
     size = largest_batch(reference, seeds[0], size)
-    observations, example = _observed(pruned, reference, seeds, observer, size)
+    observations, example = _observed(pruned, reference, seeds, observer, size, progress)
     real = _features_of(folder, example, observer.extractor) if folder else observations[1]["features"]
     measures = [
-        *_costs(pruned, reference, probe, component, metrics),
+        *_costs(pruned, reference, probe, component, metrics, progress),
         *_set_measures(observations, real, observer),
         *_sample_measures(*observations),
     ]
@@ -199,12 +202,17 @@ class _Observer:
 
 
 def _observed(
-    pruned: DiffusionPipeline, reference: DiffusionPipeline, seeds: Sequence[Probe], observer: _Observer, size: int
+    pruned: DiffusionPipeline,
+    reference: DiffusionPipeline,
+    seeds: Sequence[Probe],
+    observer: _Observer,
+    size: int,
+    progress: Progress,
 ) -> tuple[list[Observations], SampleBatch]:
     """Observes the original, the original on other seeds, and the pruned pipeline; also returns one batch."""
     parts: list[list[Observations]] = [[], [], []]
     runs = ((reference, seeds[0]), (reference, seeds[1]), (pruned, seeds[0]))
-    for indices in _split(range(seeds[0].samples), size):
+    for indices in progress(list(_split(range(seeds[0].samples), size)), "sampling"):
         batches = [sample_batch(pipeline, probe, indices, decoded=observer.decodes) for pipeline, probe in runs]
         _check_same_shape(batches[0], batches[2])
         for batch, observations in zip(batches, parts, strict=True):
@@ -248,10 +256,11 @@ def _costs(
     probe: Probe,
     component: str | None,
     metrics: Collection[str],
+    progress: Progress,
 ) -> list[Measure]:
     if not set(COSTS) & set(metrics):
         return []
-    comparison = compare({"original": reference, "pruned": pruned}, probe, component=component)
+    comparison = compare({"original": reference, "pruned": pruned}, probe, component=component, progress=progress)
     original, ours = comparison.pipelines
     ratio, times = comparison.latency_ratio, ours.latency_ms
     assert ratio is not None

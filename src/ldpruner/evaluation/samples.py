@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from ldpruner.errors import EvaluationError, NonFiniteLatents, StorageError
 from ldpruner.evaluation.media import PICTURES, read_picture, read_sound
 from ldpruner.evaluation.metrics import Pixels
+from ldpruner.files import replacing, write_atomic
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import run_pipeline
 from ldpruner.pipelines.sampling import sample_decoded, sample_latents
@@ -114,7 +115,7 @@ def write_samples(pipelines: Mapping[str, DiffusionPipeline], probe: Probe, coun
         for name, pipeline in pipelines.items():
             written += _write_sounds(name, results[name], sampling_rate(pipeline), folder)
         listing = {"rows": list(pipelines), "samples": samples}
-        (folder / "samples.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+        write_atomic(folder / "samples.json", json.dumps(listing, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
     return written
@@ -153,7 +154,8 @@ def _write_sheet(rows: Sequence[list[list[Image.Image]]], path: Path) -> list[Pa
     animation: dict[str, Any] = (
         {} if length == 1 else {"save_all": True, "append_images": sheets[1:], "duration": 125, "loop": 0}
     )
-    sheets[0].save(target, **animation)
+    with replacing(target) as partial:
+        sheets[0].save(partial, **animation)
     return [target]
 
 
@@ -177,7 +179,8 @@ def _write_sounds(name: str, results: Sequence[Any], rate: int | None, folder: P
     for index, sound in enumerate(sounds if rate is not None else ()):
         wave = np.atleast_2d(np.asarray(sound, dtype=np.float32)).T
         path = folder / f"{index}-{name}.wav"
-        scipy.io.wavfile.write(path, rate, (np.clip(wave, -1, 1) * MAX_LEVEL).astype(np.int16))
+        with replacing(path) as partial:
+            scipy.io.wavfile.write(partial, rate, (np.clip(wave, -1, 1) * MAX_LEVEL).astype(np.int16))
         written.append(path)
     return written
 

@@ -7,7 +7,8 @@ Nothing here knows an architecture by name. One call is traced, and three rules 
 - A block that changes its width can be reduced to the projection on its own shortcut.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 from diffusers import DiffusionPipeline
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from ldpruner.errors import OperatorNotFound
 from ldpruner.operators.module_types import module_type
-from ldpruner.operators.names import Patterns, ancestors, as_tuple, by_ancestor, matching_modules, overlap
+from ldpruner.operators.names import ancestors, as_tuple, by_ancestor, overlap
 from ldpruner.operators.tracing import Call, Dataflow, Selector, trace
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
@@ -99,8 +100,8 @@ def find_operators(
     component: str | None = None,
     call: Arguments | None = None,
     *,
-    ignore: Patterns = (),
-    targets: Patterns = (),
+    ignore: str | Sequence[str] = (),
+    targets: str | Sequence[str] = (),
 ) -> tuple[Operator, ...]:
     """Lists what can be removed from a pipeline's denoiser, in the order in which it runs.
 
@@ -110,26 +111,46 @@ def find_operators(
         pipeline: any diffusers pipeline.
         component: the name of the denoiser, for pipelines with more than one.
         call: further arguments that the pipeline's call needs.
-        ignore: glob patterns of modules to protect, such as `mid_block*` or `*.attn2`. An operator is left out if its
-            removal would take away a matching module.
-        targets: glob patterns of the operators to list; all if there are none.
+        ignore, targets: one or several glob patterns of operators to leave out or to keep, see `matching`.
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run or has no denoiser.
-        OperatorNotFound: a pattern matches no module, or no operator is left.
+        OperatorNotFound: a pattern matches no operator.
     """
-    return operators_of(find_denoiser(pipeline, component, call), ignore=ignore, targets=targets)
+    return matching(operators_of(find_denoiser(pipeline, component, call)), ignore=ignore, targets=targets)
 
 
-def operators_of(
-    denoiser: Denoiser, flow: Dataflow | None = None, *, ignore: Patterns = (), targets: Patterns = ()
+def matching(
+    operators: Sequence[Operator], *, ignore: str | Sequence[str] = (), targets: str | Sequence[str] = ()
 ) -> tuple[Operator, ...]:
-    """The operators of a denoiser whose call was recorded, as in `find_operators`; `flow` is its trace, if known."""
-    ignored, targeted = (matching_modules(denoiser.module, patterns) for patterns in (ignore, targets))
-    operators = _Search(denoiser, flow or trace(denoiser), ignored, targeted).operators()
-    if not operators and (ignored or targeted):
-        raise OperatorNotFound(", ".join(as_tuple(targets) or ("*",)), ())
-    return operators
+    """The operators that glob patterns of their dotted names leave; `*` matches dots too.
+
+    Args:
+        operators: which to choose from.
+        ignore: leaves these out. An operator that holds one may still be removed as a whole: to protect a block, name
+            it too (`mid_block*`).
+        targets: keeps only these; empty keeps all.
+
+    Raises:
+        OperatorNotFound: a pattern matches no operator.
+    """
+    ignore, targets = as_tuple(ignore), as_tuple(targets)
+    names = [operator.name for operator in operators]
+    for pattern in (*ignore, *targets):
+        if not _matches(pattern, names):
+            raise OperatorNotFound(pattern, names)
+    ignored = {name for pattern in ignore for name in _matches(pattern, names)}
+    targeted = {name for pattern in targets for name in _matches(pattern, names)} if targets else set(names)
+    return tuple(operator for operator in operators if operator.name in targeted - ignored)
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def operators_of(denoiser: Denoiser, flow: Dataflow | None = None) -> tuple[Operator, ...]:
+    """The operators of a denoiser whose call was recorded; `flow` is its trace, if known."""
+    return _Search(denoiser, flow or trace(denoiser)).operators()
 
 
 def denoiser_macs(denoiser: Denoiser, flow: Dataflow | None = None) -> int:
@@ -139,26 +160,22 @@ def denoiser_macs(denoiser: Denoiser, flow: Dataflow | None = None) -> int:
 
 
 class _Search:
-    """Applies the rules to one traced call. Without targets, every operator is one."""
+    """Applies the rules to one traced call."""
 
-    def __init__(self, denoiser: Denoiser, flow: Dataflow, ignored: set[str], targets: set[str]) -> None:
-        self.denoiser, self.flow, self.targets = denoiser, flow, targets
+    def __init__(self, denoiser: Denoiser, flow: Dataflow) -> None:
+        self.denoiser, self.flow = denoiser, flow
         self.modules = dict(denoiser.module.named_modules())
         self.leaves = {name for name, module in self.modules.items() if not any(module.children())}
         self.nodes = {name: flow.nodes_of(name) for name in flow.calls}
         self.parts = by_ancestor(flow.calls)
         self.leaves_of = by_ancestor(self.leaves)
-        self.ignored_in = by_ancestor(ignored)
         self.seen: set[frozenset[str]] = set()
 
     def operators(self) -> tuple[Operator, ...]:
         outermost_first = sorted(self.flow.calls, key=lambda name: name.count("."))
-        names = [name for name in outermost_first if self._is_target(name) and self._is_removable(name)]
+        names = [name for name in outermost_first if self._is_removable(name)]
         operators = {name: self._operator(name) for name in names}
         return tuple(operators[name] for name in self.flow.calls if name in operators and operators[name].candidates)
-
-    def _is_target(self, name: str) -> bool:
-        return not self.targets or name in self.targets
 
     def _is_removable(self, name: str) -> bool:
         computes = any(self.flow.nodes[node].operation != "outside" for node in self.nodes[name])
@@ -181,7 +198,7 @@ class _Search:
             output_shape=outputs[0].shape if outputs else (),
             parameters=count_parameters(self.modules[name]),
             macs=self.flow.macs(self.nodes[name]) // self.denoiser.rows,
-            candidates=tuple(candidate for candidate in self._candidates(name) if not self._is_protected(candidate)),
+            candidates=tuple(self._candidates(name)),
         )
 
     def _candidates(self, name: str) -> Iterator[Candidate]:
@@ -205,10 +222,8 @@ class _Search:
         dead = self._dead_nodes(name, modification, source)
         key = frozenset(self._dead_leaves(dead))
         if key and key not in self.seen:
-            candidate = self._candidate(name, modification, source, dead)
-            if not self._is_protected(candidate):
-                self.seen.add(key)
-            yield candidate
+            self.seen.add(key)
+            yield self._candidate(name, modification, source, dead)
 
     def _candidate(self, name: str, modification: ModificationName, source: OutputSource, dead: set[int]) -> Candidate:
         inside = self.nodes[name]
@@ -228,12 +243,6 @@ class _Search:
             parameters=count_parameters(*removed) - kept,
             macs=self.flow.macs(gone) // self.denoiser.rows,
         )
-
-    def _is_protected(self, candidate: Candidate) -> bool:
-        modules = {module for name in (candidate.operator, *candidate.cascaded) for module in self.ignored_in[name]}
-        if candidate.modification == "shortcut":
-            modules -= set(self.ignored_in[f"{candidate.operator}.{candidate.source}"])
-        return bool(modules)
 
     def _dead_modules(self, name: str, dead: set[int]) -> tuple[str, ...]:
         """The outermost other modules that a removal leaves without a reader, and that can become the identity."""

@@ -1,31 +1,8 @@
-"""Dotted names of modules: patterns that match them, and which module contains which."""
+"""Dotted names of modules: which module contains which."""
 
-import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, TypeAlias
-
-from torch import nn
-
-from ldpruner.errors import OperatorNotFound
-
-Patterns: TypeAlias = str | Iterable[str]
-
-
-def matching_modules(network: nn.Module, patterns: Patterns) -> set[str]:
-    """The names of a network's modules that match one of some glob patterns (`*` matches dots, too).
-
-    Raises:
-        OperatorNotFound: a pattern matches no module.
-    """
-    names = [name for name, _ in network.named_modules() if name]
-    matches: set[str] = set()
-    for pattern in as_tuple(patterns):
-        matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
-        if not matched:
-            raise OperatorNotFound(pattern, names)
-        matches |= matched
-    return matches
+from typing import Any
 
 
 def overlap(first: str, second: str) -> bool:

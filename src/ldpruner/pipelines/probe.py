@@ -1,6 +1,7 @@
 """The probe: which samples are compared, the same for every operator and on every machine."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,7 +118,12 @@ class Probe(Value):
         return self.replace(prompts=GENERAL_PROMPTS) if takes_prompts and not has_prompts else self
 
     def arguments(self, pipeline: DiffusionPipeline, samples: Sequence[int]) -> dict[str, Any]:
-        """The arguments with which a pipeline generates the samples of these indices in one batch."""
+        """The arguments with which a pipeline generates the samples of these indices in one batch.
+
+        Raises:
+            ProbeError: the pipeline's call has no such argument.
+        """
+        self._check_call(pipeline)
         generators = [torch.Generator().manual_seed(self.sample_seed(index)) for index in samples]
         generator = generators[0] if len(generators) == 1 else generators
         settings: dict[str, Any] = {
@@ -133,6 +139,20 @@ class Probe(Value):
         if self.guidance is not None:
             settings["guidance_scale"] = self.guidance
         return {**accepted_arguments(pipeline, settings), **arguments}
+
+    def check(self, pipeline: DiffusionPipeline) -> None:
+        """Raises ProbeError for arguments, prompts or guidance that the pipeline's call does not take."""
+        self._check_call(pipeline)
+        for setting, argument in {"prompts": "prompt", "guidance": "guidance_scale"}.items():
+            if getattr(self, setting) is not None and not accepted_arguments(pipeline, {argument: None}):
+                raise ProbeError(f"{type(pipeline).__name__} takes no {setting}; leave out {setting}")
+
+    def _check_call(self, pipeline: DiffusionPipeline) -> None:
+        accepted = inspect.signature(type(pipeline).__call__).parameters
+        for argument in self.call:
+            if argument not in accepted:
+                names = ", ".join(name for name in accepted if name not in ("self", "args", "kwargs"))
+                raise ProbeError(f"{type(pipeline).__name__} takes no argument {argument!r}; it takes {names}")
 
     @field_serializer("call", when_used="json")
     def _call_as_json(self, call: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Times one pipeline, or two in turn, and compares what they cost."""
+"""Pipelines beside each other: what each costs, timed in turn, and how far their latents are apart."""
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -14,13 +15,15 @@ from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import run_pipeline
 from ldpruner.profiling.costs import elapsed_ms, peak_memory
+from ldpruner.progress import Progress, unreported
 from ldpruner.values import Value
 
-logger = logging.getLogger(__name__)
+ROUNDS = 15  # timings of each pipeline
+MIN_ROUNDS = 3  # where a call takes long
+LONG_S = 10.0  # timings that take longer are announced
+TIME_LIMIT_S = 60.0  # for all timings of a comparison, unless the fewest take longer
 
-ROUNDS = 15
-MIN_ROUNDS = 3  # however slow the pipelines are
-MAX_SECONDS = 120.0
+logger = logging.getLogger(__name__)
 
 
 class Percentiles(Value):
@@ -32,7 +35,7 @@ class Percentiles(Value):
 
     @classmethod
     def of(cls, values: list[float]) -> "Percentiles":
-        """The percentiles of some measurements."""
+        """The spread of some measurements."""
         p10, median, p90 = np.percentile(values, [10, 50, 90])
         return cls(median=float(median), p10=float(p10), p90=float(p90))
 
@@ -42,9 +45,8 @@ class PipelineCost(Value):
 
     Attributes:
         pipeline: its name.
-        parameters: weights of the denoiser.
-        macs: multiply-accumulates of one denoiser call on one sample.
-        latency_ms: time of one call of the whole pipeline on one sample.
+        parameters, macs: of the denoiser, and of one call of it on one sample.
+        latency_ms: of one call of the whole pipeline on one sample.
         peak_memory_bytes: at the peak of such a call, weights of all components included.
     """
 
@@ -56,114 +58,37 @@ class PipelineCost(Value):
 
 
 class Comparison(Value):
-    """What one or two pipelines cost, measured in one run.
-
-    Attributes:
-        pipelines: in the order in which they were given.
-        latency_ratio: the latency of the second over that of the first, round by round; None for one pipeline.
-        rounds: how many timings of each pipeline counted.
-    """
+    """Pipelines measured in one run; the ratio is that of the second over the first, pair by pair."""
 
     pipelines: tuple[PipelineCost, ...]
     latency_ratio: Percentiles | None = None
-    rounds: int = ROUNDS
 
     @property
     def ratio(self) -> float:
-        """The median latency ratio; 1 for a single pipeline."""
+        """The median of the latency ratio; 1 for a single pipeline."""
         return self.latency_ratio.median if self.latency_ratio is not None else 1.0
 
 
-class Benchmark:
-    """Times pipelines in turn, A B A B, so that a machine whose speed drifts treats them alike.
+class _Rounds:
+    """Rounds of timings: one that does not count, then as many as fit into a time limit.
 
-    Iterating times one round after the other. The length is the number of rounds; warming up may reduce it.
-
-    Args:
-        pipelines: one or two, by name.
-        probe: its steps, and the prompt of its first sample, are what the pipelines are called with.
-        component: the name of the denoiser, for pipelines with more than one.
-        rounds: how many timings of each pipeline to make.
-        max_seconds: fewer rounds are made if they would take longer, but no fewer than `MIN_ROUNDS`.
+    Its length is known once the first round has told how long a round takes.
     """
 
-    def __init__(
-        self,
-        pipelines: Mapping[str, DiffusionPipeline],
-        probe: Probe,
-        component: str | None = None,
-        rounds: int = ROUNDS,
-        max_seconds: float = MAX_SECONDS,
-    ) -> None:
-        self.pipelines, self.probe, self.component = pipelines, probe, component
-        self.rounds, self.max_seconds = rounds, max_seconds
-        self._denoisers: dict[str, Denoiser] = {}
-        self._round_seconds = 0.0
-        self._times: dict[str, list[float]] = {name: [] for name in pipelines}
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
 
     def __len__(self) -> int:
-        return self.rounds
+        return 1 + self._rounds
 
-    def warm_up(self) -> float:
-        """Runs one round that does not count, reduces the number of rounds to the time limit, and estimates.
-
-        Returns:
-            The seconds that all rounds and the comparison will take.
-        """
-        if not self._denoisers:
-            self._denoisers = self._find_denoisers()
-            self._round_seconds = sum(self._run_round().values()) / 1000
-            affordable = max(MIN_ROUNDS, int(self.max_seconds / self._round_seconds))
-            if affordable < self.rounds:
-                logger.info("%d rounds in place of %d: one takes %.0f s", affordable, self.rounds, self._round_seconds)
-                self.rounds = affordable
-        return (len(self) + 1) * self._round_seconds
-
-    def __iter__(self) -> Iterator[None]:
-        self.warm_up()
-        while len(next(iter(self._times.values()))) < self.rounds:
-            for name, milliseconds in self._run_round().items():
-                self._times[name].append(milliseconds)
-            yield
-
-    def comparison(self) -> Comparison:
-        """The results of the rounds; the rounds that are missing are run first. Measures the peak memory, too."""
-        for _ in self:
-            pass
-        first, *others = self._times.values()
-        ratios = [other / own for own, other in zip(first, others[0], strict=True)] if others else []
-        return Comparison(
-            pipelines=tuple(self._cost(name) for name in self.pipelines),
-            latency_ratio=Percentiles.of(ratios) if ratios else None,
-            rounds=self.rounds,
-        )
-
-    def _find_denoisers(self) -> dict[str, Denoiser]:
-        return {
-            name: find_denoiser(pipeline, self.component, self.probe.arguments(pipeline, [0]))
-            for name, pipeline in self.pipelines.items()
-        }
-
-    def _run_round(self) -> dict[str, float]:
-        return {
-            name: elapsed_ms(self._call(name), module_device(denoiser.module))
-            for name, denoiser in self._denoisers.items()
-        }
-
-    def _call(self, name: str) -> Callable[[], None]:
-        """One call of a whole pipeline on the first sample of the probe, decoding included."""
-        pipeline = self.pipelines[name]
-        return functools.partial(run_pipeline, pipeline, self.probe.arguments(pipeline, [0]), compiled=True)
-
-    def _cost(self, name: str) -> PipelineCost:
-        denoiser = self._denoisers[name]
-        return PipelineCost(
-            pipeline=name,
-            parameters=count_parameters(denoiser.module),
-            macs=denoiser_macs(denoiser),
-            latency_ms=Percentiles.of(self._times[name]),
-            peak_memory_bytes=peak_memory(self.pipelines[name], self._call(name)),
-        )
+    def __iter__(self) -> Iterator[int]:
+        start = time.perf_counter()
+        yield 0
+        seconds = time.perf_counter() - start
+        self._rounds = min(self._rounds, max(MIN_ROUNDS, int(TIME_LIMIT_S / max(seconds, 1e-9))))
+        if self._rounds * seconds > LONG_S:
+            logger.info("timing %d rounds takes about %.0f s", self._rounds, self._rounds * seconds)
+        yield from range(1, 1 + self._rounds)
 
 
 def compare(
@@ -172,7 +97,43 @@ def compare(
     *,
     component: str | None = None,
     rounds: int = ROUNDS,
-    max_seconds: float = MAX_SECONDS,
+    progress: Progress = unreported,
 ) -> Comparison:
-    """Measures one or two pipelines in one call; see `Benchmark`."""
-    return Benchmark(pipelines, probe, component, rounds, max_seconds).comparison()
+    """Measures pipelines in turn, A B A B, so that a machine whose speed drifts treats them alike.
+
+    Args:
+        pipelines: one or two, by name.
+        probe: what to call them with: its steps, and the prompt of its first sample.
+        component: which network, for pipelines with more than one denoiser.
+        rounds: timings of each, after one that does not count; fewer where all would take more than a minute.
+        progress: wraps the rounds.
+    """
+    denoisers = {
+        name: find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
+        for name, pipeline in pipelines.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in pipelines}
+    for _ in progress(_Rounds(rounds), "timing " + " and ".join(pipelines)):
+        for name, pipeline in pipelines.items():
+            times[name].append(elapsed_ms(_call(pipeline, probe), module_device(denoisers[name].module)))
+    counted = {name: values[1:] for name, values in times.items()}
+    measured = [_measured(name, pipelines[name], denoisers[name], probe, counted[name]) for name in pipelines]
+    ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
+    return Comparison(pipelines=tuple(measured), latency_ratio=Percentiles.of(ratios) if ratios else None)
+
+
+def _measured(
+    name: str, pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe, times: list[float]
+) -> PipelineCost:
+    return PipelineCost(
+        pipeline=name,
+        parameters=count_parameters(denoiser.module),
+        macs=denoiser_macs(denoiser),
+        latency_ms=Percentiles.of(times),
+        peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probe)),
+    )
+
+
+def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:
+    """One whole call of a pipeline on the first sample of a probe, decoding included."""
+    return functools.partial(run_pipeline, pipeline, probe.arguments(pipeline, [0]), compiled=True)

@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias, get_args
 from pydantic import Field
 
 from ldpruner.budget import Budget, Predicted
-from ldpruner.errors import PlanMismatch, StorageError, one_line
+from ldpruner.errors import PlanMismatch, one_line
+from ldpruner.files import write_atomic
 from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.fingerprints import Architecture
 from ldpruner.values import Value
@@ -52,11 +53,12 @@ class Plan(Value):
     provenance: dict[str, object] = Field(default_factory=dict)
 
     def write(self, path: Path | str) -> None:
-        """Writes the plan as readable JSON."""
-        try:
-            Path(path).write_text(self.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        """Writes the plan as readable JSON, whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        write_atomic(path, self.model_dump_json(indent=2, exclude_none=True) + "\n")
 
     @classmethod
     def read(cls, path: Path | str) -> "Plan":

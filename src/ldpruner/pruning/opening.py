@@ -1,0 +1,59 @@
+"""Opening a pipeline where it shall run."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+from diffusers import DiffusionPipeline
+
+from ldpruner.errors import DeviceError, one_line
+from ldpruner.pruning.serialization import load
+
+
+def open_pipeline(model: Path | str, device: str | None = None, dtype: str | None = None) -> DiffusionPipeline:
+    """Opens a pipeline on a device, without the libraries' loading bars.
+
+    Args:
+        model: a folder, a Hub id, or zoo:NAME.
+        device: such as `cpu`, `cuda` or `mps`; None takes a CUDA device if there is one.
+        dtype: precision of the weights, such as `float16`; None is float32.
+
+    Raises:
+        DeviceError: the device or the precision does not exist here.
+        PipelineNotFound: there is no such pipeline.
+    """
+    precision = getattr(torch, dtype, None) if dtype else None
+    if dtype and not isinstance(precision, torch.dtype):
+        raise DeviceError(f"dtype {dtype!r} is no precision; choose float32, float16 or bfloat16")
+    place = device or _default_device()
+    try:
+        torch.ones(1, device=place).tolist()  # before the weights are read; the meta device has no values
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        raise DeviceError(f"device {place!r} cannot be used: {one_line(error)}; try cpu") from error
+    with _without_loading_bars():
+        return load(model, torch_dtype=precision).to(place)
+
+
+@contextlib.contextmanager
+def _without_loading_bars() -> Iterator[None]:
+    shown = [
+        library
+        for library in (diffusers.utils.logging, transformers.utils.logging)
+        if library.is_progress_bar_enabled()
+    ]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _default_device() -> str:
+    rank = os.environ.get("LOCAL_RANK", "0")  # set by launchers, for each process
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,105 @@
+"""What a run folder holds, and how each part of it is read and written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ldpruner.errors import PipelineNotFound, RunStoreError, one_line
+from ldpruner.evaluation.evaluate import Evaluation
+from ldpruner.files import write_atomic
+from ldpruner.scoring.results import Scores
+from ldpruner.scoring.store import RunStore
+from ldpruner.selection.plan import Plan
+
+
+class RunFolder:
+    """A run folder: `run.sqlite`, `plan.json`, `pruned/`, `recovered/`, `samples/`, `evaluation.json`.
+
+    Every file in it is written whole or not at all.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.pruned = self.path / "pruned"
+        self.recovered = self.path / "recovered"
+        self.samples = self.path / "samples"
+        self.plan_file = self.path / "plan.json"
+        self.evaluation_file = self.path / "evaluation.json"
+
+    def fact(self, name: str) -> Any:
+        """A fact of the run's store.
+
+        Raises:
+            RunStoreError: there is no run, or it does not have the fact yet.
+        """
+        if not (self.path / "run.sqlite").exists():
+            raise RunStoreError(f"no run at {self.path}; make one with 'ldpruner score MODEL --run {self.path}'")
+        with RunStore(self.path) as store:
+            value = store.fact(name)
+        if value is None:
+            raise RunStoreError(
+                f"the run at {self.path} has no {name} yet; finish it with 'ldpruner score MODEL --run {self.path}'"
+            )
+        return value
+
+    def model(self) -> str:
+        """The name of the original: a folder, a Hub id, or zoo:NAME.
+
+        Raises:
+            RunStoreError: it is not known; a run from Python may have no name for its pipeline.
+        """
+        return str(self.fact("model"))
+
+    def scores(self) -> Scores:
+        """The scores of the run.
+
+        Raises:
+            RunStoreError: it has none, or they cannot be read.
+        """
+        try:
+            return Scores.model_validate(self.fact("scores"))
+        except ValidationError as error:
+            raise RunStoreError(
+                f"the scores of {self.path} are not readable: {one_line(error)}; score again"
+            ) from error
+
+    def plan(self) -> Plan:
+        """The plan of the run.
+
+        Raises:
+            PlanMismatch: there is none, or it cannot be read.
+        """
+        return Plan.read(self.plan_file)
+
+    def check_pruned(self) -> None:
+        """Raises PipelineNotFound if there is no pruned pipeline."""
+        if not self.pruned.is_dir():
+            raise PipelineNotFound(
+                f"no pruned pipeline in {self.path}; make one with 'ldpruner prune --run {self.path}'"
+            )
+
+    def latest(self) -> Path:
+        """The recovered pipeline, if it was made from the pruned one that is there now; else the pruned one."""
+        is_current = self.recovered.is_dir() and _configurations(self.recovered) == _configurations(self.pruned)
+        return self.recovered if is_current else self.pruned
+
+    def write_evaluation(self, evaluation: Evaluation) -> None:
+        """Keeps an evaluation of the latest pipeline, with the name of that pipeline's folder."""
+        content = {"pipeline": self.latest().name, **evaluation.model_dump(mode="json")}
+        write_atomic(self.evaluation_file, json.dumps(content, indent=2) + "\n")
+
+
+def _configurations(folder: Path) -> dict[str, Any]:
+    """The configurations of a pipeline's components, without what diffusers notes about their origin."""
+    configurations = {}
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise PipelineNotFound(f"cannot read {path}: {one_line(error)}; prune again") from error
+        if not isinstance(fields, dict):
+            raise PipelineNotFound(f"{path} holds {type(fields).__name__}, no configuration; prune again")
+        configurations[path.parent.name] = {name: fields[name] for name in fields if not name.startswith("_")}
+    return configurations

@@ -1,0 +1,142 @@
+"""The application: its commands, its exit codes, and how fast it answers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from ldpruner import __version__
+from ldpruner.cli import STOPPED
+from ldpruner.cli.app import COMMANDS, app
+from tests.cli.conftest import Run
+
+HEAVY = ("torch", "diffusers", "transformers", "scipy", "numpy", "accelerate", "PIL")
+GENEROUS = 5.0  # seconds of processor time; half a second on an idle machine
+
+
+def loaded_by(code: str) -> tuple[set[str], float]:
+    """The packages that a fresh interpreter has loaded after some code, and the processor time that it took."""
+    program = f"import sys, time\n{code}\nprint()\nprint(time.process_time(), *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, *modules = done.stdout.splitlines()[-1].split()
+    return {module.partition(".")[0] for module in modules}, float(seconds)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ldpruner",
+        "import ldpruner.cli.app",
+        "sys.argv = ['ldpruner', '--help']; from ldpruner.cli import main; main()",
+        "sys.argv = ['ldpruner', 'finetune', '--help']; from ldpruner.cli import main; main()",
+        "sys.argv = ['ldpruner', '--version']; from ldpruner.cli import main; main()",
+    ],
+)
+def test_import_and_help_load_no_heavy_package(code: str) -> None:
+    packages, seconds = loaded_by(code)
+    assert not packages & set(HEAVY)
+    assert seconds < GENEROUS
+
+
+def test_commands_are_listed_in_the_order_of_the_work_under_their_panels(run: Run) -> None:
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    words = ["Prune", "operators", "score", "select", "prune", "run", "Recover and measure", "finetune", "evaluate"]
+    words += ["bench", "Whole runs", "recipe", "demo"]
+    places = [out.index(f"─ {word} ─") if word[0].isupper() else out.index(f"│ {word} ") for word in words]
+    assert places == sorted(places)
+
+
+def test_no_command_prints_the_help(run: Run) -> None:
+    assert run()[:2] == run("--help")[:2]
+
+
+def test_the_version_is_an_option(run: Run) -> None:
+    assert run("--version") == (0, f"ldpruner {__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", [name for _, name, _ in COMMANDS])
+def test_every_command_has_an_example_and_the_shared_options(run: Run, name: str) -> None:
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert "Example: " in out
+    group: Any = typer.main.get_command(app)
+    options = {option for parameter in group.commands[name].params for option in parameter.opts}
+    assert {"--json", "--quiet", "--verbose", "--dry-run"} <= options
+
+
+def test_completion_can_be_installed(run: Run) -> None:
+    assert "--install-completion" in run("--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (("prune-it",), 2, "prune-it"),
+        (("operators",), 2, "MODEL"),
+        (("operators", "MODEL", "--colour"), 2, "--colour"),
+        (("score", "MODEL", "--run", "r", "--samples", "many"), 2, "--samples"),
+        (("operators", "MODEL", "--quiet", "--verbose"), 2, "choose one"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line(run: Run, words: tuple[str, ...], code: int, problem: str) -> None:
+    given, out, err = run(*words)
+    assert (given, out, err.count("\n")) == (code, "", 1)
+    assert err.startswith("error: ")
+    assert problem.lower() in err.lower()
+
+
+@pytest.mark.parametrize("name", ["m2/[/]", "[red]x", "\x1b[31mred", "a\nb", "x" * 5000, "~/nowhere", "zoo:[/b]"])
+def test_names_from_outside_are_printed_as_they_are_and_never_obeyed(run: Run, name: str) -> None:
+    code, out, err = run("operators", name)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "\x1b" not in err
+    assert name[:5].encode("unicode_escape").decode() in err.replace("\\\\", "\\")
+
+
+def test_ctrl_c_in_a_command_is_one_line_and_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ldpruner.pruning.serialization.load_meta", interrupted)
+    assert run("operators", "zoo:satellite") == (130, "", f"{STOPPED}\n")
+
+
+@pytest.mark.parametrize("words", [("operators", "zoo:satellite"), ("bench", "zoo:satellite", "--rounds", "1000")])
+def test_ctrl_c_at_any_instant_is_one_line_and_130(words: tuple[str, ...]) -> None:
+    """Also while torch is imported: most of a command's first seconds."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    program = "import sys; print('up', flush=True); from ldpruner.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, *words]
+    pipe: Any = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == STOPPED
+    assert "Traceback" not in err
+
+
+def test_a_process_without_memory_says_so_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ldpruner.pruning.serialization.load_meta", full)
+    code, _, err = run("operators", "zoo:satellite")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "out of memory" in err
+
+
+def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ldpruner", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == f"ldpruner {__version__}\n"

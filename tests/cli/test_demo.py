@@ -1,0 +1,43 @@
+"""The demonstration: at its full size in `make demo`, here at a small one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ldpruner import Budget, Probe, Training
+from ldpruner.cli import demo
+from tests.cli.conftest import Run
+
+
+def test_its_settings_are_valid() -> None:
+    assert Budget(**demo.BUDGET).latency == 0.5
+    assert Probe(**demo.PROBE).samples == 16
+    assert Training(**demo.TRAINING).max_train_steps == 150
+
+
+def test_a_dry_run_prints_them(run: Run) -> None:
+    code, out, _ = run("demo", "--dry-run")
+    assert code == 0
+    assert json.loads(out)["training"] == demo.TRAINING
+
+
+def test_a_small_one_runs_to_its_end(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = {
+        "MODEL": str(folder),
+        "BUDGET": {"parameters": 0.8},
+        "PROBE": {"samples": 2, "steps": 2},
+        "TRAINING": {"max_train_steps": 2, "train_batch_size": 2, "validation_steps": 1},
+        "OWN_SAMPLES": 4,
+        "EVALUATED": 8,
+        "SHOWN": 2,
+    }
+    for name, value in smaller.items():
+        monkeypatch.setattr(demo, name, value)
+    code, out, err = run("demo", "--run", tmp_path / "demo")
+    lines = out.splitlines()
+    assert code == 0, err
+    assert lines[0].startswith("recovered: ")
+    assert any(line.startswith("pruned: ") for line in lines)
+    assert (tmp_path / "demo" / "samples" / "before-after-recovered.png").exists()
+    assert lines[-1] == "next: ldpruner run YOUR-MODEL --run runs/NAME --budget latency=0.65"

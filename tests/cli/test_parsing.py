@@ -1,0 +1,71 @@
+"""What the words of a command line mean."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+from ldpruner import Budget, LdPrunerError, Probe
+from ldpruner.cli import parsing
+from ldpruner.cli.options import BATCH_SIZE
+from ldpruner.pipelines import sampling
+
+
+def test_arguments_of_the_call_are_json_where_they_are() -> None:
+    words = ["height=256", "eta=0.5", "negative_prompt=a cat", "size=[1, 2]", "flag=true", "deep=[[[["]
+    values = {"height": 256, "eta": 0.5, "negative_prompt": "a cat", "size": [1, 2], "flag": True, "deep": "[[[["}
+    assert parsing.call_arguments(words) == values
+
+
+def test_an_image_argument_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4), "red").save(path)
+    (image,) = parsing.call_arguments([f"image={path}"]).values()
+    assert image.size == (4, 4)
+    with pytest.raises(LdPrunerError, match=r"image='nowhere\.png'"):
+        parsing.call_arguments(["image=nowhere.png"])
+
+
+def test_a_budget_is_repeated_or_separated_by_commas() -> None:
+    assert parsing.budget_of(["latency=0.5", "macs=0.9"]) == parsing.budget_of(["latency=0.5,macs=0.9"])
+    assert parsing.budget_of(["operators=3"]) == Budget(operators=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["latency=0.5", "latency=0.9"], "given twice"),
+        (["latency=0.5,latency=0.9"], "given twice"),
+        (["latency"], "name=value"),
+        (["=0.5"], "name=value"),
+    ],
+)
+def test_a_budget_that_is_not_clear_is_refused(words: list[str], problem: str) -> None:
+    with pytest.raises(typer.BadParameter, match=problem):
+        parsing.budget_of(words)
+
+
+@pytest.mark.parametrize("word", ["latency=true", "latency=small", "speed=2", "latency=1.5", "latency=[1]"])
+def test_a_budget_of_a_wrong_value_is_refused(word: str) -> None:
+    with pytest.raises(LdPrunerError, match=word.partition("=")[0]):
+        parsing.budget_of([word])
+
+
+def test_a_runs_probe_keeps_what_is_not_changed(tmp_path: Path) -> None:
+    known = Probe(samples=3, steps=4, prompts=("a",), call={"eta": 0.1})
+    (tmp_path / "p.txt").write_text("b\nc\n")
+    assert parsing.changed(known, 5, None, None) == known.replace(samples=5)
+    changed = parsing.changed(known, 5, tmp_path / "p.txt", ["height=8"])
+    assert (changed.prompts, changed.call, changed.steps) == (("b", "c"), {"eta": 0.1, "height": 8}, 4)
+
+
+@pytest.mark.parametrize(("choose", "name"), [(parsing.metric_of, "taste"), (parsing.rule_of, "dice")])
+def test_a_choice_is_one_of_those_that_there_are(choose: Any, name: str) -> None:
+    with pytest.raises(typer.BadParameter, match=f"'{name}': choose one of"):
+        choose(name)
+
+
+def test_the_default_batch_is_the_librarys() -> None:
+    assert BATCH_SIZE == sampling.BATCH_SIZE

@@ -1,0 +1,76 @@
+"""Commands that recover quality, on one small run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ldpruner
+from tests.cli.conftest import PROBE, Run
+
+TRAINING = ("--max-train-steps", "2", "--train-batch-size", "2", "--validation-steps", "1", "--samples", "4")
+
+
+@pytest.fixture(scope="module")
+def place(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a pruned pipeline."""
+    import shutil
+
+    from ldpruner import Budget
+    from ldpruner.workflow import prune_run, select_run
+
+    run = Path(shutil.copytree(scored, tmp_path_factory.mktemp("pruned") / "run"))
+    select_run(run, Budget(parameters=0.8))
+    prune_run(run)
+    return run
+
+
+def test_a_pruned_pipeline_is_evaluated_then_finetuned_then_evaluated_as_recovered(
+    run: Run, folder: Path, place: Path
+) -> None:
+    code, out, err = run("evaluate", "--run", place, "--samples", "8", "--json")
+    answer = json.loads(out)
+    assert code == 0, err
+    assert {"metrics", "protocol"} <= answer.keys()
+    assert {"metric", "original", "pruned", "interval", "noise_floor"} <= answer["metrics"][0].keys()
+    assert json.loads((place / "evaluation.json").read_text()) == {"pipeline": "pruned", **answer}
+
+    code, out, err = run("finetune", "--run", place, *TRAINING)
+    lines = out.splitlines()
+    assert code == 0, err
+    assert lines[0].startswith("finetuned: the validation loss went from ")
+    assert lines[-1] == f"next: ldpruner evaluate --run {place}"
+    assert type(ldpruner.load(place / "recovered").unet).__name__ == "PrunedUNet2DModel"
+
+    code, out, _ = run("evaluate", "--run", place, "--samples", "8")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("recovered: ")
+    assert "of the parameters" in lines[0]
+    header = next(line for line in lines if line.startswith("metric"))
+    assert header.split() == ["metric", "original", "recovered", "interval", "noise", "verdict"]
+    assert any(line.startswith("frechet_distance ↓") for line in lines)
+    table = lines[lines.index(header) : -1]
+    assert all(len(line) <= 80 for line in table)
+    assert lines[-1] == f"next: ldpruner bench {folder} {place}/recovered"
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_a_dry_run_resolves_the_settings_without_the_weights(run: Run, place: Path, command: str) -> None:
+    code, out, _ = run(command, "--run", place, "--dry-run")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["probe"]["steps"] == int(PROBE[-1])
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_recovery_needs_a_pruned_pipeline(run: Run, scored: Path, command: str) -> None:
+    code, _, err = run(command, "--run", scored)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "ldpruner prune --run" in err
+
+
+def test_a_tracker_that_is_not_there_is_one_line(run: Run, place: Path) -> None:
+    code, _, err = run("finetune", "--run", place, "--report-to", "abacus", *TRAINING, "--quiet")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "abacus" in err
