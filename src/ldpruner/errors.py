@@ -23,8 +23,8 @@ class DenoiserNotFound(LdPrunerError):
 class OperatorNotFound(LdPrunerError):
     """The denoiser has no operator of this name."""
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        nearest = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    def __init__(self, name: str, names: Iterable[str]) -> None:
+        nearest = get_close_matches(name, list(names), n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "list them with 'ldpruner operators'"
         super().__init__(f"no operator {name!r}; {hint}")
 

@@ -138,7 +138,9 @@ def test_a_seed_is_the_same_on_every_machine() -> None:
         ({"guidance": 2.0}, "takes no guidance; leave out guidance"),
     ],
 )
-def test_what_a_pipeline_does_not_take_is_told(tiny: DiffusionPipeline, settings: dict[str, Any], words: str) -> None:
+def test_an_argument_that_the_pipeline_lacks_is_refused(
+    tiny: DiffusionPipeline, settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ProbeError, match=words):
         Probe(**settings).check(tiny)
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,7 +44,7 @@ from ldpruner.evaluation.metrics import (
 from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
-from ldpruner.profiling.benchmark import ROUNDS, compare
+from ldpruner.profiling.benchmark import Comparison, compare
 from ldpruner.progress import Progress, unreported
 from ldpruner.scoring.importance import Floats
 from ldpruner.values import Value
@@ -100,8 +100,8 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     """Measures cost and quality of a pruned pipeline and its original.
 
     This takes 3 * samples * steps denoiser calls on one sample each: the pruned pipeline samples once, the original
-    with the same seeds and with others. Timing takes at most 2 * (ROUNDS + 2) * steps more, and a check that samples
-    can be batched 4 * steps. Nothing is decoded unless features or metrics need it.
+    with the same seeds and with others. Timing and a check that samples
+    can be batched take a few more. Nothing is decoded unless features or metrics need it.
 
     Args:
         pruned: the pruned pipeline.
@@ -134,8 +134,11 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     size = largest_batch(reference, seeds[0], size)
     observations, example = _observed(pruned, reference, seeds, observer, size, progress)
     real = _features_of(folder, example, observer.extractor) if folder else observations[1]["features"]
+    pair = {"original": reference, "pruned": pruned}
+    is_timed = bool(set(COSTS) & set(metrics))
+    comparison = compare(pair, probe, component=component, progress=progress) if is_timed else None
     measures = [
-        *_costs(pruned, reference, probe, component, metrics, progress),
+        *(_costs(comparison) if comparison is not None else ()),
         *_set_measures(observations, real, observer),
         *_sample_measures(*observations),
     ]
@@ -143,7 +146,7 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     settings = {"features": observer.extractor.name, "clip": clip, "batch_size": size, "decoded": observer.decodes}
     return Evaluation(
         metrics=tuple(measured[name] for name in METRICS if name in metrics and name in measured),
-        protocol=settings | _protocol(reference, seeds, folder, len(real)),
+        protocol=settings | _protocol(reference, seeds, folder, len(real), comparison),
     )
 
 
@@ -250,21 +253,13 @@ def _features_of(folder: Folder, example: SampleBatch, extractor: Extractor) -> 
     return np.concatenate(parts)
 
 
-def _costs(
-    pruned: DiffusionPipeline,
-    reference: DiffusionPipeline,
-    probe: Probe,
-    component: str | None,
-    metrics: Collection[str],
-    progress: Progress,
-) -> list[Measure]:
-    if not set(COSTS) & set(metrics):
-        return []
-    comparison = compare({"original": reference, "pruned": pruned}, probe, component=component, progress=progress)
+def _costs(comparison: Comparison) -> list[Measure]:
     original, ours = comparison.pipelines
-    ratio, times = comparison.latency_ratio, ours.latency_ms
-    assert ratio is not None
-    timings = [("latency_ms", original.latency_ms.median, times), ("latency_ratio", 1.0, ratio)]
+    assert comparison.latency_ratio is not None
+    timings = {
+        "latency_ms": (original.latency_ms.median, ours.latency_ms),
+        "latency_ratio": (1.0, comparison.latency_ratio),
+    }
     return [
         *(
             Measure(
@@ -274,7 +269,7 @@ def _costs(
                 interval=(times.p10, times.p90),
                 interval_type="percentiles",
             )
-            for name, value, times in timings
+            for name, (value, times) in timings.items()
         ),
         *(Measure(metric=name, original=getattr(original, name), pruned=getattr(ours, name)) for name in COSTS[2:]),
     ]
@@ -319,7 +314,11 @@ def _sample_measures(original: Observations, other: Observations, pruned: Observ
 
 
 def _protocol(
-    reference: DiffusionPipeline, seeds: Sequence[Probe], folder: Folder | None, real_samples: int
+    reference: DiffusionPipeline,
+    seeds: Sequence[Probe],
+    folder: Folder | None,
+    real_samples: int,
+    comparison: Comparison | None,
 ) -> dict[str, Any]:
     """What else is needed to measure the same numbers again."""
     return {
@@ -331,7 +330,9 @@ def _protocol(
             "folder": str(folder.path) if folder else None,
             "digest": folder.digest if folder else None,
         },
-        "latency": {"rounds": ROUNDS, "samples": 1, "interval": "10th to 90th percentile of the rounds"},
+        "latency": {"rounds": comparison.rounds, "samples": 1, "interval": "10 % to 90 % of the rounds"}
+        if comparison
+        else None,
         "bootstrap": {
             "resamples": RESAMPLES,
             "confidence": CONFIDENCE,
@@ -346,10 +347,4 @@ def _protocol(
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # torchmetrics is optional
-            continue
-    return versions
+    return {name: version(name) for name in PACKAGES if name != "torchmetrics" or find_spec(name) is not None}

@@ -58,10 +58,17 @@ class PipelineCost(Value):
 
 
 class Comparison(Value):
-    """Pipelines measured in one run; the ratio is that of the second over the first, pair by pair."""
+    """Pipelines measured in one run.
+
+    Attributes:
+        pipelines: the cost of each.
+        latency_ratio: latency of the second over that of the first, pair by pair.
+        rounds: timings of each pipeline.
+    """
 
     pipelines: tuple[PipelineCost, ...]
     latency_ratio: Percentiles | None = None
+    rounds: int = 0
 
     @property
     def ratio(self) -> float:
@@ -119,7 +126,8 @@ def compare(
     counted = {name: values[1:] for name, values in times.items()}
     measured = [_measured(name, pipelines[name], denoisers[name], probe, counted[name]) for name in pipelines]
     ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
-    return Comparison(pipelines=tuple(measured), latency_ratio=Percentiles.of(ratios) if ratios else None)
+    latency_ratio = Percentiles.of(ratios) if ratios else None
+    return Comparison(pipelines=tuple(measured), latency_ratio=latency_ratio, rounds=len(next(iter(counted.values()))))
 
 
 def _measured(
