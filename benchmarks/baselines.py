@@ -250,7 +250,7 @@ def _plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
     result = _cell(usual, OURS, cut, seed)["result"]
     if "failure" in result:
         raise BudgetError(result["failure"])
-    return Plan.model_validate({"removed": result["removed"]})
+    return Plan.model_validate({"removed": [{"removal": removal} for removal in result["removed"]]})
 
 
 def _channel_pruned(bench: Bench, method: str, cut: float, seed: int) -> DiffusionPipeline:

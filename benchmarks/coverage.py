@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 from PIL import Image
 
 from benchmarks.records import ROOT, Record, cell, markdown, read
+from ldpruner.knapsack import Knapsack
 from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.operators.tracing import trace
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pruning.serialization import load_meta
-from ldpruner.scoring.knapsack import exclusions
 
 FOLDERS = ROOT / "tests" / "architectures"
 IMAGE_SIZE = (512, 512)  # for the pipelines that need one
@@ -82,14 +81,9 @@ def _modifications(operators: Sequence[Operator]) -> dict[str, int]:
 
 def most_removable(candidates: Sequence[Candidate], weights: Sequence[int]) -> float:
     """The largest sum of weights of candidates that share no leaf module, which selection excludes."""
-    scale = max(weights)
-    result = scipy.optimize.milp(
-        -np.array(weights) / scale,
-        integrality=np.ones(len(weights)),
-        bounds=scipy.optimize.Bounds(0, 1),
-        constraints=exclusions(candidates),
-    )
-    return float(-result.fun * scale)
+    scale = float(max(weights))
+    knapsack = Knapsack(np.array([weights]) / scale, np.zeros(1), [candidate.leaves for candidate in candidates])
+    return knapsack.most_saved()[0] * scale
 
 
 def table() -> Iterator[str]:

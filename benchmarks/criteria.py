@@ -24,13 +24,14 @@ from torch.nn.functional import cosine_similarity
 
 import ldpruner
 from ldpruner.errors import BudgetError
+from ldpruner.knapsack import TOLERANCE
 from ldpruner.operators.discovery import Candidate
 from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch, sample_latents
 from ldpruner.runtime import replacement
-from ldpruner.scoring.knapsack import TOLERANCE, predict
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import Plan, PlannedRemoval, Rule
+from ldpruner.selection.select import predict
 
 CALLS = 6  # of the denoiser, at as many noise levels
 PAIR = re.compile(r"(?P<way>down|up)_blocks\.(?P<level>\d+)\.(resnets|attentions)\.(?P<place>\d+)$")
@@ -268,7 +269,7 @@ def _selected(scores: Scores, rule: Rule, criterion: str, cut: float) -> Plan:
 
 def _plan(scores: Scores, chosen: Sequence[Score]) -> Plan:
     ordered = [score for score in scores.scores if score in chosen]
-    removed = tuple(PlannedRemoval(**score.candidate.removal.model_dump(), score=score.score) for score in ordered)
+    removed = tuple(PlannedRemoval(removal=score.candidate.removal, score=score.score) for score in ordered)
     return Plan(
         removed=removed,
         component=scores.component,

@@ -5,12 +5,13 @@
 FOLDER holds the data of each model as `FOLDER/NAME/train.zip` and `test.zip`, see the model cards. Each score chooses
 what to remove, at several cuts of the latency; the damage is the rise of the Frechet distance to test images,
 without any finetuning. There is a cell for each plan and seed, as a plan that several scores choose is measured once,
-and one for each seed with all choices. Scoring resumes from its run folders.
+and one for each seed with all choices.
 """
 
 import argparse
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,10 +19,12 @@ import numpy as np
 import scipy.stats
 
 import ldpruner
+from benchmarks.adaptive_replay import Recorder
 from benchmarks.models import MODELS, Model, open_model
 from benchmarks.records import cell, markdown, read
-from benchmarks.selection_rules import random_plan
-from ldpruner.scoring.importance import METRICS
+from ldpruner.evaluation.metrics import Gaussian, between
+from ldpruner.operators.discovery import Candidate
+from ldpruner.scoring.importance import Floats
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import Scoring
 from ldpruner.selection.plan import RULES, Plan, Rule
@@ -44,7 +47,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="latents to score with")
     parser.add_argument("--pictures", type=int, default=128, help="pictures to measure a plan with")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=["knapsack"])
-    parser.add_argument("--runs", type=Path, default=Path("runs/metric-design"))
     options = parser.parse_args()
     for name in options.models:
         model = open_model(name, options.data / name)
@@ -59,7 +61,7 @@ def _measure_choices(model: Model, seed: int, options: argparse.Namespace) -> No
 
     def measure() -> dict[str, Any]:
         # a removal saves the same on all seeds
-        costs = _scores(model, 0, options)[METRICS[0]]
+        costs = _scores(model, 0, options)["mean_std"]
         plans = dict(_plans(_scores(model, seed, options), costs, options.rules, seed))
         distances = [(ORIGINAL, _distance(model, None, seed, options.pictures))]
         distances += [(choice, _distance(model, plan, seed, options.pictures)) for choice, plan in plans.items()]
@@ -70,11 +72,65 @@ def _measure_choices(model: Model, seed: int, options: argparse.Namespace) -> No
 
 def _scores(model: Model, seed: int, options: argparse.Namespace) -> dict[str, Scores]:
     """The scores of all metrics, from the same latents."""
-    probe = model.probe(options.samples, STEPS, seed)
-    with Scoring(model.pipeline, None, probe, run=options.runs / f"{model.name}-{seed}") as scoring:
+    recorder = Recorder(model.pipeline)
+    with Scoring(model.pipeline, None, model.probe(options.samples, STEPS, seed), executor=recorder) as scoring:
         for _ in scoring:
             pass
-        return {metric: scoring.scores(metric) for metric in METRICS}
+        scores = scoring.scores()
+    baseline = recorder.stacked(None)
+    assert baseline is not None
+    latents = {score.candidate: recorder.stacked(score.candidate.removal) for score in scores.scores}
+    return {name: _rescored(scores, name, baseline, latents) for name in METRICS}
+
+
+def _rescored(scores: Scores, name: str, baseline: Floats, latents: Mapping[Candidate, Floats | None]) -> Scores:
+    """The same scores by another metric."""
+    values = [_score(name, baseline, latents[score.candidate]) for score in scores.scores]
+    rescored = [score.replace(score=value) for score, value in zip(scores.scores, values, strict=True)]
+    # what a plan's cost is depends only on whether a metric is quadratic
+    return scores.replace(scores=tuple(rescored), metric="mse" if name in QUADRATIC else "mean_std")
+
+
+def _score(name: str, baseline: Floats, latents: Floats | None) -> float:
+    if latents is None or not np.isfinite(latents).all():
+        return math.inf
+    return float(METRICS[name](baseline, latents))
+
+
+def _mean(z: Floats, other: Floats) -> float:
+    return float(np.linalg.norm(z.mean(0) - other.mean(0)))
+
+
+def _std(z: Floats, other: Floats) -> float:
+    return float(np.linalg.norm(z.std(0) - other.std(0)))
+
+
+def _variance(z: Floats, other: Floats) -> float:
+    return float(np.linalg.norm(z.var(0) - other.var(0)))
+
+
+def _cosine(z: Floats, other: Floats) -> float:
+    """The mean over samples of 1 - the cosine of each latent and its twin."""
+    pairs = [(one.ravel(), two.ravel()) for one, two in zip(z, other, strict=True)]
+    return float(np.mean([1 - one @ two / (np.linalg.norm(one) * np.linalg.norm(two)) for one, two in pairs]))
+
+
+def _frechet(z: Floats, other: Floats) -> float:
+    """The Frechet distance of latents pooled over space."""
+    first, second = (Gaussian.of(latents.reshape(*latents.shape[:2], -1).mean(2)) for latents in (z, other))
+    return between(first, second)
+
+
+METRICS: Mapping[str, Callable[[Floats, Floats], float]] = {
+    "mean_std": lambda z, other: _mean(z, other) + _std(z, other),
+    "mean_variance": lambda z, other: _mean(z, other) + _variance(z, other),
+    "mean": _mean,
+    "std": _std,
+    "mse": lambda z, other: float(np.square(z - other).mean()),
+    "cosine": _cosine,
+    "frechet": _frechet,
+}
+QUADRATIC = ("mse", "cosine", "frechet")  # in how far the latents moved; the others are linear
 
 
 def _plans(
@@ -85,7 +141,7 @@ def _plans(
             for metric, scores in scores_by_metric.items():
                 plan = ldpruner.select(_with_costs(scores, costs), ldpruner.Budget(latency=1 - cut), rule=rule)
                 yield (rule, metric, cut), plan
-        yield (RANDOM, RANDOM, cut), random_plan(costs, 1 - cut, np.random.default_rng(seed))
+        yield (RANDOM, RANDOM, cut), ldpruner.select(costs, ldpruner.Budget(latency=1 - cut), rule="random", seed=seed)
 
 
 def _with_costs(scores: Scores, costs: Scores) -> Scores:

@@ -1,6 +1,6 @@
-"""How scoring grows: with samples, operators and steps; with workers; what the driver and its ledger take.
+"""How scoring grows: with samples, operators and steps; with workers; what the driver and its store take.
 
-    python -m benchmarks.scaling [--cells linear driver choice workers ray ledger compile] [--elements 65536]
+    python -m benchmarks.scaling [--cells linear driver choice workers ray store compile] [--elements 65536]
 
 On zoo:satellite, one thread. `workers` is a simulation with the task times that `driver` measures; `choice` is of the
 operators of Stable Diffusion XL, with made-up scores.
@@ -32,9 +32,8 @@ from ldpruner.pipelines.running import force_eager
 from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.profiling.costs import Costs
 from ldpruner.pruning.serialization import load, load_meta
-from ldpruner.scoring.blocks import Block
+from ldpruner.scoring.estimates import CURVES, Curve
 from ldpruner.scoring.importance import Floats, Moments
-from ldpruner.scoring.knapsack import Problem
 from ldpruner.scoring.results import Savings, Score, Scores
 from ldpruner.scoring.runner import Scoring
 from ldpruner.scoring.store import RunStore
@@ -44,7 +43,7 @@ MODEL = "zoo:satellite"
 SHORT = {"samples": (16, 32, 48), "operators": (4, 8, 16), "steps": (2, 4, 8)}
 LARGE = ROOT / "tests" / "architectures" / "stable-diffusion-xl-base-1.0"
 KEPT = (0.65, 0.5, 0.35)
-MODIFICATIONS, BLOCKS, GROUPS = 1300, 8, 4  # of Stable Diffusion XL with 64 samples, 16 at once
+MODIFICATIONS, SAMPLES, GROUPS = 1300, 64, 4  # of Stable Diffusion XL, 16 samples at once
 WORKERS = 256
 ROUNDS = 3
 
@@ -53,11 +52,11 @@ def main() -> None:
     """Measures what is missing."""
     os.environ.update({"RAY_worker_niceness": "0"})  # its workers do not stand back for other work on the machine
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    measures = (_linear, _driver, _choice, _workers, _ray, _ledger, _compile)
+    measures = (_linear, _driver, _choice, _workers, _ray, _store, _compile)
     cells = {one.__name__.removeprefix("_"): one for one in measures}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", nargs="+", choices=cells, default=tuple(cells))
-    parser.add_argument("--elements", type=int, default=4 * 128 * 128, help="of one sample's latents in the ledger")
+    parser.add_argument("--elements", type=int, default=4 * 128 * 128, help="of one sample's latents in the store")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.cells:
@@ -102,7 +101,7 @@ def _driver(_: argparse.Namespace) -> dict[str, Any]:
 
 
 def _choice(_: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of one stage of a race, for one budget, to find out what is contested."""
+    """Seconds of one round of adaptive scoring, for one budget, to compare two plans."""
     settings = {"cell": "contested", "pipeline": LARGE.name, "kept": list(KEPT), "seed": 0}
 
     def measured() -> dict[str, Any]:
@@ -141,12 +140,12 @@ def _made_up(denoiser: Denoiser, seed: int) -> Scores:
 
 
 def _chosen(scores: Scores, kept: float) -> float:
-    problem = Problem(scores, scores.scores, ldpruner.Budget(macs=kept))
+    knapsack = scores.knapsack(scores.scores, ldpruner.Budget(macs=kept))
+    costs = scores.removal_costs(scores.scores)
     started = time.perf_counter()
-    problem.check_reachable()
-    plan = problem.relaxed(problem.removal_costs)
-    for _ in problem.redrawn(np.ones(len(plan)), 0, plan):
-        pass
+    plan = knapsack.solve(costs, relaxed=True)
+    assert plan is not None
+    knapsack.solve(costs * np.exp(2 * plan - 1), relaxed=True)
     return time.perf_counter() - started
 
 
@@ -201,31 +200,29 @@ def _ray(_: argparse.Namespace) -> dict[str, Any]:
     return cell("scaling", {"cell": "ray", "operators": 40, "samples": 16, "steps": 10}, measured)
 
 
-def _ledger(options: argparse.Namespace) -> dict[str, Any]:
-    """A ledger of the size of Stable Diffusion XL: its bytes, and the time to open it and see what is done."""
+def _store(options: argparse.Namespace) -> dict[str, Any]:
+    """A run store of the size of Stable Diffusion XL: its bytes, and the time to open it and see what is finished."""
 
     def measured() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             random = np.random.default_rng(0)
-            one = Moments(
-                8, *(random.normal(size=size) for size in (options.elements, options.elements, 8, 8, (8, 4)))
-            )
-            blocks = [Block(start, start + 8) for start in range(0, 8 * BLOCKS, 8)]
+            mean, m2, errors = (random.normal(size=size) for size in (options.elements, options.elements, SAMPLES))
+            scores = {metric: {1 << place: 1.0 for place in range(7)} for metric in CURVES}
             started = time.perf_counter()
             with RunStore(folder) as store:
                 for place in range(MODIFICATIONS):
-                    store.record((f"operator {place}", "identity"), dict.fromkeys(blocks, one), 25)
+                    key, curve = (f"operator {place}", "identity"), Curve(errors**2, scores, 25 * SAMPLES)
+                    store.record(key, curve, Moments(mean, m2, errors**2))
             written = time.perf_counter() - started
             started = time.perf_counter()
             with RunStore(folder) as store:
-                finished, calls = store.finished_blocks(), store.denoiser_calls()
+                curves, calls = store.curves(), store.denoiser_calls()
             opened = time.perf_counter() - started
             size = sum(path.stat().st_size for path in Path(folder).iterdir())
-        held = sum(map(len, finished.values()))
-        assert calls == held * 8 * 25
+        assert calls == len(curves) * SAMPLES * 25
         return {
-            "blocks": held,
-            "bytes_over_moments": size / (held * 2 * 8 * options.elements),
+            "modifications": len(curves),
+            "bytes_over_moments": size / (len(curves) * 2 * 4 * options.elements),
             "bytes": size,
             "seconds_to_write": written,
             "seconds_to_open": opened,
@@ -281,11 +278,11 @@ class _Timed(LocalExecutor):
 
     seconds: list[float]
 
-    def run(self, tasks: Iterable[Task], path: Floats | None = None) -> Iterator[tuple[Task, Outcome]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
         self.seconds = []
         for task in tasks:
             started = time.perf_counter()
-            found = next(super().run([task], path))
+            found = next(super().run([task]))
             self.seconds.append(time.perf_counter() - started)
             yield found
 

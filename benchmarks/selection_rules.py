@@ -9,11 +9,10 @@ on seeds that selection has not seen.
 import argparse
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from diffusers import DiffusionPipeline
 
 import ldpruner
@@ -21,12 +20,15 @@ from benchmarks.records import Record, cell, markdown, read
 from ldpruner.evaluation.metrics import latent_shift
 from ldpruner.profiling.benchmark import compare
 from ldpruner.pruning.fit import MAX_SELECTIONS
-from ldpruner.scoring.knapsack import predict
-from ldpruner.scoring.results import Score, Scores
-from ldpruner.selection.plan import PlannedRemoval
+from ldpruner.scoring.results import Scores
+from ldpruner.selection.plan import Rule
 
 MODEL = "zoo:satellite"
-RULES = {"knapsack": "knapsack (default)", "greedy": "greedy (the paper)", "random": "random, three orders"}
+RULES: Mapping[Rule, str] = {
+    "knapsack": "knapsack (default)",
+    "greedy": "greedy (the paper)",
+    "random": "random, three orders",
+}
 RANDOM_ORDERS = 3
 OTHER_SEEDS = (1, 2, 3)
 
@@ -51,13 +53,13 @@ def main() -> None:
                 _cell(pipeline, scores, rule, budget, seed)
 
 
-def _cell(pipeline: DiffusionPipeline, scores: Scores, rule: str, budget: float, seed: int) -> Record:
+def _cell(pipeline: DiffusionPipeline, scores: Scores, rule: Rule, budget: float, seed: int) -> Record:
     probe = scores.probe.model_dump(exclude_none=True)
     settings = {"model": MODEL, "rule": rule, "seed": seed, "latency": budget, "probe": probe}
     return cell("selection_rules", settings, lambda: _measured(pipeline, scores, rule, budget, seed))
 
 
-def _measured(pipeline: DiffusionPipeline, scores: Scores, rule: str, budget: float, seed: int) -> dict[str, Any]:
+def _measured(pipeline: DiffusionPipeline, scores: Scores, rule: Rule, budget: float, seed: int) -> dict[str, Any]:
     """The plan that meets the budget as measured, without the margin of `ldpruner run`."""
     asked = budget
     for _ in range(MAX_SELECTIONS):
@@ -78,24 +80,8 @@ def _measured(pipeline: DiffusionPipeline, scores: Scores, rule: str, budget: fl
     }
 
 
-def _plan(scores: Scores, rule: str, budget: float, seed: int) -> ldpruner.Plan:
-    if rule == "random":
-        return random_plan(scores, budget, np.random.default_rng(seed))
-    return ldpruner.select(scores, ldpruner.Budget(latency=budget), rule="greedy" if rule == "greedy" else "knapsack")
-
-
-def random_plan(scores: Scores, budget: float, generator: np.random.Generator) -> ldpruner.Plan:
-    """Removals in random order until the budget is met; none that overlaps an earlier one."""
-    chosen: list[Score] = []
-    for index in generator.permutation(len(scores.scores)):
-        score = scores.scores[index]
-        taken = {leaf for earlier in chosen for leaf in earlier.candidate.leaves}
-        if np.isfinite(score.score) and not taken & set(score.candidate.leaves):
-            chosen.append(score)
-        if predict(scores, chosen).latency <= budget:
-            break
-    removed = tuple(PlannedRemoval(**score.candidate.removal.model_dump(), score=score.score) for score in chosen)
-    return ldpruner.Plan(removed=removed, component=scores.component, predicted=predict(scores, chosen))
+def _plan(scores: Scores, rule: Rule, budget: float, seed: int) -> ldpruner.Plan:
+    return ldpruner.select(scores, ldpruner.Budget(latency=budget), rule=rule, seed=seed)
 
 
 def _noise_floor(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> dict[str, float]:

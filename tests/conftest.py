@@ -133,7 +133,7 @@ def tiny_transformer() -> DiffusionPipeline:
 
 def planned(removal: Removal) -> PlannedRemoval:
     """A removal as a part of a plan."""
-    return PlannedRemoval(**removal.removal.model_dump())
+    return PlannedRemoval(removal=removal.removal)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from ldpruner.operators.tracing import trace
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.probe import Probe
-from ldpruner.scoring.adaptive import MOST
+from ldpruner.scoring.adaptive import allowed_samples
 from ldpruner.values import Value
 
 TFLOPS = 100.0  # sustained; a data-centre GPU of 2020 reaches a third of this in plain training code
@@ -94,8 +94,9 @@ def scoring_stage(denoising: Denoising, probe: Probe, budgets: int | None, tflop
         budgets: for how many; None scores everything on all samples.
         tflops: what the GPU sustains, in TFLOP/s.
     """
-    samples = probe.samples if budgets is None else min(probe.samples, 1 + MOST * budgets)
-    calls = (1 + denoising.modifications) * samples * probe.steps * denoising.rows
+    everything = (1 + denoising.modifications) * probe.samples
+    samples = everything if budgets is None else allowed_samples(probe.samples, denoising.modifications)
+    calls = samples * probe.steps * denoising.rows
     return _stage(denoising, calls, calls, tflops)
 
 

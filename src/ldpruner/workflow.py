@@ -276,7 +276,7 @@ def _score(scoring: Scoring, model: str | None, budgets: Sequence[Budget] | None
     """Scores, for budgets or, without any, everything on all samples; the store keeps the scores."""
     if model is not None:
         scoring.store.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
-    reported(progress, "measuring what each module costs", lambda: scoring.scores(first={}))
+    reported(progress, "measuring what each module costs", lambda: scoring.scores())
     for _ in progress(scoring if budgets is None else AdaptiveScorer(scoring, budgets), "scoring"):
         pass
     scores = scoring.scores()

@@ -21,6 +21,7 @@ from ldpruner.evaluation.features import LatentFeatures
 from ldpruner.evaluation.media import find_media
 from ldpruner.evaluation.metrics import frechet_distance
 from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch
+from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling import benchmark as bench
 from ldpruner.scoring.importance import Floats
@@ -53,7 +54,7 @@ def satellite() -> DiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def pruned(satellite: DiffusionPipeline) -> DiffusionPipeline:
-    removed = (PlannedRemoval(operator="mid_block.resnets.0", modification="identity"),)
+    removed = (PlannedRemoval(removal=Removal(operator="mid_block.resnets.0", modification="identity")),)
     return ldpruner.prune(satellite, ldpruner.Plan(removed=removed))
 
 

@@ -1,20 +1,21 @@
-"""The ledger: what was finished is there, and a file that is no ledger is told from one that is."""
+"""The run store: what was finished is there, and a damaged file is one line."""
 
+import random
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ldpruner.errors import RunStoreError, StorageError
-from ldpruner.scoring.blocks import Block, layout
-from ldpruner.scoring.importance import METRICS, Moments, importance, moments
-from ldpruner.scoring.store import BASELINE, RunStore
+from ldpruner.errors import LdPrunerError, RunStoreError, StorageError
+from ldpruner.scoring.estimates import CURVES, Curve
+from ldpruner.scoring.importance import Moments, merged, moments
+from ldpruner.scoring.store import RunStore
 
 KEY = ("mid_block", "identity")
-FIRST = Block(0, 8)
 
 
 def some_moments(seed: int, samples: int = 8) -> Moments:
@@ -22,65 +23,84 @@ def some_moments(seed: int, samples: int = 8) -> Moments:
     return moments(draw[0], draw[1])
 
 
-def assert_same(one: Moments, other: Moments) -> None:
-    assert one.count == other.count
-    np.testing.assert_array_equal(one.squared_errors, other.squared_errors)
-    np.testing.assert_array_equal(one.cosine_distances, other.cosine_distances)
-    for name in ("mean", "m2", "pooled"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+def curve_of(known: Moments) -> Curve:
+    return Curve(known.squared_errors, {metric: {known.count: known.count / 3} for metric in CURVES}, 10 * known.count)
 
 
-def test_what_was_recorded_is_there_to_the_bit_when_opened_again(tmp_path: Path) -> None:
-    blocks = {FIRST: some_moments(0), Block(8, 11): some_moments(1, samples=3), Block(8, 16): some_moments(2)}
+def record(store: RunStore, key: tuple[str, str], known: Moments) -> None:
+    store.record(key, curve_of(known), known)
+
+
+def single(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32).astype(np.float64)
+
+
+def test_what_was_recorded_is_there_when_opened_again(tmp_path: Path) -> None:
+    known = some_moments(0)
     with RunStore(tmp_path) as store:
-        store.record(KEY, blocks, 10)
+        record(store, KEY, known)
         store.record_failure(("mid_block", "zero"), "RuntimeError: no")
         store.set_fact("model", {"name": "größer", "values": [1, 2.5, None]})
     with RunStore(tmp_path) as store:
-        finished = store.finished(KEY)
-        assert set(finished) == set(blocks)
-        for block, one in blocks.items():
-            assert_same(finished[block], one)
-        assert store.finished(BASELINE) == {}
+        curves, read = store.curves(), store.moments(KEY)
+        assert list(curves) == [KEY]
+        np.testing.assert_array_equal(curves[KEY].squared_errors, known.squared_errors)
+        assert curves[KEY].scores == {metric: {8: 8 / 3} for metric in CURVES}
+        np.testing.assert_array_equal(read.mean, single(known.mean))
+        np.testing.assert_array_equal(read.m2, single(known.m2))
+        np.testing.assert_array_equal(read.squared_errors, known.squared_errors)
         assert store.failures() == {("mid_block", "zero"): "RuntimeError: no"}
         assert store.fact("model") == {"name": "größer", "values": [1, 2.5, None]}
         assert store.fact("nothing") is None
-        assert store.denoiser_calls() == 10 * (8 + 3 + 8)
+        assert store.denoiser_calls() == 80
 
 
-def test_untouched_latents_are_kept_with_their_shape(tmp_path: Path) -> None:
+def test_one_running_moment_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store:
+        record(store, KEY, some_moments(0))
+        running = merged(store.moments(KEY), some_moments(1, samples=3))
+        record(store, KEY, running)
+        assert store.moments(KEY).count == store.curves()[KEY].samples == 11
+        assert store.denoiser_calls() == 110
+        np.testing.assert_allclose(store.moments(KEY).mean, running.mean, rtol=1e-6)
+
+
+def test_baseline_latents_are_kept_by_sample_with_their_shape(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).normal(size=(8, 4, 2, 3))
     with RunStore(tmp_path) as store:
-        store.record(BASELINE, {FIRST: moments(latents, latents)}, 1, {FIRST: latents})
+        store.record_baseline(dict(enumerate(latents)), 5)
     with RunStore(tmp_path) as store:
-        np.testing.assert_array_equal(store.baseline()[FIRST], latents)
+        baseline = store.baseline()
+        np.testing.assert_array_equal(np.stack([baseline[sample] for sample in range(8)]), latents)
+        assert store.denoiser_calls() == 40
 
 
 def test_moments_that_are_not_finite_stay_so(tmp_path: Path) -> None:
-    baseline = np.ones((2, 4, 2, 2))
-    with RunStore(tmp_path) as store:
-        store.record(KEY, {Block(0, 2): moments(np.full_like(baseline, np.nan), baseline)}, 1)
-        (read,) = store.finished(KEY).values()
-    base = moments(baseline, baseline)
-    assert [importance(base, read, metric) for metric in METRICS] == [np.inf] * len(METRICS)
+    for value in (np.nan, np.inf, 1e300):
+        known = Moments(np.full(4, value), np.full(4, value), np.full(2, value))
+        with RunStore(tmp_path) as store:
+            record(store, KEY, known)
+            read = store.moments(KEY)
+        assert not np.isfinite(read.mean).any()
+        np.testing.assert_array_equal(read.squared_errors, known.squared_errors)
 
 
-def test_blocks_are_written_all_or_none(tmp_path: Path) -> None:
+def test_samples_are_written_all_or_none(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
-        store._database.execute("CREATE TRIGGER no BEFORE INSERT ON untouched BEGIN SELECT RAISE(ABORT, 'no'); END")
+        store._database.execute("CREATE TRIGGER no BEFORE INSERT ON moments BEGIN SELECT RAISE(ABORT, 'no'); END")
         with pytest.raises(RunStoreError):
-            store.record(BASELINE, {FIRST: some_moments(0)}, 1, {FIRST: np.ones((8, 4, 2, 2))})
-        assert store.finished(BASELINE) == {}  # its moments were not written without its latents
-        assert store.baseline() == {}
-        store.record(KEY, {FIRST: some_moments(0)}, 1)
-        assert list(store.finished(KEY)) == [FIRST]
+            record(store, KEY, some_moments(0))
+        assert store.curves() == {}
+        store._database.execute("DROP TRIGGER no")
+        record(store, KEY, some_moments(0))
+        assert list(store.curves()) == [KEY]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with RunStore(None, {"model": "a"}) as store:
-        store.record(KEY, {FIRST: some_moments(0)}, 1)
-        assert list(store.finished(KEY)) == [FIRST]
+        record(store, KEY, some_moments(0))
+        assert list(store.curves()) == [KEY]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,7 +126,7 @@ def test_a_second_driver_is_refused_until_the_first_is_done(tmp_path: Path) -> N
         assert second.fact("costs") == 1
 
 
-def test_a_corrupt_ledger_is_told(tmp_path: Path) -> None:
+def test_a_corrupt_store_is_told(tmp_path: Path) -> None:
     (tmp_path / "run.sqlite").write_bytes(b"\x93garbage\n" * 1000)
     with pytest.raises(RunStoreError) as caught:
         RunStore(tmp_path)
@@ -115,15 +135,71 @@ def test_a_corrupt_ledger_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "run.sqlite").read_bytes() == b"\x93garbage\n" * 1000
 
 
-def test_a_ledger_damaged_in_the_middle_is_told(tmp_path: Path) -> None:
-    with RunStore(tmp_path) as store:
-        store.record(KEY, {block: some_moments(block.start) for block in layout(400)}, 1)
-    path = tmp_path / "run.sqlite"
-    content = bytearray(path.read_bytes())
+def filled(folder: Path) -> bytes:
+    """The content of a store with something in every table."""
+    with RunStore(folder, {"model": "a"}) as store:
+        store.set_fact("model", "zoo:satellite")
+        store.record_baseline(dict(enumerate(np.random.default_rng(0).normal(size=(4, 4, 8, 8)))), 5)
+        for place in range(20):
+            record(store, (f"operator {place}", "identity"), some_moments(place, samples=32))
+        store.record_failure(("mid_block", "zero"), "RuntimeError: no")
+    return (folder / "run.sqlite").read_bytes()
+
+
+def answers(folder: Path) -> Iterator[object]:
+    """All that a store can be asked."""
+    with RunStore(folder, {"model": "a"}) as store:
+        yield store.fact("model")
+        yield store.failures()
+        yield store.denoiser_calls()
+        yield sorted((sample, latents.tobytes()) for sample, latents in store.baseline().items())
+        for key, curve in sorted(store.curves().items()):
+            yield key, curve.scores, curve.squared_errors.tobytes(), store.moments(key).mean.tobytes()
+
+
+def asked(folder: Path) -> tuple[list[object], str | None]:
+    """The answers of a store, or its error message."""
+    try:
+        return list(answers(folder)), None
+    except LdPrunerError as error:
+        return [], str(error)
+
+
+def damaged(content: bytes, seed: int) -> bytes:
+    """A store with a byte flipped, cut short, or with a page of zeros."""
+    draw = random.Random(seed)
+    place = draw.randrange(len(content))
+    if seed % 10 == 0:
+        return content[:place]
+    if seed % 10 == 1:
+        start = place // 4096 * 4096
+        return content[:start] + bytes(4096) + content[start + 4096 :]
+    return content[:place] + bytes([content[place] ^ (1 << draw.randrange(8))]) + content[place + 1 :]
+
+
+def test_a_damaged_store_is_one_line_or_answers_as_before(tmp_path: Path) -> None:
+    path, content = tmp_path / "run.sqlite", filled(tmp_path)
+    expected, told = list(answers(tmp_path)), 0
+    for seed in range(150):
+        for leftover in tmp_path.glob("run.sqlite-*"):
+            leftover.unlink()
+        path.write_bytes(damaged(content, seed))
+        found, message = asked(tmp_path)
+        if message is None:  # what is lost is sampled again
+            assert all(answer in expected for answer in found if isinstance(answer, tuple)), seed
+        else:
+            told += 1
+            assert "\n" not in message
+            assert str(path) in message
+    assert told > 50
+
+
+def test_a_store_damaged_in_the_middle_is_told(tmp_path: Path) -> None:
+    content, path = bytearray(filled(tmp_path)), tmp_path / "run.sqlite"
     content[4096:] = b"\xff" * (len(content) - 4096)
     path.write_bytes(content)
     with pytest.raises(RunStoreError) as caught, RunStore(tmp_path) as store:
-        store.finished(KEY)
+        store.curves()
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -141,7 +217,7 @@ def test_a_foreign_database_is_told_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_ledger_of_another_format_is_told(tmp_path: Path) -> None:
+def test_a_store_of_another_format_is_told(tmp_path: Path) -> None:
     with RunStore(tmp_path):
         pass
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as database:
@@ -169,37 +245,36 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> None:
     def fill(store: RunStore) -> None:
-        for start in range(0, 8000, 8):
-            store.record(KEY, {Block(start, start + 8): some_moments(start)}, 1)
+        for place in range(2000):
+            record(store, (f"operator {place}", "identity"), some_moments(place))
 
     with RunStore(tmp_path) as store:
         (pages,) = store._database.execute("PRAGMA page_count").fetchone()
         store._database.execute(f"PRAGMA max_page_count = {pages + 8}").fetchone()
         with pytest.raises(StorageError) as caught:
             fill(store)
-        kept = len(store.finished(KEY))
+        kept = len(store.curves())
     assert "full" in str(caught.value)
     assert str(tmp_path / "run.sqlite") in str(caught.value)
     assert "\n" not in str(caught.value)
     with RunStore(tmp_path) as store:  # the limit is the connection's own
-        finished = store.finished(KEY)
-        assert [block.start for block in finished] == list(range(0, 8 * kept, 8))
-        assert 0 < kept < 1000
-        store.record(KEY, {Block(8 * kept, 8 * kept + 8): some_moments(kept)}, 1)
+        assert len(store.curves()) == kept
+        assert 0 < kept < 2000
+        record(store, KEY, some_moments(0))
 
 
-def test_a_ledger_of_a_large_model_is_small_and_opened_at_once(tmp_path: Path) -> None:
-    """As many blocks as Stable Diffusion XL's; `benchmarks/scaling.py` has them in full size."""
-    elements, blocks = 2048, [Block(start, start + 8) for start in range(0, 64, 8)]
-    one = Moments(8, np.ones(elements), np.ones(elements), np.ones(8), np.ones(8), np.ones((8, 4)))
+def test_a_store_of_a_large_model_is_small_and_opened_at_once(tmp_path: Path) -> None:
+    """As many modifications as Stable Diffusion XL's; `benchmarks/scaling.py` has them in full size."""
+    elements, modifications = 2048, 1300
+    known = Moments(np.ones(elements), np.ones(elements), np.ones(64))
     with RunStore(tmp_path) as store:
-        for place in range(1300):
-            store.record((f"operator {place}", "identity"), dict.fromkeys(blocks, one), 25)
+        for place in range(modifications):
+            record(store, (f"operator {place}", "identity"), known)
     started = time.monotonic()
     with RunStore(tmp_path) as store:
-        finished = store.finished_blocks()
-        assert store.denoiser_calls() == 1300 * len(blocks) * 8 * 25
+        curves = store.curves()
+        assert store.denoiser_calls() == modifications * 640
     assert time.monotonic() - started < 2
-    assert sum(map(len, finished.values())) == 1300 * len(blocks)
+    assert len(curves) == modifications
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert size < 1.1 * 1300 * len(blocks) * 2 * 8 * elements
+    assert size < 1.2 * modifications * (2 * 4 * elements + 8 * 64)

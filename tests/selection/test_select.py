@@ -16,10 +16,9 @@ from ldpruner.operators.discovery import Candidate
 from ldpruner.pipelines.fingerprints import Architecture
 from ldpruner.pipelines.probe import Probe
 from ldpruner.profiling.costs import Costs
-from ldpruner.scoring.knapsack import predict
 from ldpruner.scoring.results import Savings, Score, Scores
 from ldpruner.selection.plan import RULES, Plan, Rule
-from ldpruner.selection.select import select
+from ldpruner.selection.select import predict, select
 
 TOTAL = 1000
 
@@ -173,13 +172,13 @@ def test_lowest_first_takes_the_lowest_scores(seed: int, count: int) -> None:
     assert all(set(one.candidate.leaves) & taken for one in below)
 
 
-@pytest.mark.parametrize("rule", ["knapsack", "greedy"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_budget_of_operators_removes_as_many(rule: Rule, count: int) -> None:
     assert len(select(NESTED, Budget(operators=count), rule=rule).removed) == count
 
 
-@pytest.mark.parametrize("rule", ["knapsack", "greedy"])
+@pytest.mark.parametrize("rule", RULES)
 def test_what_is_predicted_is_the_sum_of_the_savings(rule: Rule) -> None:
     plan = select(NESTED, Budget(parameters=0.5), rule=rule)
     chosen = chosen_from(NESTED, plan)
@@ -213,13 +212,13 @@ def test_a_plan_goes_through_json(scores: Scores, tmp_path: Path) -> None:
     plan.write(path)
     assert Plan.read(path) == plan
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert [one["operator"] for one in content["removed"]] == [one.operator for one in plan.removed]
+    assert [one["removal"]["operator"] for one in content["removed"]] == [one.operator for one in plan.removed]
     assert path.read_text(encoding="utf-8").count("\n") > len(plan.removed)  # readable, and diffs by the line
 
 
 @pytest.mark.parametrize(
     ("content", "seen"),
-    [("nonsense {", "plan.json"), ("[]", "plan.json"), ('{"removed": [{"operator": 3}]}', "operator")],
+    [("nonsense {", "plan.json"), ("[]", "plan.json"), ('{"removed": [{"removal": {"operator": 3}}]}', "operator")],
 )
 def test_a_file_that_is_no_plan_is_told(tmp_path: Path, content: str, seen: str) -> None:
     path = tmp_path / "plan.json"
@@ -285,7 +284,7 @@ def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(scores: Scores, 
         select(scores, Budget.model_validate({name: kept - 0.002}))
 
 
-@pytest.mark.parametrize("rule", ["knapsack", "greedy"])
+@pytest.mark.parametrize("rule", RULES)
 def test_more_operators_than_there_are_is_told_with_how_many_can_go(rule: Rule) -> None:
     with pytest.raises(BudgetError) as caught:
         select(NESTED, Budget(operators=77), rule=rule)
@@ -301,14 +300,14 @@ def test_nothing_is_removable_where_no_score_is_finite() -> None:
 
 
 def test_a_plan_says_which_removals_are_firm_and_which_are_a_toss_up() -> None:
-    def between(one: Score, low: float, high: float) -> Score:
-        return one.model_copy(update={"interval": (low, high)})
+    def unsure(one: Score, error: float) -> Score:
+        return one.replace(standard_error=error)
 
     scores = known(
-        between(score("free", 0.01, ("a",), 200), 0.009, 0.011),
-        between(score("one", 1.0, ("b",), 300), 0.5, 2.0),
-        between(score("other", 1.1, ("c",), 300), 0.5, 2.2),
-        between(score("dear", 9.0, ("d",), 500), 8.0, 10.0),
+        unsure(score("free", 0.01, ("a",), 200), 0.05),
+        unsure(score("one", 1.0, ("b",), 300), 0.35),
+        unsure(score("other", 1.1, ("c",), 300), 0.35),
+        unsure(score("dear", 9.0, ("d",), 500), 0.05),
     )
     plan = select(scores, Budget(parameters=0.5))
     selection_frequency = {one.operator: one.selection_frequency for one in plan.removed}
@@ -316,6 +315,30 @@ def test_a_plan_says_which_removals_are_firm_and_which_are_a_toss_up() -> None:
     assert selection_frequency["free"] == 1
     assert selection_frequency["one"] is not None
     assert 0 < selection_frequency["one"] < 1
+    rules: tuple[Rule, ...] = ("greedy", "random")
+    for rule in rules:
+        assert all(
+            one.selection_frequency is None for one in select(scores, Budget(parameters=0.5), rule=rule).removed
+        )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_removals_meet_the_budget_and_do_not_overlap(seed: int) -> None:
+    scores = random_scores(seed)
+    plans = [select(scores, Budget(parameters=0.9), rule="random", seed=seed) for _ in range(2)]
+    assert plans[0] == plans[1]
+    chosen = chosen_from(scores, plans[0])
+    leaves = [leaf for one in chosen for leaf in one.candidate.leaves]
+    assert len(leaves) == len(set(leaves))
+    assert left(chosen, "parameters") <= 0.9
+    others = {select(scores, Budget(parameters=0.9), rule="random", seed=other).removed for other in range(10)}
+    assert len(others) > 1
+
+
+def test_a_planned_removal_holds_the_removal_as_it_was_scored(scores: Scores) -> None:
+    plan = select(scores, Budget(parameters=0.7))
+    removals = {score.candidate.removal for score in scores.scores}
+    assert all(planned.removal in removals for planned in plan.removed)
     assert all(
-        one.selection_frequency is None for one in select(scores, Budget(parameters=0.5), rule="greedy").removed
+        (one.operator, one.modification) == (one.removal.operator, one.removal.modification) for one in plan.removed
     )

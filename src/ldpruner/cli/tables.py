@@ -137,8 +137,8 @@ def scores(scores: Scores) -> Table:
 
 def removal_fields(removal: PlannedRemoval) -> dict[str, Any]:
     """One removal of a plan, as `--json` prints it."""
-    names = {"operator", "modification", "score", "selection_frequency", "cascaded"}
-    return removal.model_dump(mode="json", include=names)
+    what = removal.removal.model_dump(mode="json", include={"operator", "modification", "cascaded"})
+    return {**what, **removal.model_dump(mode="json", include={"score", "selection_frequency"})}
 
 
 def plan_headline(plan: Plan) -> str:
@@ -155,7 +155,7 @@ def plan(plan: Plan) -> Table:
             removal.modification,
             f"{removal.score:.4g}",
             "" if removal.selection_frequency is None else _percent(removal.selection_frequency),
-            ", ".join(removal.cascaded),
+            ", ".join(removal.removal.cascaded),
         )
         for removal in plan.removed
     ]

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,20 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
 from ldpruner.profiling.costs import Costs, measure_costs, module_shares
-from ldpruner.scoring.drawing import Drawing, key_of
-from ldpruner.scoring.estimates import Estimate, estimated, interval, rank_stability, standard_error
+from ldpruner.scoring.estimates import rank_stability, standard_error
 from ldpruner.scoring.importance import Metric
 from ldpruner.scoring.results import Savings, Score, Scores
+from ldpruner.scoring.sampler import Sampler, key_of
 from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Executor, LocalExecutor
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN = Estimate(math.inf)
-
 
 class Scoring:
-    """A scoring run: an iterable with a length that draws everything, as in the paper, then `scores()`.
+    """A scoring run: an iterable with a length that samples everything, as in the paper, then `scores()`.
 
-    The arguments are those of `score_operators`, which draws what matters only.
+    The arguments are those of `score_operators`, which samples only what matters.
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class Scoring:
         self._check_operators()
         self.store = RunStore(run, self._identity())
         try:
-            self.drawing = Drawing(
+            self.sampler = Sampler(
                 self.denoiser.component,
                 self.probe,
                 self.store,
@@ -66,26 +64,6 @@ class Scoring:
             self.store.close()
             raise
 
-    def _completed(self, probe: Probe) -> Probe:
-        completed = probe.completed(self.pipeline)
-        if completed is not probe:
-            logger.info("no prompts given: drawing from general ones; some of your own would fit your use better")
-        return completed
-
-    def _batches_are_safe(self) -> bool:
-        """Whether samples may be drawn together; found out once, and kept in the ledger."""
-        known = self.store.fact("batches_are_safe")
-        if known is None:
-            known = largest_batch(self.pipeline, self.probe, BATCH_SIZE) > 1
-            self.store.set_fact("batches_are_safe", known)
-            if not known and self.probe.samples > 1:
-                logger.info("%s is drawn one sample at a time: in a batch, one changes another", self._name)
-        return bool(known)
-
-    @property
-    def _name(self) -> str:
-        return type(self.pipeline).__name__
-
     def __enter__(self) -> "Scoring":
         return self
 
@@ -93,46 +71,47 @@ class Scoring:
         self.store.close()
 
     def __len__(self) -> int:
-        """How many draws the whole run takes, finished ones included."""
-        return len(self.drawing.draws(self._everything))
+        """How many batches are missing."""
+        return len(self.sampler.missing(self._everything))
 
     def __iter__(self) -> Iterator[str]:
-        """Draws what is not finished yet; yields the operator's name after each draw."""
-        return self.drawing.draw(self._everything)
-
-    @property
-    def _everything(self) -> dict[Candidate, int]:
-        return dict.fromkeys(self.candidates, self.probe.samples)
+        """Samples what is missing; yields the operator's name after each batch."""
+        return self.sampler.sample(self._everything)
 
     @property
     def candidates(self) -> list[Candidate]:
         return [candidate for operator in self.operators for candidate in operator.candidates]
 
-    def scores(self, metric: Metric | None = None, first: Mapping[Candidate, int] | None = None) -> Scores:
-        """The scores of what has been drawn; any metric can be read off the same latents.
+    @property
+    def _everything(self) -> dict[Candidate, int]:
+        return dict.fromkeys(self.candidates, self.probe.samples)
+
+    def scores(self, metric: Metric | None = None) -> Scores:
+        """The scores of what has been sampled; any metric can be read off the same run.
 
         Args:
             metric: which score; that of the run if None.
-            first: of each modification how many samples count, where more may have been drawn.
         """
         metric = metric or self.metric
         costs, shares = self._costs()
-        estimates = self._estimates(metric, first)
-        found = tuple(
+        counts = {candidate: self.sampler.count(candidate) for candidate in self.candidates}
+        values = dict(zip(counts, self.sampler.scores(counts, metric).tolist(), strict=True))
+        scores = tuple(
             Score(
                 operator=candidate.operator,
                 kind=operator.module_type,
                 modification=candidate.modification,
-                **_told(estimates.get(candidate, UNKNOWN)),
+                score=values[candidate],
+                standard_error=standard_error(counts[candidate], metric) if math.isfinite(values[candidate]) else None,
+                samples=counts[candidate],
                 savings=self._savings(candidate, costs, shares),
                 candidate=candidate,
-                failure=self.drawing.failures.get(key_of(candidate)),
+                failure=self.sampler.failures.get(key_of(candidate)),
             )
             for operator in self.operators
             for candidate in operator.candidates
         )
-        known = [one for one in found if one.interval is not None]
-        errors = [standard_error(one.score, one.interval) for one in known]
+        known = [(score.score, score.standard_error) for score in scores if score.standard_error is not None]
         return Scores(
             component=self.denoiser.component,
             architecture=architecture(self.denoiser.module),
@@ -140,29 +119,12 @@ class Scoring:
             metric=metric,
             costs=costs,
             denoiser_calls=self.store.denoiser_calls(),
-            scores=found,
-            rank_stability=rank_stability([one.score for one in known], errors),
+            scores=scores,
+            rank_stability=rank_stability([score for score, _ in known], [error for _, error in known]),
         )
 
-    def standard_errors(self, first: Mapping[Candidate, int]) -> dict[Candidate, float]:
-        """The relative standard error of each score as one of the whole probe.
-
-        Args:
-            first: of each modification how many samples count.
-        """
-        return {one: estimate.standard_error_of_score for one, estimate in self._estimates(self.metric, first).items()}
-
-    def _estimates(self, metric: Metric, first: Mapping[Candidate, int] | None) -> dict[Candidate, Estimate]:
-        curves = {one: curve for one in self.candidates if (curve := self.drawing.curve(one, metric))}
-        possible = [one for one in self.candidates if key_of(one) not in self.drawing.failures]
-        effects = {one: effect for one in possible if (effect := self.drawing.effect(one))}
-        if first is not None:
-            curves = {one: curves[one].first(number) for one, number in first.items() if number and one in curves}
-            effects = {one: effects[one] for one in first if one in effects}
-        return estimated(curves, effects, self.probe.samples, metric)
-
     def _costs(self) -> tuple[Costs, dict[str, float]]:
-        """Measured once, and kept in the ledger."""
+        """Measured once, and kept in the store."""
         known = self.store.fact("costs")
         if known is None:
             costs = measure_costs(self.pipeline, self.denoiser, self.probe)
@@ -182,6 +144,26 @@ class Scoring:
             memory=candidate.parameters * weight_bytes,
         )
 
+    def _completed(self, probe: Probe) -> Probe:
+        completed = probe.completed(self.pipeline)
+        if completed is not probe:
+            logger.info("no prompts given: using general ones; some of your own would fit your use better")
+        return completed
+
+    def _batches_are_safe(self) -> bool:
+        """Whether samples may be drawn together; tried once, and kept in the store."""
+        known = self.store.fact("batches_are_safe")
+        if known is None:
+            known = largest_batch(self.pipeline, self.probe, BATCH_SIZE) > 1
+            self.store.set_fact("batches_are_safe", known)
+            if not known and self.probe.samples > 1:
+                logger.info("%s is sampled one by one: in a batch, samples change each other", self._name)
+        return bool(known)
+
+    @property
+    def _name(self) -> str:
+        return type(self.pipeline).__name__
+
     def _identity(self) -> dict[str, object]:
         """What the results depend on. The number of samples is not part of it: a run can be extended."""
         steppers = schedulers(self.pipeline)
@@ -193,7 +175,7 @@ class Scoring:
             "architecture": architecture(self.denoiser.module).model_dump(),
             "weights": weights,
             "precision": str(module_dtype(self.denoiser.module)),
-            "scheduler": [repr((type(one).__name__, _own_settings(one))) for one in steppers],
+            "scheduler": [repr((type(stepper).__name__, _own_settings(stepper))) for stepper in steppers],
             "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
         }
 
@@ -205,10 +187,5 @@ class Scoring:
 
 
 def _own_settings(scheduler: Any) -> list[tuple[str, Any]]:
-    """What a scheduler is configured with, without what diffusers notes beside it: its version, what was left out."""
+    """A scheduler's configuration, without what diffusers notes beside it: its version, what was left out."""
     return sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
-
-
-def _told(known: Estimate) -> dict[str, Any]:
-    around = interval(known.score, known.error) if known.error is not None else None
-    return {"score": known.score, "interval": around, "samples": known.samples, "stopped": known.stopped}

@@ -12,23 +12,33 @@ from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.fingerprints import Architecture
 from ldpruner.values import Value
 
-Rule: TypeAlias = Literal["knapsack", "greedy"]
-
-
+Rule: TypeAlias = Literal["knapsack", "greedy", "random"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
-class PlannedRemoval(Removal):
-    """A removal that a plan makes.
+class PlannedRemoval(Value):
+    """A removal in a plan, and why it was chosen.
 
     Attributes:
+        removal: what is removed, and what stands in for it.
         score: for which it was chosen.
         selection_frequency: share of the plans that hold it when the scores are redrawn within their errors;
             well below 1, another removal would do as well.
     """
 
+    removal: Removal
     score: float = 0.0
     selection_frequency: float | None = None
+
+    @property
+    def operator(self) -> str:
+        """The dotted name of the operator."""
+        return self.removal.operator
+
+    @property
+    def modification(self) -> str:
+        """What stands in for the operator."""
+        return self.removal.modification
 
 
 class Plan(Value):
@@ -40,7 +50,7 @@ class Plan(Value):
         architecture: of the denoiser that it was made for; None applies wherever the operators exist.
         budget, rule: what was asked for.
         predicted: what is left.
-        provenance: of the scores: probe, metric, whether all were drawn on all samples, denoiser calls, and how much
+        provenance: of the scores: probe, metric, whether all were sampled on all samples, denoiser calls, and how much
             alike other seeds would rank; and whether what is left was measured, where it is a latency.
     """
 

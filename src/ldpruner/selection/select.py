@@ -1,89 +1,133 @@
 """Choosing what to remove: scores, savings and a budget make a plan.
 
-The default is a knapsack (0/1 integer program) of least damage. The paper's own rule, lowest score first, is
+The default is a knapsack (0/1 integer program) of least cost. The paper's own rule, lowest score first, is
 `rule="greedy"`.
 """
 
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ldpruner.budget import Budget
+from ldpruner.budget import QUANTITIES, Budget, Predicted
 from ldpruner.errors import BudgetError
-from ldpruner.scoring.knapsack import Problem, predict
+from ldpruner.knapsack import TOLERANCE, Floats, Knapsack
+from ldpruner.scoring.importance import power
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import Plan, PlannedRemoval, Rule
 
+REDRAWS = 8  # of scores within their errors, for selection frequencies
 
-def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
-    """Chooses what to remove so that a budget is met with the least damage.
+
+def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int = 0) -> Plan:
+    """Chooses what to remove so that a budget is met at the least cost.
 
     Args:
         scores: of `score_operators`.
         budget: what may be left.
-        rule: `knapsack` for the least damage in all, `greedy` for lowest score first, as in the paper.
+        rule: `knapsack` for the least cost in all, `greedy` for lowest score first, as in the paper, `random` for
+            removals in random order, to compare with.
+        seed: of the random order.
 
     Raises:
         BudgetError: the budget cannot be reached; the message says what can.
     """
     removable = [score for score in scores.scores if math.isfinite(score.score)]
-    problem = Problem(scores, removable, budget)
-    problem.check_reachable()
-    chosen = _greedy(problem) if rule == "greedy" else _least_damage(problem)
-    selection_frequency = _selection_frequencies(problem) if rule == "knapsack" else {}
+    knapsack, costs = scores.knapsack(removable, budget), scores.removal_costs(removable)
+    _check_reachable(knapsack, budget)
+    if rule == "knapsack":
+        chosen = _cheapest(knapsack, costs, budget)
+        frequencies: list[float | None] = [*_selection_frequencies(knapsack, costs, _errors(scores, removable))]
+    else:
+        order = (
+            costs.argsort(kind="stable") if rule == "greedy" else np.random.default_rng(seed).permutation(len(costs))
+        )
+        chosen = _in_order(order.tolist(), knapsack, replaces=rule == "greedy")
+        frequencies = [None] * len(removable)
+        if not knapsack.is_met(chosen):
+            raise BudgetError(f"budget {budget} cannot be reached by rule={rule!r}; use rule='knapsack'")
     return Plan(
         removed=tuple(
-            PlannedRemoval(
-                **score.candidate.removal.model_dump(),
-                score=score.score,
-                selection_frequency=selection_frequency.get(id(score)),
-            )
-            for score in chosen
+            PlannedRemoval(removal=score.candidate.removal, score=score.score, selection_frequency=frequency)
+            for score, frequency, is_chosen in zip(removable, frequencies, chosen, strict=True)
+            if is_chosen
         ),
         component=scores.component,
         architecture=scores.architecture,
         budget=budget,
         rule=rule,
-        predicted=predict(scores, chosen),
-        provenance={
-            "probe": scores.probe.model_dump(mode="json", exclude_none=True),
-            "metric": scores.metric,
-            "exhaustive": _is_exhaustive(scores),
-            "denoiser_calls": scores.denoiser_calls,
-            "rank_stability": scores.rank_stability,
-        },
+        predicted=predict(scores, itertools.compress(removable, chosen)),
+        provenance=_provenance(scores),
     )
 
 
-def _is_exhaustive(scores: Scores) -> bool:
-    """Whether all was drawn on all samples."""
-    removable = (one for one in scores.scores if math.isfinite(one.score))
-    drawn = all(one.samples == scores.probe.samples for one in removable)
-    return drawn and all(one.is_known for one in scores.scores)
+def predict(scores: Scores, chosen: Iterable[Score]) -> Predicted:
+    """What is left of the original once some operators are removed, as kept fractions."""
+    savings = [score.savings for score in chosen]
+    return Predicted(**{name: 1 - sum(saved.fraction(scores.costs, name) for saved in savings) for name in QUANTITIES})
 
 
-def _least_damage(problem: Problem) -> list[Score]:
-    taken = problem.solve(problem.removal_costs)
-    return list(itertools.compress(problem.removable, taken))
+def _check_reachable(knapsack: Knapsack, budget: Budget) -> None:
+    """Raises BudgetError where even the largest removal leaves too much."""
+    for (name, kept), saved in zip(budget.kept.items(), knapsack.most_saved(), strict=True):
+        if 1 - saved > kept + TOLERANCE:
+            reachable = math.ceil((1 - saved) * 1000) / 1000
+            raise BudgetError(
+                f"budget {name}={kept:g} cannot be reached: removing all that can be removed leaves "
+                f"{1 - saved:.3f}; ask for {name}={reachable:g} or more",
+                least=reachable if name == "latency" else None,
+            )
+    if budget.operators is not None and budget.operators > (count := knapsack.most_items()):
+        raise BudgetError(f"budget {budget} cannot be reached: at most {count} can be removed together")
 
 
-def _selection_frequencies(problem: Problem) -> dict[int, float]:
-    plans = [best for _, best in problem.redrawn(problem.errors, seed=0)]
-    return {id(one): float(share) for one, share in zip(problem.removable, np.mean(plans, axis=0), strict=True)}
+def _cheapest(knapsack: Knapsack, costs: Floats, budget: Budget) -> Floats:
+    chosen = knapsack.solve(costs)
+    if chosen is None:
+        raise BudgetError(f"budget {budget} cannot be reached: its parts exclude each other; ask for less")
+    return chosen
 
 
-def _greedy(problem: Problem) -> list[Score]:
-    """Lowest score first until the budget is met. An outer operator takes the place of its inner ones."""
-    chosen: list[Score] = []
-    for score in sorted(problem.removable, key=lambda one: one.score):
-        if problem.is_met(chosen):
+def _errors(scores: Scores, removable: Sequence[Score]) -> Floats:
+    """[removable] standard errors of the logarithms of the costs."""
+    return power(scores.metric) * np.array([score.standard_error or 0.0 for score in removable])
+
+
+def _selection_frequencies(knapsack: Knapsack, costs: Floats, errors: Floats) -> list[float]:
+    """The share of the plans that hold each removal when costs are redrawn within their errors."""
+    noise = np.random.default_rng(0).normal(size=(REDRAWS, len(costs)))
+    plans = [knapsack.solve(costs * np.exp(errors * each), relaxed=True) for each in noise]
+    return [float(share) for share in np.mean([plan for plan in plans if plan is not None], axis=0)]
+
+
+def _in_order(order: Sequence[int], knapsack: Knapsack, *, replaces: bool) -> Floats:
+    """Items in an order until enough is saved; none that overlaps an earlier one, or it replaces those within it."""
+    chosen = np.zeros(len(knapsack))
+    for place in order:
+        if knapsack.is_met(chosen):
             break
-        leaves = set(score.candidate.leaves)
-        rivals = [one for one in chosen if leaves & set(one.candidate.leaves)]
-        if all(set(one.candidate.leaves) < leaves for one in rivals):
-            chosen = [one for one in chosen if one not in rivals] + [score]
-    if not problem.is_met(chosen):
-        raise BudgetError(f"budget {problem.budget} cannot be reached greedily; use rule='knapsack'")
-    order = {id(one): place for place, one in enumerate(problem.removable)}
-    return sorted(chosen, key=lambda one: order[id(one)])
+        parts = set(knapsack.parts[place])
+        earlier = {other: set(knapsack.parts[other]) for other in np.flatnonzero(chosen).tolist()}
+        overlapping = [other for other, held in earlier.items() if held & parts]
+        if all(replaces and earlier[other] < parts for other in overlapping):
+            chosen[overlapping], chosen[place] = 0, 1
+    return chosen
+
+
+def _provenance(scores: Scores) -> dict[str, object]:
+    """Where a plan comes from."""
+    return {
+        "probe": scores.probe.model_dump(mode="json", exclude_none=True),
+        "metric": scores.metric,
+        "exhaustive": _is_exhaustive(scores),
+        "denoiser_calls": scores.denoiser_calls,
+        "rank_stability": scores.rank_stability,
+    }
+
+
+def _is_exhaustive(scores: Scores) -> bool:
+    """Whether every modification was sampled on all samples."""
+    removable = (score for score in scores.scores if math.isfinite(score.score))
+    sampled = all(score.samples >= scores.probe.samples for score in removable)
+    return sampled and all(score.is_known for score in scores.scores)
