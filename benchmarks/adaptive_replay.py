@@ -30,7 +30,7 @@ from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.scoring.adaptive import AdaptiveScorer
 from ldpruner.scoring.importance import Floats
 from ldpruner.scoring.results import Score, Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.sampler import Sampler
 from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import LocalExecutor, Outcome, Task
@@ -50,7 +50,7 @@ TRAINING = ldpruner.Training(
 )
 PICTURES, STEPS = 256, 10
 
-Rule: TypeAlias = Callable[[Scoring, Sequence[ldpruner.Budget]], Iterable[str]]
+Rule: TypeAlias = Callable[[ScoringRun, Sequence[ldpruner.Budget]], Iterable[str]]
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def _stored(model: Model, options: argparse.Namespace) -> Latents:
         options.store.mkdir(parents=True, exist_ok=True)
         recorder = Recorder(model.pipeline)
         probe = model.probe(options.samples, options.steps, options.seed)
-        with Scoring(model.pipeline, None, probe, executor=recorder) as scoring:
+        with ScoringRun(model.pipeline, None, probe, executor=recorder) as scoring:
             for _ in scoring:
                 pass
             scores, keys = scoring.scores(), [None, *(candidate.removal for candidate in scoring.candidates)]
@@ -130,7 +130,7 @@ def _stored(model: Model, options: argparse.Namespace) -> Latents:
     return Latents(scores, rows, scores.denoiser_calls // (len(rows) * options.samples))
 
 
-class Replayed(Scoring):
+class Replayed(ScoringRun):
     """A scoring run on stored latents, in an order of the samples, with savings as given."""
 
     def __init__(self, latents: Latents, scores: Scores, order: NDArray[np.int64]) -> None:
@@ -173,7 +173,7 @@ def _operator(score: Score) -> Operator:
 
 
 def _uniform(number: int) -> Rule:
-    def rule(scoring: Scoring, _: Sequence[ldpruner.Budget]) -> Iterable[str]:
+    def rule(scoring: ScoringRun, _: Sequence[ldpruner.Budget]) -> Iterable[str]:
         return scoring.sampler.sample(dict.fromkeys(scoring.candidates, number))
 
     return rule

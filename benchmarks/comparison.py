@@ -21,7 +21,7 @@ from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.profiling.costs import elapsed_ms
 from ldpruner.scoring.results import Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from zoo.digits import DIGITS
 from zoo.emoji import EMOJI
 from zoo.recipe import Recipe
@@ -100,7 +100,7 @@ class Bench:
     def scores(self, seed: int) -> Scores:
         """ld-pruner's scores of all operators, which the folder keeps."""
         probe = self.model.probe(SCORING_SAMPLES, SCORING_STEPS, seed)
-        with Scoring(self.model.pipeline, None, probe, run=self.folder / f"scores-{seed}") as scoring:
+        with ScoringRun(self.model.pipeline, None, probe, run=self.folder / f"scores-{seed}") as scoring:
             for _ in scoring:
                 pass
             return scoring.scores()

@@ -18,7 +18,7 @@ from ldpruner.pipelines.running import networks
 from ldpruner.profiling.costs import elapsed_ms
 from ldpruner.pruning.serialization import load_meta
 from ldpruner.scoring.results import Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 
 MODEL = "stable-diffusion-v1-4"
 GUIDANCE = 7.5
@@ -79,7 +79,7 @@ class FullSizeModel:
     @cached_property
     def profile(self) -> Scores:
         """The savings of each removal, all with the score 1: nothing is sampled."""
-        with Scoring(self.pipeline, self.operators, self.probe(self.extent.planned_steps)) as scoring:
+        with ScoringRun(self.pipeline, self.operators, self.probe(self.extent.planned_steps)) as scoring:
             scores = scoring.scores()
         equal = tuple(score.replace(score=1.0) for score in scores.scores)
         return scores.replace(scores=equal)

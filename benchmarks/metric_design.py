@@ -26,7 +26,7 @@ from ldpruner.evaluation.metrics import Gaussian, between
 from ldpruner.operators.discovery import Candidate
 from ldpruner.scoring.importance import Floats
 from ldpruner.scoring.results import Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.selection.plan import RULES, Plan, Rule
 
 CUTS = (0.1, 0.2, 0.35, 0.5)  # of the latency
@@ -73,7 +73,7 @@ def _measure_choices(model: Model, seed: int, options: argparse.Namespace) -> No
 def _scores(model: Model, seed: int, options: argparse.Namespace) -> dict[str, Scores]:
     """The scores of all metrics, from the same latents."""
     recorder = Recorder(model.pipeline)
-    with Scoring(model.pipeline, None, model.probe(options.samples, STEPS, seed), executor=recorder) as scoring:
+    with ScoringRun(model.pipeline, None, model.probe(options.samples, STEPS, seed), executor=recorder) as scoring:
         for _ in scoring:
             pass
         scores = scoring.scores()
@@ -110,7 +110,7 @@ def _variance(z: Floats, other: Floats) -> float:
 
 
 def _cosine(z: Floats, other: Floats) -> float:
-    """The mean over samples of 1 - the cosine of each latent and its twin."""
+    """The mean over samples of 1 - the cosine of each latent and its baseline."""
     pairs = [(one.ravel(), two.ravel()) for one, two in zip(z, other, strict=True)]
     return float(np.mean([1 - one @ two / (np.linalg.norm(one) * np.linalg.norm(two)) for one, two in pairs]))
 

@@ -35,7 +35,7 @@ from ldpruner.pruning.serialization import load, load_meta
 from ldpruner.scoring.estimates import CURVES, Curve
 from ldpruner.scoring.importance import Floats, Moments
 from ldpruner.scoring.results import Savings, Score, Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Executor, LocalExecutor, Outcome, Task
 
@@ -87,13 +87,13 @@ def _driver(_: argparse.Namespace) -> dict[str, Any]:
 
     def measured() -> dict[str, Any]:
         executor = _Timed(load(MODEL))
-        seconds, draws = _scored(_every(None), samples=16, steps=10, executor=executor)
+        seconds, samplings = _scored(_every(None), samples=16, steps=10, executor=executor)
         own = seconds - sum(executor.seconds)
         return {
-            "samplings": draws,
+            "samplings": samplings,
             "seconds": seconds,
             "own_share": own / seconds,
-            "own_seconds_each": own / draws,
+            "own_seconds_each": own / samplings,
             "task_seconds": [round(one, 4) for one in executor.seconds],
         }
 
@@ -154,16 +154,16 @@ def _workers(options: argparse.Namespace) -> dict[str, Any]:
     known = _driver(options)["result"]
 
     def measured() -> dict[str, Any]:
-        draws = np.random.default_rng(0).choice(known["task_seconds"], MODIFICATIONS * GROUPS)
-        return {"busy": _busy(draws, WORKERS, known["own_seconds_each"]), "tasks": len(draws)}
+        samplings = np.random.default_rng(0).choice(known["task_seconds"], MODIFICATIONS * GROUPS)
+        return {"busy": _busy(samplings, WORKERS, known["own_seconds_each"]), "tasks": len(samplings)}
 
     settings = {"cell": "workers", "workers": WORKERS, "modifications": MODIFICATIONS, "groups": GROUPS}
     return cell("scaling", settings, measured)
 
 
-def _busy(draws: Floats, workers: int, own: float) -> float:
+def _busy(samplings: Floats, workers: int, own: float) -> float:
     """The share of the time until the end that workers draw. The driver gives out all it can before each record."""
-    left, running, done, clock = deque(map(float, draws)), list[float](), 0, 0.0
+    left, running, done, clock = deque(map(float, samplings)), list[float](), 0, 0.0
     while left or running or done:
         while running and running[0] <= clock:
             heapq.heappop(running)
@@ -174,7 +174,7 @@ def _busy(draws: Floats, workers: int, own: float) -> float:
             done, clock = done - 1, clock + own
         else:
             clock = running[0]
-    return float(draws.sum()) / (workers * clock)
+    return float(samplings.sum()) / (workers * clock)
 
 
 def _ray(_: argparse.Namespace) -> dict[str, Any]:
@@ -303,11 +303,11 @@ def _scored(
     probe = ldpruner.Probe(samples=samples, steps=steps)
     with (
         tempfile.TemporaryDirectory() as run,
-        Scoring(load(MODEL), operators, probe, run=run, executor=executor) as scoring,
+        ScoringRun(load(MODEL), operators, probe, run=run, executor=executor) as scoring,
     ):
         started = time.perf_counter()
-        draws = sum(1 for _ in scoring)
-        return time.perf_counter() - started, draws
+        samplings = sum(1 for _ in scoring)
+        return time.perf_counter() - started, samplings
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.benchmark import Percentiles, compare
 from ldpruner.profiling.costs import elapsed_ms, peak_memory
 from ldpruner.scoring.results import Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.worker import Task, Worker
 from ldpruner.selection.plan import Plan
 
@@ -125,7 +125,7 @@ def _scoring(model: FullSizeModel) -> dict[str, Any]:
 def _in_turn(model: FullSizeModel, operators: Sequence[Operator]) -> dict[str, float]:
     """Milliseconds of scoring without its profile, of the pipeline, and of the denoiser calls alone."""
     pipeline, probe, denoiser = model.pipeline, model.probe(model.extent.scored_steps), model.denoiser
-    with tempfile.TemporaryDirectory() as run, Scoring(pipeline, operators, probe, run=run) as scoring:
+    with tempfile.TemporaryDirectory() as run, ScoringRun(pipeline, operators, probe, run=run) as scoring:
         scored = elapsed_ms(lambda: list(scoring), model.device)
         calls = scoring.store.denoiser_calls() // (1 + len(operators))
 

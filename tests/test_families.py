@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import ldpruner
 from ldpruner.operators.discovery import Operator
 from ldpruner.scoring.results import Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from tests.families import FAMILIES, Family
 from tests.families.parts import PROMPTS
 
@@ -77,7 +77,7 @@ def two_of_each(operators: Sequence[Operator]) -> list[Operator]:
 def scored(pipeline: DiffusionPipeline, family: Family) -> Scores:
     probe = probe_of(family)
     operators = ldpruner.find_operators(pipeline, family.component, probe.arguments(pipeline, [0]))
-    with Scoring(pipeline, two_of_each(operators), probe, component=family.component) as scoring:
+    with ScoringRun(pipeline, two_of_each(operators), probe, component=family.component) as scoring:
         for _ in scoring:
             pass
         return scoring.scores()

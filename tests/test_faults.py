@@ -19,7 +19,7 @@ import torch
 import ldpruner
 from ldpruner.errors import LdPrunerError, StorageError
 from ldpruner.scoring.adaptive import AdaptiveScorer
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.store import RunStore
 
 PROBE = ldpruner.Probe(samples=8, steps=2)
@@ -36,7 +36,7 @@ def score(folder: Path, run: Path, pipe: Connection | None = None, largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     torch.set_num_threads(1)
     try:
-        with Scoring(ldpruner.load(folder), None, PROBE, run=run) as scoring:
+        with ScoringRun(ldpruner.load(folder), None, PROBE, run=run) as scoring:
             if pipe is not None:
                 pipe.send("begun")
             for _ in AdaptiveScorer(scoring, BUDGETS):
@@ -152,7 +152,7 @@ def test_a_torn_last_page_loses_only_what_was_written_last(
     _same_costs(whole[1], tmp_path)
     torn = tmp_path / "torn"
     torn.mkdir()
-    with Scoring(ldpruner.load(folder), None, PROBE, run=tmp_path) as scoring:
+    with ScoringRun(ldpruner.load(folder), None, PROBE, run=tmp_path) as scoring:
         rounds = iter(AdaptiveScorer(scoring, BUDGETS))
         for _ in range(20):
             next(rounds)

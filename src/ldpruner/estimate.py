@@ -95,7 +95,7 @@ def scoring_stage(denoising: Denoising, probe: Probe, budgets: int | None, tflop
         tflops: what the GPU sustains, in TFLOP/s.
     """
     everything = (1 + denoising.modifications) * probe.samples
-    samples = everything if budgets is None else allowed_samples(probe.samples, denoising.modifications)
+    samples = everything if budgets is None else allowed_samples(probe.samples, denoising.modifications, budgets)
     calls = samples * probe.steps * denoising.rows
     return _stage(denoising, calls, calls, tflops)
 

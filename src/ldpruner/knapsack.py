@@ -125,7 +125,7 @@ def exclusions(parts: Sequence[Collection[str]]) -> Any:
 
 @contextlib.contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Hides what HiGHS prints to standard output whatever it is told; it would spoil an answer in JSON."""
+    """Hides what HiGHS prints to standard output whatever its options; that would spoil an answer in JSON."""
     try:
         kept = os.dup(1)
     except OSError:  # there is none

@@ -28,10 +28,10 @@ from ldpruner.pruning.opening import open_pipeline
 from ldpruner.pruning.serialization import save
 from ldpruner.pruning.surgery import prune
 from ldpruner.run_folder import RunFolder
-from ldpruner.scoring.adaptive import USUAL, AdaptiveScorer
+from ldpruner.scoring.adaptive import DEFAULT_BUDGETS, AdaptiveScorer
 from ldpruner.scoring.importance import Metric
 from ldpruner.scoring.results import Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.worker import Executor
 from ldpruner.selection.plan import Plan, Rule
 from ldpruner.selection.select import select
@@ -72,7 +72,7 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
     targets: Sequence[str] = (),
     metric: Metric = "mean_std",
     batch_size: int = BATCH_SIZE,
-    budgets: Sequence[Budget] | None = USUAL,
+    budgets: Sequence[Budget] | None = DEFAULT_BUDGETS,
     executor: Executor | None = None,
     progress: Progress = unreported,
 ) -> Scores:
@@ -262,17 +262,17 @@ def _open_scoring(
     *,
     component: str | None,
     **options: Any,
-) -> Scoring:
+) -> ScoringRun:
     probe = (probe or Probe()).completed(pipeline)
     probe.check(pipeline)
     operators = None
     if ignore or targets:
         call = probe.arguments(pipeline, [0])
         operators = find_operators(pipeline, component, call, ignore=ignore, targets=targets)
-    return Scoring(pipeline, operators, probe, component=component, run=run, **options)
+    return ScoringRun(pipeline, operators, probe, component=component, run=run, **options)
 
 
-def _score(scoring: Scoring, model: str | None, budgets: Sequence[Budget] | None, progress: Progress) -> Scores:
+def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | None, progress: Progress) -> Scores:
     """Scores, for budgets or, without any, everything on all samples; the store keeps the scores."""
     if model is not None:
         scoring.store.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
@@ -285,7 +285,7 @@ def _score(scoring: Scoring, model: str | None, budgets: Sequence[Budget] | None
 
 
 def _finished_plan(
-    scoring: Scoring, folder: RunFolder, budget: Budget, rule: Rule, patterns: dict[str, list[str]]
+    scoring: ScoringRun, folder: RunFolder, budget: Budget, rule: Rule, patterns: dict[str, list[str]]
 ) -> Plan | None:
     """The plan that an earlier run finished for the same settings; the store has checked that it is the same model."""
     if not folder.plan_file.exists() or scoring.store.fact("scores") is None:

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from ldpruner.scoring.adaptive import MAX_SAMPLES, AdaptiveScorer
 from ldpruner.scoring.importance import cost
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.sampler import key_of
 from ldpruner.scoring.worker import LocalExecutor, Outcome, Task
 
@@ -46,7 +46,8 @@ def test_the_plan_is_as_good_as_that_of_all_samples(
 
 
 def test_it_takes_a_fraction_of_the_calls(exhaustive: ldpruner.Scores, adaptive: ldpruner.Scores) -> None:
-    assert adaptive.denoiser_calls <= MAX_SAMPLES / PROBE.samples * exhaustive.denoiser_calls
+    each = 1 + len(BUDGETS) * (MAX_SAMPLES - 1)
+    assert adaptive.denoiser_calls <= each / PROBE.samples * exhaustive.denoiser_calls
     samples = [score.samples for score in adaptive.scores if score.is_known]
     assert min(samples) == 1
     assert max(samples) > 4
@@ -60,7 +61,7 @@ def test_what_saves_too_little_to_matter_is_not_sampled(
     assert any(not score.is_known for score in adaptive.scores)
     assert not ldpruner.select(adaptive, BUDGETS[0]).provenance["exhaustive"]
     for budget in (ldpruner.Budget(operators=2), ldpruner.Budget(macs=0.001)):  # every removal may be needed
-        with Scoring(tiny, operators, PROBE) as scoring:
+        with ScoringRun(tiny, operators, PROBE) as scoring:
             assert len(AdaptiveScorer(scoring, [budget])._scores) == len(scoring.candidates)
 
 
@@ -116,7 +117,7 @@ def score_on(
 ) -> ldpruner.Scores:
     """Adaptive scores with costs as measured once."""
     probe, budgets = ldpruner.Probe(samples=8, steps=1), [ldpruner.Budget(macs=0.8), ldpruner.Budget(macs=0.9)]
-    with Scoring(tiny, operators, probe, run=run, batch_size=3, executor=executor) as scoring:
+    with ScoringRun(tiny, operators, probe, run=run, batch_size=3, executor=executor) as scoring:
         scoring.store.set_fact("costs", costs)
         for _ in AdaptiveScorer(scoring, budgets):
             pass
@@ -127,7 +128,7 @@ def test_a_run_that_was_killed_at_any_instant_comes_to_the_same_bits(
     tiny: DiffusionPipeline, operators: Operators, tmp_path: Path
 ) -> None:
     chosen = tuple(operator for operator in operators if operator.macs > 0.02 * max(one.macs for one in operators))[:9]
-    with Scoring(tiny, chosen, PROBE) as scoring:
+    with ScoringRun(tiny, chosen, PROBE) as scoring:
         scoring.scores()
         costs = scoring.store.fact("costs")
     counter = Mortal(tiny, 1000)
@@ -172,17 +173,17 @@ def test_scores_after_adaptive_scoring_are_those_of_exhaustive_scoring(
 def test_a_budget_that_cannot_be_reached_takes_one_sample_of_each(
     tiny: DiffusionPipeline, operators: Operators
 ) -> None:
-    with Scoring(tiny, operators[:6], PROBE) as scoring:
+    with ScoringRun(tiny, operators[:6], PROBE) as scoring:
         scorer = AdaptiveScorer(scoring, [ldpruner.Budget(macs=0.01)])
         assert sum(1 for _ in scorer) == len(scorer)
         assert {score.samples for score in scoring.scores().scores} == {1}
 
 
-@pytest.mark.parametrize(("samples", "mean"), [(1, 1), (2, 2), (16, 3), (64, 3.2), (200, 10)])
-def test_the_samples_are_limited_to_a_twentieth_or_three_of_each(
+@pytest.mark.parametrize(("samples", "mean"), [(1, 1), (2, 2), (16, 5), (64, 5.4), (200, 19)])
+def test_the_samples_are_limited_to_a_twentieth_or_three_of_each_for_a_budget(
     tiny: DiffusionPipeline, operators: Operators, samples: int, mean: float
 ) -> None:
-    with Scoring(tiny, operators, PROBE.replace(samples=samples)) as scoring:
+    with ScoringRun(tiny, operators, PROBE.replace(samples=samples)) as scoring:
         scorer = AdaptiveScorer(scoring, BUDGETS)
         assert scorer._allowed == int(mean * (1 + len(scoring.candidates)))
         first = scorer._first
@@ -200,7 +201,7 @@ def test_a_probe_of_one_sample_is_enough(tiny: DiffusionPipeline, operators: Ope
 
 
 def test_what_cannot_be_removed_is_left_out(tiny: DiffusionPipeline, operators: Operators) -> None:
-    with Scoring(tiny, operators[:6], PROBE) as scoring:
+    with ScoringRun(tiny, operators[:6], PROBE) as scoring:
         scorer = AdaptiveScorer(scoring, [ldpruner.Budget(operators=2)])
         broken = scoring.candidates[0]
         scoring.sampler.failures[key_of(broken)] = "RuntimeError: no"
@@ -214,7 +215,7 @@ def test_what_cannot_be_removed_is_left_out(tiny: DiffusionPipeline, operators: 
 def test_a_forecast_says_what_scoring_takes_at_least_and_at_most(
     tiny: DiffusionPipeline, operators: Operators, exhaustive: ldpruner.Scores, adaptive: ldpruner.Scores
 ) -> None:
-    with Scoring(tiny, operators, PROBE) as scoring:
+    with ScoringRun(tiny, operators, PROBE) as scoring:
         scorer = AdaptiveScorer(scoring, BUDGETS)
         forecast, whole = (scorer.forecast(exhaustive=everything) for everything in (False, True))
         assert scoring.store.denoiser_calls() == 0
@@ -222,5 +223,6 @@ def test_a_forecast_says_what_scoring_takes_at_least_and_at_most(
     assert whole.denoiser_calls == (exhaustive.denoiser_calls, exhaustive.denoiser_calls)
     least, most = forecast.denoiser_calls
     assert least <= adaptive.denoiser_calls <= most
-    assert most == MAX_SAMPLES / PROBE.samples * exhaustive.denoiser_calls
+    each = 1 + len(BUDGETS) * (MAX_SAMPLES - 1)
+    assert most == each / PROBE.samples * exhaustive.denoiser_calls
     assert 0 < forecast.seconds[0] < forecast.seconds[1] <= whole.seconds[0]

@@ -13,12 +13,12 @@ NORMAL = 1.96
 
 def curves(count: int, spread: float, seed: int = 0) -> list[Curve]:
     """Modifications that move latents by a shift and by noise, sample by sample more or less."""
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     result = []
     for _ in range(count):
-        clean = draw.normal(size=(SAMPLES, 4, 8, 8))
-        strength = draw.lognormal(draw.normal(), spread, size=(SAMPLES, 1, 1, 1))
-        moved = clean + strength * draw.normal(size=(4, 8, 8)) + strength * draw.normal(size=clean.shape)
+        clean = generator.normal(size=(SAMPLES, 4, 8, 8))
+        strength = generator.lognormal(generator.normal(), spread, size=(SAMPLES, 1, 1, 1))
+        moved = clean + strength * generator.normal(size=(4, 8, 8)) + strength * generator.normal(size=clean.shape)
         parts = {
             end: (moments(clean[:end], clean[:end]), moments(moved[:end], clean[:end])) for end in (1, 2, 4, 8, 64)
         }
@@ -51,7 +51,7 @@ def test_a_score_hangs_less_on_the_farthest_sample_than_the_mean() -> None:
     assert np.log(estimates / truth).std() < np.log(plain / truth).std()
 
 
-def test_distances_of_zero_and_infinity_are_told_apart() -> None:
+def test_distances_of_zero_and_infinity_differ() -> None:
     zero, infinite = Curve(np.zeros(2), {}), Curve(np.array([1.0, np.nan]), {})
     assert comparable_scores([zero, infinite], [2, 2], 4, "mse").tolist() == [0.0, np.inf]
     assert infinite.score("mse", 1) == 1.0
@@ -74,9 +74,9 @@ def test_a_standard_error_halves_with_four_times_the_samples_and_is_that_of_a_co
 
 
 def test_rank_stability_is_the_correlation_of_two_noisy_orders() -> None:
-    draw = np.random.default_rng(1)
-    scores, errors = draw.lognormal(0, 1, size=200), np.full(200, 0.5)
-    pairs = [scores * np.exp(errors * draw.normal(size=200)) for _ in range(2)]
+    generator = np.random.default_rng(1)
+    scores, errors = generator.lognormal(0, 1, size=200), np.full(200, 0.5)
+    pairs = [scores * np.exp(errors * generator.normal(size=200)) for _ in range(2)]
     assert rank_stability(scores.tolist(), errors.tolist()) == pytest.approx(
         scipy.stats.spearmanr(*pairs).statistic, abs=0.05
     )

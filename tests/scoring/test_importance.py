@@ -55,8 +55,8 @@ def test_a_cost_is_quadratic_in_how_far_latents_move(metric: Metric) -> None:
     if metric == "mean_variance":
         pytest.skip("the variance itself is quadratic")
     z = latents(0)
-    once, twice = (cost(importance(moments(z, z), moments(z + shift, z), metric), metric) for shift in (1.0, 2.0))
-    assert twice == pytest.approx(4 * once)
+    single, double = (cost(importance(moments(z, z), moments(z + shift, z), metric), metric) for shift in (1.0, 2.0))
+    assert double == pytest.approx(4 * single)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from ldpruner.errors import ExecutionError, PipelineNotFound
 from ldpruner.scoring.ray import RayExecutor
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.worker import Task
 
 PROBE = ldpruner.Probe(samples=16, steps=2)
@@ -50,7 +50,7 @@ def values(scores: ldpruner.Scores) -> list[float]:
     return [one.score for one in scores.scores]
 
 
-def test_a_cluster_that_is_not_there_is_told() -> None:
+def test_a_missing_cluster_is_one_line() -> None:
     started = time.monotonic()
     with pytest.raises(ExecutionError, match="no Ray cluster at"):
         RayExecutor(os.getpid, "127.0.0.1:1")
@@ -73,7 +73,7 @@ def test_a_worker_that_no_node_has_room_for_is_one_line(ray: None, needs: dict[s
     assert f"whole cluster has {total} CPU and 0 GPU" in str(caught.value)
 
 
-def test_a_pipeline_that_workers_cannot_open_is_told_as_here(ray: None, tmp_path: Path) -> None:
+def test_a_pipeline_that_workers_cannot_open_raises_as_here(ray: None, tmp_path: Path) -> None:
     task = Task("unet", PROBE, None, (0,), 1)
     opener = functools.partial(ldpruner.load, tmp_path / "nowhere")
     with RayExecutor(opener) as executor, pytest.raises(PipelineNotFound) as caught:
@@ -118,7 +118,7 @@ def test_workers_that_are_killed_are_restarted(
     local: ldpruner.Scores,
 ) -> None:
     killed: list[int] = []
-    with Scoring(tiny, operators[:FEW], PROBE, executor=executor) as scoring:
+    with ScoringRun(tiny, operators[:FEW], PROBE, executor=executor) as scoring:
         for done, _ in enumerate(scoring):
             if done % 4 == 0 and len(killed) < 3 and (there := workers()):
                 there[0].kill()
@@ -148,11 +148,11 @@ def test_a_run_that_was_left_is_gone_on_with(
     local: ldpruner.Scores,
     tmp_path: Path,
 ) -> None:
-    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
-        draws = iter(scoring)
+    with ScoringRun(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
+        batches = iter(scoring)
         for _ in range(4):
-            next(draws)
-    with Scoring(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
+            next(batches)
+    with ScoringRun(tiny, operators[:FEW], PROBE, run=tmp_path, executor=executor) as scoring:
         list(scoring)
         assert values(scoring.scores()) == values(local)
 

@@ -24,7 +24,7 @@ from ldpruner.errors import NonFiniteLatents, OperatorNotFound, RunStoreError, S
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.scoring.importance import METRICS, Metric
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from tests.families import FAMILIES
 
 FEW = 6  # operators where the claim does not depend on which
@@ -38,7 +38,7 @@ def values(scores: ldpruner.Scores) -> Values:
     return {(one.operator, one.modification): one.score for one in scores.scores}
 
 
-def drawn(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> Any:
+def latents_of(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> Any:
     return sample_latents(pipeline, probe, range(probe.samples)).double().numpy()
 
 
@@ -52,7 +52,7 @@ def paper_score(z: Any, other: Any) -> float:
 
 
 @pytest.mark.parametrize("fixture", ["tiny", "tiny_text"])
-def test_every_score_is_the_formula_on_latents_drawn_anew(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_every_score_is_the_formula_on_latents_sampled_again(fixture: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(fixture)
     probe = ldpruner.Probe(samples=3, steps=2)
     if fixture == "tiny":
@@ -60,12 +60,12 @@ def test_every_score_is_the_formula_on_latents_drawn_anew(fixture: str, request:
     else:
         operators = ldpruner.find_operators(pipeline)[::9]
         scores = score_all(pipeline, operators, probe)
-    baseline = drawn(pipeline, probe)
+    baseline = latents_of(pipeline, probe)
     candidates = [candidate for operator in operators for candidate in operator.candidates]
     assert len(scores.scores) == len(candidates)
     for candidate, score in zip(candidates, scores.scores, strict=True):
         with modified(pipeline.unet, [candidate.removal]):
-            expected = paper_score(baseline, drawn(pipeline, probe))
+            expected = paper_score(baseline, latents_of(pipeline, probe))
         assert (score.operator, score.modification) == (candidate.operator, candidate.modification)
         assert score.score == pytest.approx(expected, rel=1e-5)
         assert score.score > 0
@@ -141,10 +141,10 @@ def test_a_run_is_an_iterable_with_a_length(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
 ) -> None:
     probe = ldpruner.Probe(samples=20, steps=1)
-    for batch, draws in ((8, 3), (16, 2)):
-        with Scoring(tiny, operators[:3], probe, run=tmp_path / str(batch), batch_size=batch) as scoring:
-            assert len(scoring) == draws * 4 == len(list(scoring))
-        with Scoring(tiny, operators[:3], probe, run=tmp_path / str(batch), batch_size=batch) as scoring:
+    for batch, batches in ((8, 3), (16, 2)):
+        with ScoringRun(tiny, operators[:3], probe, run=tmp_path / str(batch), batch_size=batch) as scoring:
+            assert len(scoring) == batches * 4 == len(list(scoring))
+        with ScoringRun(tiny, operators[:3], probe, run=tmp_path / str(batch), batch_size=batch) as scoring:
             assert len(scoring) == len(list(scoring))
 
 
@@ -221,7 +221,7 @@ def test_scoring_leaves_the_pipeline_as_it_was(
 
 
 @pytest.mark.parametrize(("stop", "error"), [(interrupt, KeyboardInterrupt), (fail, ZeroDivisionError)])
-@pytest.mark.parametrize("number", [2, 9])  # among the untouched draws; within a modification
+@pytest.mark.parametrize("number", [2, 9])  # among the baseline draws; within a modification
 def test_a_stopped_run_leaves_the_pipeline_as_it_was_and_carries_on(
     fresh: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],
@@ -233,15 +233,15 @@ def test_a_stopped_run_leaves_the_pipeline_as_it_was_and_carries_on(
     probe = ldpruner.Probe(samples=10, steps=2)  # batches of 8 and 2: four calls for each modification
     whole = score_all(fresh, operators[:FEW], probe, batch_size=8)
     before = Snapshot(fresh)
-    with Scoring(fresh, operators[:FEW], probe, run=tmp_path, batch_size=8) as scoring:
-        draws = iter(scoring)
-        next(draws)  # the costs, and the first block
+    with ScoringRun(fresh, operators[:FEW], probe, run=tmp_path, batch_size=8) as scoring:
+        batches = iter(scoring)
+        next(batches)  # the costs, and the first block
         with pytest.raises(error), at_call(fresh.unet, number, stop):
-            list(draws)
+            list(batches)
     before.check()
     with (
         at_call(fresh.unet, -1, fail) as rows,
-        Scoring(fresh, operators[:FEW], probe, run=tmp_path, batch_size=8) as scoring,
+        ScoringRun(fresh, operators[:FEW], probe, run=tmp_path, batch_size=8) as scoring,
     ):
         recorded = len(rows)  # watching the first call took some
         list(scoring)
@@ -257,7 +257,7 @@ def test_a_finished_run_computes_nothing_again(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
 ) -> None:
     first = score_all(fresh, operators[:FEW], probe, run=tmp_path)
-    with Scoring(fresh, operators[:FEW], probe, run=tmp_path) as scoring, at_call(fresh.unet, 1, fail) as rows:
+    with ScoringRun(fresh, operators[:FEW], probe, run=tmp_path) as scoring, at_call(fresh.unet, 1, fail) as rows:
         list(scoring)
         again = scoring.scores()
     assert rows == []
@@ -295,18 +295,18 @@ def test_a_run_that_goes_on_with_more_samples_repeats_none(
         probe = ldpruner.Probe(samples=samples, steps=1)
         scores = score_all(tiny, operators[:1], probe, run=tmp_path, batch_size=8)
         assert values(scores) == pytest.approx(values(score_all(tiny, operators[:1], probe)), rel=1e-4)
-        assert scores.denoiser_calls == 2 * samples  # untouched ones too
+        assert scores.denoiser_calls == 2 * samples  # baseline ones too
         calls = scores.denoiser_calls
     few = ldpruner.Probe(samples=12, steps=1)
     assert score_all(tiny, operators[:1], few, run=tmp_path, batch_size=8).denoiser_calls == calls
 
 
-def test_untouched_samples_of_a_larger_probe_change_no_score(
+def test_baseline_samples_of_a_larger_probe_change_no_score(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
 ) -> None:
     few, many = ldpruner.Probe(samples=3, steps=1), ldpruner.Probe(samples=4, steps=1)
     first = score_all(tiny, operators[:2], few, run=tmp_path)
-    with Scoring(tiny, operators[:2], many, run=tmp_path) as scoring:
+    with ScoringRun(tiny, operators[:2], many, run=tmp_path) as scoring:
         next(iter(scoring))
     assert values(score_all(tiny, operators[:2], few, run=tmp_path)) == values(first)
 
@@ -317,18 +317,18 @@ def test_what_diffusers_notes_beside_a_schedulers_settings_makes_no_other_run(
     """It lists what a configuration leaves out in another order in each process."""
     for noted in (["clip_sample", "set_alpha_to_one"], ["set_alpha_to_one", "clip_sample"]):
         fresh.scheduler.register_to_config(_use_default_values=noted)
-        Scoring(fresh, operators[:1], probe, run=tmp_path).store.close()
+        ScoringRun(fresh, operators[:1], probe, run=tmp_path).store.close()
     fresh.scheduler.register_to_config(clip_sample=not fresh.scheduler.config.clip_sample)
     with pytest.raises(RunStoreError, match="another scheduler"):
-        Scoring(fresh, operators[:1], probe, run=tmp_path)
+        ScoringRun(fresh, operators[:1], probe, run=tmp_path)
 
 
 def test_another_precision_is_another_run(tiny_transformer: DiffusionPipeline, tmp_path: Path) -> None:
     """Also where the weights are the same in both."""
     pipeline, probe = copy.deepcopy(tiny_transformer), ldpruner.Probe(samples=1, steps=1)
-    Scoring(pipeline.to(torch.bfloat16), None, probe, run=tmp_path).store.close()
+    ScoringRun(pipeline.to(torch.bfloat16), None, probe, run=tmp_path).store.close()
     with pytest.raises(RunStoreError, match="another precision"):
-        Scoring(pipeline.to(torch.float32), None, probe, run=tmp_path)
+        ScoringRun(pipeline.to(torch.float32), None, probe, run=tmp_path)
 
 
 @pytest.mark.parametrize(("first", "second"), [(8, 16), (16, 8)])
@@ -422,7 +422,7 @@ def one_line(error: BaseException, *parts: str) -> bool:
     return "\n" not in str(error) and all(part in str(error) for part in parts)
 
 
-def test_an_untouched_pipeline_with_latents_that_are_not_finite_is_refused(
+def test_an_original_with_latents_that_are_not_finite_is_refused(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
 ) -> None:
     with torch.no_grad():
@@ -490,14 +490,14 @@ def test_the_store_of_another_scheduler_is_refused(
     assert one_line(caught.value, "scheduler")
 
 
-def test_a_full_disk_is_told_and_what_was_finished_is_kept(
+def test_a_full_disk_is_one_line_and_finished_samples_are_kept(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
 ) -> None:
     probe = ldpruner.Probe(samples=10, steps=2)
     operators = operators[:16]
     whole = score_all(fresh, operators, probe)
     before = Snapshot(fresh)
-    with Scoring(fresh, operators, probe, run=tmp_path) as scoring:
+    with ScoringRun(fresh, operators, probe, run=tmp_path) as scoring:
         (pages,) = scoring.store._database.execute("PRAGMA page_count").fetchone()
         scoring.store._database.execute(f"PRAGMA max_page_count = {pages + 20}").fetchone()
         with pytest.raises(StorageError) as caught:
@@ -516,7 +516,7 @@ def test_sqlite_files_of_a_run_need_no_pickle(tiny: DiffusionPipeline, probe: ld
     assert np.frombuffer(mean, np.float32).shape == (4 * 8 * 8,)
 
 
-def test_what_does_not_fit_into_memory_is_drawn_in_smaller_batches(
+def test_what_does_not_fit_into_memory_is_sampled_in_smaller_batches(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 ) -> None:
     probe = ldpruner.Probe(samples=8, steps=2)
@@ -541,7 +541,7 @@ def test_what_does_not_fit_into_memory_is_drawn_in_smaller_batches(
 def test_a_single_sample_that_does_not_fit_into_memory_ends_the_run(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
 ) -> None:
-    with Scoring(fresh, operators[:1], probe) as scoring:
+    with ScoringRun(fresh, operators[:1], probe) as scoring:
         handle = fresh.unet.register_forward_pre_hook(lambda *_: fail_for_memory())
         with pytest.raises(torch.OutOfMemoryError):
             list(scoring)

@@ -19,8 +19,8 @@ KEY = ("mid_block", "identity")
 
 
 def some_moments(seed: int, samples: int = 8) -> Moments:
-    draw = np.random.default_rng(seed).normal(size=(2, samples, 4, 2, 2))
-    return moments(draw[0], draw[1])
+    generator = np.random.default_rng(seed).normal(size=(2, samples, 4, 2, 2))
+    return moments(generator[0], generator[1])
 
 
 def curve_of(known: Moments) -> Curve:
@@ -104,7 +104,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_identity_is_refused_and_the_difference_told(tmp_path: Path) -> None:
+def test_another_identity_is_refused_with_the_difference(tmp_path: Path) -> None:
     with RunStore(tmp_path, {"model": "a", "steps": 3}):
         pass
     with RunStore(tmp_path, {"model": "a", "steps": 3}):
@@ -126,7 +126,7 @@ def test_a_second_driver_is_refused_until_the_first_is_done(tmp_path: Path) -> N
         assert second.fact("costs") == 1
 
 
-def test_a_corrupt_store_is_told(tmp_path: Path) -> None:
+def test_a_corrupt_store_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run.sqlite").write_bytes(b"\x93garbage\n" * 1000)
     with pytest.raises(RunStoreError) as caught:
         RunStore(tmp_path)
@@ -167,19 +167,19 @@ def asked(folder: Path) -> tuple[list[object], str | None]:
 
 def damaged(content: bytes, seed: int) -> bytes:
     """A store with a byte flipped, cut short, or with a page of zeros."""
-    draw = random.Random(seed)
-    place = draw.randrange(len(content))
+    generator = random.Random(seed)
+    place = generator.randrange(len(content))
     if seed % 10 == 0:
         return content[:place]
     if seed % 10 == 1:
         start = place // 4096 * 4096
         return content[:start] + bytes(4096) + content[start + 4096 :]
-    return content[:place] + bytes([content[place] ^ (1 << draw.randrange(8))]) + content[place + 1 :]
+    return content[:place] + bytes([content[place] ^ (1 << generator.randrange(8))]) + content[place + 1 :]
 
 
 def test_a_damaged_store_is_one_line_or_answers_as_before(tmp_path: Path) -> None:
     path, content = tmp_path / "run.sqlite", filled(tmp_path)
-    expected, told = list(answers(tmp_path)), 0
+    expected, refused = list(answers(tmp_path)), 0
     for seed in range(150):
         for leftover in tmp_path.glob("run.sqlite-*"):
             leftover.unlink()
@@ -188,13 +188,13 @@ def test_a_damaged_store_is_one_line_or_answers_as_before(tmp_path: Path) -> Non
         if message is None:  # what is lost is sampled again
             assert all(answer in expected for answer in found if isinstance(answer, tuple)), seed
         else:
-            told += 1
+            refused += 1
             assert "\n" not in message
             assert str(path) in message
-    assert told > 50
+    assert refused > 50
 
 
-def test_a_store_damaged_in_the_middle_is_told(tmp_path: Path) -> None:
+def test_a_store_damaged_in_the_middle_is_one_line(tmp_path: Path) -> None:
     content, path = bytearray(filled(tmp_path)), tmp_path / "run.sqlite"
     content[4096:] = b"\xff" * (len(content) - 4096)
     path.write_bytes(content)
@@ -204,7 +204,7 @@ def test_a_store_damaged_in_the_middle_is_told(tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_a_foreign_database_is_told_and_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_database_is_refused_and_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "run.sqlite"
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE photographs (name TEXT)")
@@ -217,7 +217,7 @@ def test_a_foreign_database_is_told_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_store_of_another_format_is_told(tmp_path: Path) -> None:
+def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
     with RunStore(tmp_path):
         pass
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as database:
@@ -227,14 +227,14 @@ def test_a_store_of_another_format_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["/dev/null/run", "/proc/ld-pruner-run"])
-def test_a_folder_that_cannot_be_written_is_told(folder: str) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(folder: str) -> None:
     with pytest.raises(StorageError) as caught:
         RunStore(folder)
     assert folder in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "run"
     file.write_text("notes")
     with pytest.raises(StorageError) as caught:
@@ -243,7 +243,7 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
     assert file.read_text() == "notes"
 
 
-def test_a_full_disk_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_finished_samples_are_kept(tmp_path: Path) -> None:
     def fill(store: RunStore) -> None:
         for place in range(2000):
             record(store, (f"operator {place}", "identity"), some_moments(place))

@@ -220,7 +220,7 @@ def test_a_plan_goes_through_json(scores: Scores, tmp_path: Path) -> None:
     ("content", "seen"),
     [("nonsense {", "plan.json"), ("[]", "plan.json"), ('{"removed": [{"removal": {"operator": 3}}]}', "operator")],
 )
-def test_a_file_that_is_no_plan_is_told(tmp_path: Path, content: str, seen: str) -> None:
+def test_a_file_that_is_no_plan_is_one_line(tmp_path: Path, content: str, seen: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(content)
     with pytest.raises(PlanMismatch) as caught:
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_plan_is_told(tmp_path: Path, content: str, seen: str)
     assert_one_line(caught.value, "plan.json", seen)
 
 
-def test_a_plan_that_is_not_there_or_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_plan_that_is_missing_or_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PlanMismatch) as missing:
         Plan.read(tmp_path / "no.json")
     assert_one_line(missing.value, "no.json")
@@ -254,7 +254,7 @@ def test_a_budget_outside_0_to_1_is_refused(name: str, kept: float) -> None:
 @pytest.mark.parametrize(
     ("quantities", "seen"),
     [
-        ({"speed": 0.5}, "speed=0.5"),
+        ({"speed": 0.5}, "'speed' (=0.5)"),
         ({"latency": "fast"}, "'fast'"),
         ({"operators": 0}, "operators=0"),
         ({"operators": -2}, "operators=-2"),
@@ -270,7 +270,7 @@ def test_a_budget_that_means_nothing_is_refused(quantities: dict[str, Any], seen
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(scores: Scores, name: str) -> None:
+def test_a_budget_out_of_reach_names_what_can_be_reached(scores: Scores, name: str) -> None:
     with pytest.raises(BudgetError) as caught:
         select(scores, Budget.model_validate({name: 0.001}))
     assert_one_line(caught.value, f"{name}=0.001")
@@ -285,7 +285,7 @@ def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(scores: Scores, 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_more_operators_than_there_are_is_told_with_how_many_can_go(rule: Rule) -> None:
+def test_more_operators_than_there_are_names_how_many_can_go(rule: Rule) -> None:
     with pytest.raises(BudgetError) as caught:
         select(NESTED, Budget(operators=77), rule=rule)
     assert_one_line(caught.value, "operators=77", "4")  # a, both halves of b, c
@@ -299,7 +299,7 @@ def test_nothing_is_removable_where_no_score_is_finite() -> None:
     assert select(scores, Budget(parameters=1.0)).removed == ()
 
 
-def test_a_plan_says_which_removals_are_firm_and_which_are_a_toss_up() -> None:
+def test_a_plan_says_which_removals_are_certain_and_which_are_a_toss_up() -> None:
     def unsure(one: Score, error: float) -> Score:
         return one.replace(standard_error=error)
 

@@ -7,7 +7,7 @@ from ldpruner.cli.answer import Answer
 from ldpruner.cli.console import Table
 from ldpruner.estimate import NOTE, Denoising, Stage, count_denoising, scoring_stage
 from ldpruner.pruning.serialization import load_meta
-from ldpruner.scoring.adaptive import USUAL
+from ldpruner.scoring.adaptive import DEFAULT_BUDGETS
 
 if TYPE_CHECKING:
     from ldpruner.budget import Budget
@@ -29,7 +29,7 @@ def scoring_answer(
     pipeline = load_meta(model)
     probe = probe.completed(pipeline)
     denoising = count_denoising(pipeline, probe, component=component, ignore=ignore, targets=targets)
-    stage = scoring_stage(denoising, probe, None if shown["exhaustive"] else len(budgets or USUAL), tflops)
+    stage = scoring_stage(denoising, probe, None if shown["exhaustive"] else len(budgets or DEFAULT_BUDGETS), tflops)
     note = NOTE.format(tflops=tflops)
     data = {
         "model": model,

@@ -88,7 +88,7 @@ def score(
         shown = {"exhaustive": exhaustive, "executor": executor, "run": str(run), **options}
         return scoring_answer(model, probe, budgets, component=component, tflops=tflops, shown=shown, **patterns)
     from ldpruner.cli import tables
-    from ldpruner.scoring.adaptive import USUAL
+    from ldpruner.scoring.adaptive import DEFAULT_BUDGETS
     from ldpruner.workflow import score_run
 
     with executor_of(executor, ray_address, model, device, dtype) as sampler:
@@ -98,7 +98,7 @@ def score(
             probe=probe,
             model=model,
             component=component,
-            budgets=None if exhaustive else budgets or USUAL,
+            budgets=None if exhaustive else budgets or DEFAULT_BUDGETS,
             executor=sampler,
             progress=terminal.progress,
             **patterns,

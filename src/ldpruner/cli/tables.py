@@ -137,8 +137,8 @@ def scores(scores: Scores) -> Table:
 
 def removal_fields(removal: PlannedRemoval) -> dict[str, Any]:
     """One removal of a plan, as `--json` prints it."""
-    what = removal.removal.model_dump(mode="json", include={"operator", "modification", "cascaded"})
-    return {**what, **removal.model_dump(mode="json", include={"score", "selection_frequency"})}
+    fields = removal.removal.model_dump(mode="json", include={"operator", "modification", "cascaded"})
+    return {**fields, **removal.model_dump(mode="json", include={"score", "selection_frequency"})}
 
 
 def plan_headline(plan: Plan) -> str:

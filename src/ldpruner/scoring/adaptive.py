@@ -17,17 +17,15 @@ from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.scoring.estimates import SPREAD
 from ldpruner.scoring.importance import Floats, Metric, power
 from ldpruner.scoring.results import Forecast, Scores
-from ldpruner.scoring.runner import Scoring
+from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.worker import Executor, Task
 
 logger = logging.getLogger(__name__)
 
-USUAL = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # where the user names no budget
+DEFAULT_BUDGETS = (Budget(latency=0.65), Budget(latency=0.5), Budget(latency=0.35))  # where the user names no budget
 CONFIDENCE = 2.0  # standard errors by which the logarithm of a cost may be off
-MAX_SHARE, MAX_SAMPLES = (
-    1 / 20,
-    3,
-)  # of the probe's samples, or so many: the mean over modifications, whichever is more
+MAX_SHARE = 1 / 20  # of the calls of exhaustive scoring, for one budget
+MAX_SAMPLES = 3  # of each modification, on average, for one budget, if that is more
 RELEVANT = 0.02  # of the highest priority: modifications below it get no more samples for now
 NEGLIGIBLE = 0.001  # of what a budget asks to save: removals that save less are not sampled
 
@@ -41,7 +39,7 @@ def score_operators(  # noqa: PLR0913  (each is a choice of its own)
     run: Path | str | None = None,
     metric: Metric = "mean_std",
     batch_size: int = BATCH_SIZE,
-    budgets: Sequence[Budget] | None = USUAL,
+    budgets: Sequence[Budget] | None = DEFAULT_BUDGETS,
     executor: Executor | None = None,
 ) -> Scores:
     """Score the operators of a pipeline's denoiser by modifying each of them in turn.
@@ -49,7 +47,7 @@ def score_operators(  # noqa: PLR0913  (each is a choice of its own)
     Afterwards the denoiser is bit-identical to before, also after an error or Ctrl-C.
 
     Args:
-        pipeline: the untouched pipeline.
+        pipeline: the original.
         operators: which; all of `find_operators` if None.
         probe: which latents to compare.
         component: which network, for pipelines with more than one denoiser.
@@ -61,10 +59,10 @@ def score_operators(  # noqa: PLR0913  (each is a choice of its own)
         executor: who samples; this process if None.
 
     Raises:
-        NonFiniteLatents: the untouched pipeline's own latents are not finite.
+        NonFiniteLatents: the original's own latents are not finite.
         RunStoreError: the run folder is another model's or probe's.
     """
-    with Scoring(
+    with ScoringRun(
         pipeline,
         operators,
         probe,
@@ -88,9 +86,9 @@ class AdaptiveScorer:
     compared on the same samples (common random numbers). Decisions depend on stored samples alone, so a run that was
     killed and resumed comes to the same scores.
 
-    Sources: CLUCB of Chen et al., Combinatorial Pure Exploration of Multi-Armed Bandits, NeurIPS 2014, a race (Maron
-    and Moore, Hoeffding Races, NeurIPS 1994) by successive doubling (Jamieson and Talwalkar, Non-stochastic Best Arm
-    Identification and Hyperparameter Optimization, AISTATS 2016).
+    Sources: Chen et al., Combinatorial Pure Exploration of Multi-Armed Bandits, NeurIPS 2014 (CLUCB); Jamieson and
+    Talwalkar, Non-stochastic Best Arm Identification, AISTATS 2016 (successive doubling); Maron and Moore, NeurIPS
+    1994 (sampling only what is still contested).
 
     An iterable whose length grows: batches that were sampled, and batches that are known to follow.
 
@@ -99,12 +97,12 @@ class AdaptiveScorer:
         budgets: for which the scores shall give the right plan; budgets that cannot be reached are left out.
     """
 
-    def __init__(self, scoring: Scoring, budgets: Sequence[Budget] = USUAL) -> None:
+    def __init__(self, scoring: ScoringRun, budgets: Sequence[Budget] = DEFAULT_BUDGETS) -> None:
         self.scoring, self._known = scoring, scoring.scores()  # for what removals save
-        everything = [self._known.knapsack(self._known.scores, budget) for budget in budgets or USUAL]
+        everything = [self._known.knapsack(self._known.scores, budget) for budget in budgets or DEFAULT_BUDGETS]
         matters = np.any([_matters(knapsack) for knapsack in everything], axis=0)
         self._scores = list(itertools.compress(self._known.scores, matters))
-        self._knapsacks = [self._known.knapsack(self._scores, budget) for budget in budgets or USUAL]
+        self._knapsacks = [self._known.knapsack(self._scores, budget) for budget in budgets or DEFAULT_BUDGETS]
         self._batches = len(scoring.sampler.missing(self._counts(self._first)))
 
     def __len__(self) -> int:
@@ -140,7 +138,7 @@ class AdaptiveScorer:
 
     @property
     def _allowed(self) -> int:
-        return allowed_samples(self.scoring.probe.samples, len(self._known.scores))
+        return allowed_samples(self.scoring.probe.samples, len(self._known.scores), len(self._knapsacks))
 
     def _counts(self, samples: NDArray[np.int64]) -> dict[Candidate, int]:
         return dict(zip([score.candidate for score in self._scores], samples.tolist(), strict=True))
@@ -156,9 +154,9 @@ class AdaptiveScorer:
             plan = knapsack.solve(costs, relaxed=True)
             if plan is None or not plan @ finite:
                 continue
-            rival = knapsack.solve(costs * np.exp(np.where(plan > 0.5, errors, -errors)), relaxed=True)
-            assert rival is not None
-            priorities = np.maximum(priorities, np.abs(plan - rival) * finite * errors / (plan @ finite))
+            challenger = knapsack.solve(costs * np.exp(np.where(plan > 0.5, errors, -errors)), relaxed=True)
+            assert challenger is not None
+            priorities = np.maximum(priorities, np.abs(plan - challenger) * finite * errors / (plan @ finite))
         return priorities
 
     def _doubled(self, samples: NDArray[np.int64], priorities: Floats) -> NDArray[np.int64]:
@@ -174,14 +172,16 @@ class AdaptiveScorer:
         return more
 
 
-def allowed_samples(samples: int, modifications: int) -> int:
+def allowed_samples(samples: int, modifications: int, budgets: int) -> int:
     """How many samples adaptive scoring may take in all, those of the baseline included.
 
     Args:
         samples: of the probe.
         modifications: how many there are.
+        budgets: how many there are; they share the first sample of each modification.
     """
-    return int(min(samples, max(MAX_SHARE * samples, MAX_SAMPLES)) * (1 + modifications))
+    each = 1 + budgets * (max(MAX_SHARE * samples, MAX_SAMPLES) - 1)
+    return int(min(samples, each) * (1 + modifications))
 
 
 def _matters(knapsack: Knapsack) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ PAIRS = 32  # pairs of seeds that rank stability is a mean over
 
 @dataclass(frozen=True)
 class Curve:
-    """What is known of a modification.
+    """The samples of a modification, and their scores.
 
     Attributes:
         squared_errors: [samples] mean squared difference of each sample from the baseline.
@@ -46,8 +46,8 @@ class Curve:
             return float("inf")
         if metric == "mse":
             return float(self.squared_errors[:samples].mean())
-        known = self.scores[metric]
-        return known[min(count for count in known if count >= samples)]
+        by_count = self.scores[metric]
+        return by_count[min(count for count in by_count if count >= samples)]
 
 
 def comparable_scores(curves: Sequence[Curve], counts: Sequence[int], samples: int, metric: Metric) -> Floats:
@@ -67,8 +67,8 @@ def comparable_scores(curves: Sequence[Curve], counts: Sequence[int], samples: i
     steps = sorted(set(counts))
     factors = {steps[-1]: 1.0} if steps else {}
     for few, more in reversed(list(itertools.pairwise(steps))):
-        known = [curve for curve, count in zip(curves, counts, strict=True) if count >= more]
-        ratios = [_steady(curve, more, samples, metric) / _steady(curve, few, samples, metric) for curve in known]
+        with_both = [curve for curve, count in zip(curves, counts, strict=True) if count >= more]
+        ratios = [_steady(curve, more, samples, metric) / _steady(curve, few, samples, metric) for curve in with_both]
         factors[few] = factors[more] * float(np.median([ratio for ratio in ratios if np.isfinite(ratio)] or [1.0]))
     pairs = zip(curves, counts, strict=True)
     return np.array([factors[count] * _steady(curve, count, samples, metric) for curve, count in pairs])

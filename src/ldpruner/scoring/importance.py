@@ -1,6 +1,6 @@
 """How far latents have moved: the score of the method and its alternatives.
 
-Pure functions of what is known about two sets of latents, the baseline and the modified. Mean and standard deviation
+Pure functions of two sets of latents, the baseline and the modified. Mean and standard deviation
 are over samples, for each latent element; the deviation is that of the samples themselves (divided by m).
 """
 

@@ -69,7 +69,7 @@ class RayExecutor:
 
         Raises:
             ExecutionError: workers died again and again over a task, or no node has room for one.
-            Exception: the pipeline's own, where it fails untouched; the outcomes of other workers come before it.
+            Exception: the pipeline's own, where the original fails; the outcomes of other workers come before it.
         """
         self._hire()
         pool, queue, asked = ray.util.ActorPool(self._actors), iter(tasks), list[Task]()

@@ -82,7 +82,7 @@ class Scores(Value):
         architecture: of the denoiser.
         probe: on which latents the scores were measured.
         metric: which score.
-        costs: of the untouched pipeline.
+        costs: of the original pipeline.
         denoiser_calls: what the scores took, counted for each sample.
         rank_stability: how much alike other seeds would rank (see `estimates.rank_stability`); None if not known.
         scores: one for each modification.

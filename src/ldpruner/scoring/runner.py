@@ -27,7 +27,7 @@ from ldpruner.scoring.worker import Executor, LocalExecutor
 logger = logging.getLogger(__name__)
 
 
-class Scoring:
+class ScoringRun:
     """A scoring run: an iterable with a length that samples everything, as in the paper, then `scores()`.
 
     The arguments are those of `score_operators`, which samples only what matters.
@@ -64,7 +64,7 @@ class Scoring:
             self.store.close()
             raise
 
-    def __enter__(self) -> "Scoring":
+    def __enter__(self) -> "ScoringRun":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,7 +111,7 @@ class Scoring:
             for operator in self.operators
             for candidate in operator.candidates
         )
-        known = [(score.score, score.standard_error) for score in scores if score.standard_error is not None]
+        pairs = [(score.score, score.standard_error) for score in scores if score.standard_error is not None]
         return Scores(
             component=self.denoiser.component,
             architecture=architecture(self.denoiser.module),
@@ -120,17 +120,17 @@ class Scoring:
             costs=costs,
             denoiser_calls=self.store.denoiser_calls(),
             scores=scores,
-            rank_stability=rank_stability([score for score, _ in known], [error for _, error in known]),
+            rank_stability=rank_stability([score for score, _ in pairs], [error for _, error in pairs]),
         )
 
     def _costs(self) -> tuple[Costs, dict[str, float]]:
         """Measured once, and kept in the store."""
-        known = self.store.fact("costs")
-        if known is None:
+        fact = self.store.fact("costs")
+        if fact is None:
             costs = measure_costs(self.pipeline, self.denoiser, self.probe)
-            known = {"costs": costs.model_dump(), "shares": module_shares(self.denoiser)}
-            self.store.set_fact("costs", known)
-        return Costs(**known["costs"]), known["shares"]
+            fact = {"costs": costs.model_dump(), "shares": module_shares(self.denoiser)}
+            self.store.set_fact("costs", fact)
+        return Costs(**fact["costs"]), fact["shares"]
 
     def _savings(self, candidate: Candidate, costs: Costs, shares: dict[str, float]) -> Savings:
         share = sum(shares.get(name, 0.0) for name in (candidate.operator, *candidate.cascaded))
@@ -151,14 +151,14 @@ class Scoring:
         return completed
 
     def _batches_are_safe(self) -> bool:
-        """Whether samples may be drawn together; tried once, and kept in the store."""
-        known = self.store.fact("batches_are_safe")
-        if known is None:
-            known = largest_batch(self.pipeline, self.probe, BATCH_SIZE) > 1
-            self.store.set_fact("batches_are_safe", known)
-            if not known and self.probe.samples > 1:
+        """Whether samples may share a batch; tried once, and kept in the store."""
+        is_safe = self.store.fact("batches_are_safe")
+        if is_safe is None:
+            is_safe = largest_batch(self.pipeline, self.probe, BATCH_SIZE) > 1
+            self.store.set_fact("batches_are_safe", is_safe)
+            if not is_safe and self.probe.samples > 1:
                 logger.info("%s is sampled one by one: in a batch, samples change each other", self._name)
-        return bool(known)
+        return bool(is_safe)
 
     @property
     def _name(self) -> str:
@@ -180,10 +180,10 @@ class Scoring:
         }
 
     def _check_operators(self) -> None:
-        known = {name for name, _ in self.denoiser.module.named_modules()}
+        names = {name for name, _ in self.denoiser.module.named_modules()}
         for operator in self.operators:
-            if operator.name not in known:
-                raise OperatorNotFound(operator.name, known)
+            if operator.name not in names:
+                raise OperatorNotFound(operator.name, names)
 
 
 def _own_settings(scheduler: Any) -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from ldpruner.scoring.worker import Executor, Outcome, Task
 
 
 class Batch(NamedTuple):
-    """Samples that are drawn together: of a modification, or of the baseline."""
+    """Samples of one batch: of a modification, or of the baseline."""
 
     candidate: Candidate | None
     samples: range
@@ -39,7 +39,7 @@ class Sampler:
         batch_size: how many samples at once.
 
     Attributes:
-        curves: what is known of each modification.
+        curves: the finished samples of each modification.
         failures: why modifications cannot be removed.
     """
 
@@ -56,8 +56,12 @@ class Sampler:
         """
         most = min(max(wanted.values(), default=0), self.probe.samples)
         baseline = self._batches(None, len(self._baseline), most)
-        counts = {one: self.count(one) for one in wanted if self._is_sound(key_of(one))}
-        others = [batch for one, count in counts.items() for batch in self._batches(one, count, wanted[one])]
+        counts = {candidate: self.count(candidate) for candidate in wanted if self._is_sound(key_of(candidate))}
+        others = [
+            batch
+            for candidate, count in counts.items()
+            for batch in self._batches(candidate, count, wanted[candidate])
+        ]
         return [*baseline, *sorted(others, key=lambda batch: batch.samples.start)]
 
     def count(self, candidate: Candidate) -> int:
@@ -72,17 +76,19 @@ class Sampler:
             counts: for each modification how many samples count; more may be finished.
             metric: which score.
         """
-        known = [one for one in counts if key_of(one) in self.curves and self._is_sound(key_of(one))]
-        curves = [self.curves[key_of(one)] for one in known]
-        scores = comparable_scores(curves, [counts[one] for one in known], self.probe.samples, metric)
-        values = dict(zip(known, scores.tolist(), strict=True))
-        return np.array([values.get(one, math.inf) for one in counts])
+        sampled = [
+            candidate for candidate in counts if key_of(candidate) in self.curves and self._is_sound(key_of(candidate))
+        ]
+        curves = [self.curves[key_of(candidate)] for candidate in sampled]
+        scores = comparable_scores(curves, [counts[candidate] for candidate in sampled], self.probe.samples, metric)
+        values = dict(zip(sampled, scores.tolist(), strict=True))
+        return np.array([values.get(candidate, math.inf) for candidate in counts])
 
     def sample(self, wanted: Mapping[Candidate, int]) -> Iterator[str]:
         """Samples what is `missing`; yields the operator's name after each batch.
 
         Raises:
-            NonFiniteLatents: the untouched pipeline's own latents are not finite.
+            NonFiniteLatents: the original's own latents are not finite.
         """
         batches = self.missing(wanted)
         asked: dict[Task, Batch] = {}
@@ -149,8 +155,7 @@ class Sampler:
         assert outcome.latents is not None
         if not np.isfinite(outcome.latents).all():
             raise NonFiniteLatents(
-                f"the untouched pipeline's latents are not finite (samples {list(batch.samples)}); "
-                "try another precision"
+                f"the original's latents are not finite (samples {list(batch.samples)}); try another precision"
             )
         latents = dict(zip(batch.samples, outcome.latents, strict=True))
         self.store.record_baseline(latents, outcome.calls)

@@ -98,7 +98,7 @@ class RunStore:
             self._write("facts", name, json.dumps(value))
 
     def curves(self) -> dict[Key, Curve]:
-        """What is known of each modification; its finished samples are the first ones of the probe."""
+        """The finished samples of each modification: the first ones of the probe."""
         rows = self._rows("SELECT * FROM curves")
         with self._reading():
             return {(operator, name): _curve(*values) for operator, name, *values, _ in rows}
@@ -114,12 +114,12 @@ class RunStore:
             return Moments(mean, m2, _curve(*values).squared_errors)
 
     def record(self, key: Key, curve: Curve, moments: Moments) -> None:
-        """Writes what is known of a modification over what was there.
+        """Writes the finished samples of a modification over those that were there.
 
         Moments are rounded to single precision. So a later sample must be merged into what `moments` reads, not into
         what was written: then a resumed run comes to the same bits.
         """
-        scores = json.dumps({name: list(known.items()) for name, known in curve.scores.items()})
+        scores = json.dumps({name: list(by_count.items()) for name, by_count in curve.scores.items()})
         rounded = [_single(each).tobytes() for each in (moments.mean, moments.m2)]
         with self._transaction():
             self._write("curves", *key, curve.denoiser_calls, scores, curve.squared_errors.tobytes())
@@ -132,7 +132,7 @@ class RunStore:
             return {sample: np.frombuffer(latents).reshape(json.loads(shape)) for sample, _, shape, latents, _ in rows}
 
     def record_baseline(self, samples: Mapping[int, Floats], denoiser_calls: int) -> None:
-        """Writes latents of the untouched pipeline, all or none.
+        """Writes latents of the original pipeline, all or none.
 
         Args:
             samples: the latents by sample.
@@ -176,13 +176,13 @@ class RunStore:
                 self._database.executescript(f"BEGIN; {marks} {_TABLES} COMMIT;")
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
-        known = self.fact("identity")
-        if known is None:
+        stored = self.fact("identity")
+        if stored is None:
             self.set_fact("identity", identity)
             return
         for name, value in identity.items():
-            if known.get(name) != value:
-                there, here = _differing(known.get(name), value)
+            if stored.get(name) != value:
+                there, here = _differing(stored.get(name), value)
                 raise RunStoreError(
                     f"{self.path} belongs to another {name}: {there} there, {here} here; choose another run folder"
                 )
@@ -244,7 +244,7 @@ def _checksum(*values: Any) -> int:
 
 
 def _curve(denoiser_calls: int, scores: str, squared_errors: bytes) -> Curve:
-    by_metric = {name: dict(map(tuple, known)) for name, known in json.loads(scores).items()}
+    by_metric = {name: dict(map(tuple, by_count)) for name, by_count in json.loads(scores).items()}
     return Curve(np.frombuffer(squared_errors), by_metric, denoiser_calls)
 
 

@@ -95,7 +95,7 @@ class Worker:
 
         Raises:
             OutOfMemoryError: a single sample is too much.
-            Exception: the pipeline's own, where it fails untouched.
+            Exception: the pipeline's own, where the original fails.
         """
         network = networks(self.pipeline)[task.component]
         try:

@@ -48,7 +48,7 @@ class Plan(Value):
         removed: the removals, in the order in which the operators run.
         component: the denoiser's name in the pipeline; None for the one that the pipeline calls.
         architecture: of the denoiser that it was made for; None applies wherever the operators exist.
-        budget, rule: what was asked for.
+        budget, rule: that it was selected for, and by.
         predicted: what is left.
         provenance: of the scores: probe, metric, whether all were sampled on all samples, denoiser calls, and how much
             alike other seeds would rank; and whether what is left was measured, where it is a latency.
