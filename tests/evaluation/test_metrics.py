@@ -16,12 +16,12 @@ from torchmetrics.image.kid import poly_mmd
 from ldpruner.errors import EvaluationError
 from ldpruner.evaluation import metrics
 from ldpruner.evaluation.metrics import (
-    Gaussian,
     Measure,
     Pixels,
     Statistic,
     between,
     frechet_distance,
+    gaussian,
     inception_score,
     inside_manifold,
     kernel_distance,
@@ -218,9 +218,9 @@ def test_a_resample_by_counts_equals_one_by_copies_however_few_rows_are_held(
 
 def test_counted_samples_have_the_gaussian_of_copied_samples() -> None:
     features, chosen = normal(0), np.random.default_rng(0).integers(40, size=40)
-    counted = Gaussian.of(features, np.bincount(chosen, minlength=40).astype(np.float64))
-    assert between(counted, Gaussian.of(features[chosen])) == pytest.approx(0, abs=1e-12)
-    assert between(counted, Gaussian.of(features)) == pytest.approx(frechet_distance(features[chosen], features).value)
+    counted = gaussian(features, np.bincount(chosen, minlength=40).astype(np.float64))
+    assert between(counted, gaussian(features[chosen])) == pytest.approx(0, abs=1e-12)
+    assert between(counted, gaussian(features)) == pytest.approx(frechet_distance(features[chosen], features).value)
 
 
 def test_an_interval_is_the_same_each_time() -> None:

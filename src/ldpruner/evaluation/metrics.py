@@ -106,47 +106,37 @@ def mean(values: Floats) -> Statistic:
 
 def frechet_distance(features: Floats, reference: Floats) -> Statistic:
     """Frechet distance of the Gaussians fitted to two sets of features. It falls as samples get more."""
-    real = Gaussian.of(reference)
-
-    def distances(counts: Floats) -> Floats:
-        return np.array([between(Gaussian.of(features, row), real) for row in counts])
-
-    return Statistic(len(features), distances)
+    real = gaussian(reference)
+    return Statistic(
+        len(features), lambda counts: np.array([between(gaussian(features, row), real) for row in counts])
+    )
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """The Gaussian fitted to features.
+def gaussian(features: Floats, counts: Floats | None = None) -> tuple[Floats, Floats]:
+    """Fits a Gaussian to features [samples, features]; each sample counts once, or `counts` [samples] times.
 
-    Attributes:
-        mean: [features].
-        root: F [rows, features], where F'F is the covariance (divided by the number of samples); at most as many rows
-            as there are features or samples.
+    Returns:
+        the mean [features], and a root F [rows, features] of the covariance F'F (divided by the number of samples); it
+        has at most as many rows as there are features or samples.
     """
-
-    mean: Floats
-    root: Floats
-
-    @classmethod
-    def of(cls, features: Floats, counts: Floats | None = None) -> "Gaussian":
-        """Fits features [samples, features]; each sample counts once, or `counts` [samples] times."""
-        counts = np.ones(len(features)) if counts is None else counts
-        shares = counts / counts.sum()
-        mean = shares @ features
-        centred = (features - mean) * np.sqrt(shares)[:, None]
-        is_tall = len(centred) > centred.shape[1]
-        return cls(mean, np.asarray(np.linalg.qr(centred, mode="r")) if is_tall else centred)
+    counts = np.ones(len(features)) if counts is None else counts
+    shares = counts / counts.sum()
+    mean = shares @ features
+    centred = (features - mean) * np.sqrt(shares)[:, None]
+    is_tall = len(centred) > centred.shape[1]
+    return mean, np.asarray(np.linalg.qr(centred, mode="r")) if is_tall else centred
 
 
-def between(first: Gaussian, second: Gaussian) -> float:
+def between(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> float:
     """Frechet distance of two Gaussians (Dowson and Landau, 1982).
 
     With roots A and B, tr((A'A B'B)^1/2) is the sum of the singular values of AB'. This avoids the root of a
     covariance, which is singular where samples are few or repeated.
     """
-    mean = first.mean - second.mean
-    shared = np.linalg.svd(first.root @ second.root.T, compute_uv=False).sum()
-    return max(0.0, float(mean @ mean + (first.root**2).sum() + (second.root**2).sum() - 2 * shared))
+    (mean, root), (other_mean, other_root) = first, second
+    shared = np.linalg.svd(root @ other_root.T, compute_uv=False).sum()
+    means = (mean - other_mean) @ (mean - other_mean)
+    return max(0.0, float(means + (root**2).sum() + (other_root**2).sum() - 2 * shared))
 
 
 def kernel_distance(features: Floats, reference: Floats) -> Statistic:
@@ -163,14 +153,14 @@ def kernel_distance(features: Floats, reference: Floats) -> Statistic:
     def with_itself(samples: Floats) -> Floats:
         return np.asarray(((samples**2).mean(axis=1) + 1) ** 3)
 
-    count, parts = len(reference), list(_parts(len(features), MAX_ROWS))
-    across = np.concatenate([kernel(features[part], reference).mean(axis=1) for part in parts])
-    pairs = sum(float(kernel(reference[part], reference).sum()) for part in _parts(count, MAX_ROWS))
+    count, rows = len(reference), list(parts(len(features), MAX_ROWS))
+    across = np.concatenate([kernel(features[part], reference).mean(axis=1) for part in rows])
+    pairs = sum(float(kernel(reference[part], reference).sum()) for part in parts(count, MAX_ROWS))
     within_reference = (pairs - float(with_itself(reference).sum())) / (count * (count - 1))
 
     def distances(counts: Floats) -> Floats:
         within = -(counts**2) @ with_itself(features)
-        for part in parts:
+        for part in rows:
             within += ((counts @ kernel(features, features[part])) * counts[:, part]).sum(axis=1)
         total = counts.sum(axis=1)
         within /= total**2 - (counts**2).sum(axis=1)
@@ -189,7 +179,7 @@ def recall(features: Floats, reference: Floats) -> Statistic:
     return mean(inside_manifold(reference, features))
 
 
-def inside_manifold(features: Floats, others: Floats, neighbours: int = NEIGHBOURS) -> Floats:
+def inside_manifold(features: Floats, others: Floats) -> Floats:
     """Which samples lie inside the manifold of the others: [samples], 1 or 0.
 
     A sample is inside if it is nearer to one of the others than that one's third nearest neighbour among them. The
@@ -197,10 +187,8 @@ def inside_manifold(features: Floats, others: Floats, neighbours: int = NEIGHBOU
     Source: Kynkaanniemi et al., arXiv 1904.06991, equations 1 and 2.
     """
     samples, reference = torch.from_numpy(features), torch.from_numpy(others)
-    # the nearest of all is the sample itself
-    radii = torch.cat(
-        [torch.cdist(part, reference).kthvalue(neighbours + 1).values for part in reference.split(MAX_ROWS)]
-    )
+    nearest = NEIGHBOURS + 1  # the first is the sample itself
+    radii = torch.cat([torch.cdist(part, reference).kthvalue(nearest).values for part in reference.split(MAX_ROWS)])
     is_near = torch.cat([(torch.cdist(part, reference) <= radii).any(dim=1) for part in samples.split(MAX_ROWS)])
     return np.asarray(is_near.double().numpy())
 
@@ -235,7 +223,7 @@ def shift_of_latents(latents: NDArray[np.floating], originals: NDArray[np.floati
 
     def shifts(counts: Floats) -> Floats:
         shares, squares = counts / counts.sum(axis=1, keepdims=True), np.zeros((2, len(counts)))
-        for part in _parts(pair[0].shape[1], MAX_ELEMENTS):
+        for part in parts(pair[0].shape[1], MAX_ELEMENTS):
             ours, theirs = (_mean_and_std(shares, array[:, part].astype(np.float64)) for array in pair)
             squares += np.square(ours - theirs).sum(axis=2)
         return np.asarray(np.sqrt(squares).sum(axis=0))
@@ -283,13 +271,10 @@ def ssim(pictures: Pixels, originals: Pixels) -> Floats:
             'ssim needs torchmetrics, which is not installed; pip install "ld-pruner[evaluation]"'
         ) from error
 
-    def similarity(frame: Pixels, original: Pixels) -> float:
+    def similarity(*frames: Pixels) -> float:
         # One frame at a time: torchmetrics needs thirty times the memory of its picture.
-        first, second = (torch.from_numpy(array.astype(np.float64)) for array in (frame, original))
-        batches = first.permute(2, 0, 1)[None], second.permute(2, 0, 1)[None]
-        value = structural_similarity_index_measure(batches[0], batches[1], data_range=255.0)
-        assert isinstance(value, torch.Tensor)
-        return float(value)
+        preds, target = (torch.from_numpy(frame.astype(np.float64)).permute(2, 0, 1)[None] for frame in frames)
+        return float(structural_similarity_index_measure(preds, target, data_range=255.0))  # type: ignore[arg-type]
 
     videos = zip(pictures, originals, strict=True)
     return np.array([np.mean([similarity(*pair) for pair in zip(*video, strict=True)]) for video in videos])
@@ -309,8 +294,8 @@ def latent_shift(first: DiffusionPipeline, second: DiffusionPipeline, probes: tu
 
 def _latents(pipeline: DiffusionPipeline, probe: Probe) -> Floats:
     indices, size = range(probe.samples), largest_batch(pipeline, probe, BATCH_SIZE)
-    batches = [indices[first : first + size] for first in range(0, len(indices), size)]
-    return np.concatenate([sample_latents(pipeline, probe, batch).double().cpu().numpy() for batch in batches])
+    batches = [sample_latents(pipeline, probe, indices[part]) for part in parts(len(indices), size)]
+    return np.asarray(torch.cat(batches).double().cpu().numpy())
 
 
 def same_latents(first: DiffusionPipeline, second: DiffusionPipeline, probe: Probe) -> bool:
@@ -319,5 +304,6 @@ def same_latents(first: DiffusionPipeline, second: DiffusionPipeline, probe: Pro
     return bool((sample_latents(first, probe, samples) == sample_latents(second, probe, samples)).all())
 
 
-def _parts(length: int, size: int) -> Iterator[slice]:
+def parts(length: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover a sequence of this length."""
     return (slice(first, first + size) for first in range(0, length, size))
