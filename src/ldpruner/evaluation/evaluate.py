@@ -1,7 +1,7 @@
 """Cost and quality of a pruned pipeline, side by side with its original."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from ldpruner.errors import EvaluationError
+from ldpruner.errors import EvaluationError, NonFiniteLatents
 from ldpruner.evaluation.features import (
     Classifier,
     ClipScore,
@@ -35,6 +35,7 @@ from ldpruner.evaluation.metrics import (
     kernel_distance,
     latent_distance,
     mean,
+    parts,
     precision,
     psnr,
     recall,
@@ -100,8 +101,8 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     """Measures cost and quality of a pruned pipeline and its original.
 
     This takes 3 * samples * steps denoiser calls on one sample each: the pruned pipeline samples once, the original
-    with the same seeds and with others. Timing and a check that samples
-    can be batched take a few more. Nothing is decoded unless features or metrics need it.
+    with the same seeds and with others. Timing and a check that samples can be batched take a few more. Nothing is
+    decoded unless features or metrics need it.
 
     Args:
         pruned: the pruned pipeline.
@@ -137,15 +138,10 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     pair = {"original": reference, "pruned": pruned}
     is_timed = bool(set(COSTS) & set(metrics))
     comparison = compare(pair, probe, component=component, progress=progress) if is_timed else None
-    measures = [
-        *(_costs(comparison) if comparison is not None else ()),
-        *_set_measures(observations, real, observer),
-        *_sample_measures(*observations),
-    ]
-    measured = {measure.metric: measure for measure in measures}
+    measures = {measure.metric: measure for measure in _measures(observations, real, observer, comparison)}
     settings = {"features": observer.extractor.name, "clip": clip, "batch_size": size, "decoded": observer.decodes}
     return Evaluation(
-        metrics=tuple(measured[name] for name in METRICS if name in metrics and name in measured),
+        metrics=tuple(measures[name] for name in METRICS if name in metrics and name in measures),
         protocol=settings | _protocol(reference, seeds, folder, len(real), comparison),
     )
 
@@ -182,18 +178,17 @@ class _Observer:
     @property
     def decodes(self) -> bool:
         """Whether it needs more than latents."""
-        needs = {*PICTURE_METRICS} | ({"clip_score"} if self.clip_score is not None else set())
-        return bool(self.metrics & needs) or not isinstance(self.extractor, LatentFeatures)
+        needs_pictures = PICTURE_METRICS.keys() | ({"clip_score"} if self.clip_score is not None else set())
+        return bool(self.metrics & needs_pictures) or not isinstance(self.extractor, LatentFeatures)
 
     def __call__(self, batch: SampleBatch, original: SampleBatch) -> Observations:
         """Observes a batch, and compares it with the original's samples on the same seeds."""
         assert batch.latents is not None
         assert original.latents is not None
-        observations: dict[str, NDArray[Any]] = {"features": self.extractor(batch)}
+        distance = latent_distance(batch.latents, original.latents)
+        observations: dict[str, NDArray[Any]] = {"features": self.extractor(batch), "latent_distance": distance}
         if "latent_shift" in self.metrics:
             observations["latents"] = batch.latents.astype(np.float32)  # the largest part of what is kept
-        if "latent_distance" in self.metrics:
-            observations["latent_distance"] = latent_distance(batch.latents, original.latents)
         if self.clip_score is not None and "clip_score" in self.metrics:
             observations["clip_score"] = self.clip_score(batch)
         if batch.pictures is None or original.pictures is None:
@@ -213,104 +208,86 @@ def _observed(
     progress: Progress,
 ) -> tuple[list[Observations], SampleBatch]:
     """Observes the original, the original on other seeds, and the pruned pipeline; also returns one batch."""
-    parts: list[list[Observations]] = [[], [], []]
+    observed: list[list[Observations]] = [[], [], []]
     runs = ((reference, seeds[0]), (reference, seeds[1]), (pruned, seeds[0]))
-    for indices in progress(list(_split(range(seeds[0].samples), size)), "sampling"):
-        batches = [sample_batch(pipeline, probe, indices, decoded=observer.decodes) for pipeline, probe in runs]
-        _check_same_shape(batches[0], batches[2])
-        for batch, observations in zip(batches, parts, strict=True):
+    indices = range(seeds[0].samples)
+    for part in progress(list(parts(len(indices), size)), "sampling"):
+        batches = [sample_batch(pipeline, probe, indices[part], decoded=observer.decodes) for pipeline, probe in runs]
+        _check_latents([batch.latents for batch in batches], type(reference).__name__)
+        for batch, observations in zip(batches, observed, strict=True):
             observations.append(observer(batch, batches[0]))
-    return [_joined(observations) for observations in parts], batches[0]
-
-
-def _split(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[first : first + size] for first in range(0, len(items), size))
-
-
-def _joined(parts: Sequence[Observations]) -> Observations:
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if not np.isfinite(joined["features"]).all():
+    joined = [{name: np.concatenate([part[name] for part in run]) for name in run[0]} for run in observed]
+    if not all(np.isfinite(run["features"]).all() for run in joined):
         raise EvaluationError("the feature network returns values that are not finite; choose other features")
-    return joined
+    return list(joined), batches[0]
 
 
-def _check_same_shape(original: SampleBatch, pruned: SampleBatch) -> None:
-    shapes = [None if batch.latents is None else batch.latents.shape for batch in (original, pruned)]
-    if shapes[0] != shapes[1]:
+def _check_latents(latents: Sequence[Any], pipeline: str) -> None:
+    original, *_, pruned = latents
+    if original.shape != pruned.shape:
         raise EvaluationError(
-            f"the original samples latents {shapes[0]}, the other pipeline {shapes[1]}; "
+            f"the original samples latents {original.shape}, the other pipeline {pruned.shape}; "
             "give a pipeline and what was pruned of it"
         )
+    if not all(np.isfinite(array).all() for array in latents):
+        raise NonFiniteLatents(f"{pipeline} samples latents that are not finite; prune less of it")
 
 
 def _features_of(folder: Folder, example: SampleBatch, extractor: Extractor) -> Floats:
     """The features of the files of a folder, read a few at a time."""
-    if len(folder.files) < MIN_SAMPLES:
+    files = folder.files
+    if len(files) < MIN_SAMPLES:
         raise EvaluationError(
-            f"{folder.path} holds {len(folder.files)} files, too few to compare; give at least {MIN_SAMPLES}"
+            f"{folder.path} holds {len(files)} files, too few to compare; give at least {MIN_SAMPLES}"
         )
-    parts = [extractor(read_samples(files, example)) for files in _split(folder.files, DECODED_BATCH_SIZE)]
-    return np.concatenate(parts)
+    batches = (read_samples(files[part], example) for part in parts(len(files), DECODED_BATCH_SIZE))
+    return np.concatenate(list(map(extractor, batches)))
 
 
-def _costs(comparison: Comparison) -> list[Measure]:
-    original, ours = comparison.pipelines
-    assert comparison.latency_ratio is not None
-    timings = {
-        "latency_ms": (original.latency_ms.median, ours.latency_ms),
-        "latency_ratio": (1.0, comparison.latency_ratio),
-    }
-    return [
-        *(
-            Measure(
-                metric=name,
-                original=value,
-                pruned=times.median,
-                interval=(times.p10, times.p90),
-                interval_type="percentiles",
-            )
-            for name, (value, times) in timings.items()
-        ),
-        *(Measure(metric=name, original=getattr(original, name), pruned=getattr(ours, name)) for name in COSTS[2:]),
-    ]
+def _measures(
+    observations: Sequence[Observations], real: Floats, observer: _Observer, comparison: Comparison | None
+) -> Iterator[Measure]:
+    """All measures, from observations of the original, the original on other seeds, and the pruned pipeline."""
+    original, other, pruned = observations
+    if comparison is not None:
+        yield from _costs(comparison)
+    for name, metric in SET_METRICS.items():
+        if name in observer.metrics:
+            value, floor = metric(original["features"], real), metric(original["features"], other["features"])
+            yield _measure(name, value, metric(pruned["features"], real), floor)
+    if isinstance(observer.extractor, Classifier) and "inception_score" in observer.metrics:
+        classes = [observer.extractor.probabilities(run["features"]) for run in observations]
+        value, floor, ours = map(inception_score, classes)
+        yield _measure("inception_score", value, ours, floor)
+    for name in ("clip_score", *PAIRED):
+        if name in pruned:
+            value, floor, ours = (mean(run[name]) for run in observations)
+            yield _measure(name, None if name in PAIRED else value, ours, floor)
+    if "latents" in pruned:
+        floor, ours = (shift_of_latents(run["latents"], original["latents"]) for run in (other, pruned))
+        yield _measure("latent_shift", None, ours, floor)
 
 
-def _measure(metric: str, original: float | None, pruned: Statistic, noise_floor: float) -> Measure:
+def _measure(metric: str, original: Statistic | None, pruned: Statistic, floor: Statistic) -> Measure:
     return Measure(
         metric=metric,
-        original=original,
+        original=original.value if original is not None else None,
         pruned=pruned.value,
         interval=pruned.interval,
         interval_type="confidence",
-        noise_floor=noise_floor,
+        noise_floor=floor.value,
     )
 
 
-def _set_measures(observations: Sequence[Observations], real: Floats, observer: _Observer) -> list[Measure]:
-    """Metrics of features, of the original, the original on other seeds, and the pruned pipeline."""
-    original, other, pruned = (part["features"] for part in observations)
-    measures = [
-        _measure(name, metric(original, real).value, metric(pruned, real), metric(original, other).value)
-        for name, metric in SET_METRICS.items()
-        if name in observer.metrics
-    ]
-    if isinstance(observer.extractor, Classifier) and "inception_score" in observer.metrics:
-        scores = [inception_score(observer.extractor.probabilities(part)) for part in (original, other, pruned)]
-        measures.append(_measure("inception_score", scores[0].value, scores[2], scores[1].value))
-    return measures
-
-
-def _sample_measures(original: Observations, other: Observations, pruned: Observations) -> list[Measure]:
-    """Metrics of single samples, with their originals or their prompts, and the score of the whole plan."""
-    measures = []
-    for name in ("clip_score", *PAIRED):
-        if name in pruned:
-            value = None if name in PAIRED else mean(original[name]).value
-            measures.append(_measure(name, value, mean(pruned[name]), mean(other[name]).value))
-    if "latents" in pruned:
-        shift, floor = (shift_of_latents(part["latents"], original["latents"]) for part in (pruned, other))
-        measures.append(_measure("latent_shift", None, shift, floor.value))
-    return measures
+def _costs(comparison: Comparison) -> Iterator[Measure]:
+    original, pruned = comparison.pipelines
+    assert comparison.latency_ratio is not None
+    timings = ((original.latency_ms.median, pruned.latency_ms), (1.0, comparison.latency_ratio))
+    for name, (value, times) in zip(COSTS, timings, strict=False):
+        interval = times.p10, times.p90
+        yield Measure(metric=name, original=value, pruned=times.median, interval=interval, interval_type="percentiles")
+    for name in COSTS[len(timings) :]:
+        yield Measure(metric=name, original=getattr(original, name), pruned=getattr(pruned, name))
 
 
 def _protocol(
@@ -330,9 +307,8 @@ def _protocol(
             "folder": str(folder.path) if folder else None,
             "digest": folder.digest if folder else None,
         },
-        "latency": {"rounds": comparison.rounds, "samples": 1, "interval": "10 % to 90 % of the rounds"}
-        if comparison
-        else None,
+        "latency": comparison
+        and {"rounds": comparison.rounds, "samples": 1, "interval": "10 % to 90 % of the rounds"},
         "bootstrap": {
             "resamples": RESAMPLES,
             "confidence": CONFIDENCE,
@@ -342,9 +318,5 @@ def _protocol(
         "pipeline": type(reference).__name__,
         "device": str(reference.device),
         "precision": str(reference.dtype).removeprefix("torch."),
-        "versions": _versions(),
+        "versions": {name: version(name) for name in PACKAGES if name != "torchmetrics" or find_spec(name)},
     }
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES if name != "torchmetrics" or find_spec(name) is not None}

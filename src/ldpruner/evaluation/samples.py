@@ -12,12 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
-from ldpruner.errors import EvaluationError, NonFiniteLatents, StorageError
+from ldpruner.errors import EvaluationError, StorageError
 from ldpruner.evaluation.media import PICTURES, read_picture, read_sound
 from ldpruner.evaluation.metrics import Pixels
 from ldpruner.files import replacing, write_atomic
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import run_pipeline
 from ldpruner.pipelines.sampling import sample_decoded, sample_latents
 from ldpruner.scoring.importance import Floats
 
@@ -48,28 +47,46 @@ class SampleBatch:
 def sample_batch(
     pipeline: DiffusionPipeline, probe: Probe, indices: Sequence[int], *, decoded: bool = True
 ) -> SampleBatch:
-    """Samples these indices of a probe in one batch. Pictures and sounds are there only if `decoded`.
-
-    Raises:
-        NonFiniteLatents: latents are not finite.
-    """
-    sample = sample_decoded if decoded else lambda *arguments: (sample_latents(*arguments), None)
-    latents, result = sample(pipeline, probe, indices)
-    if not bool(torch.isfinite(latents).all()):
-        raise NonFiniteLatents(f"{type(pipeline).__name__} samples latents that are not finite; prune less of it")
-    videos, sounds = frames_of(result), getattr(result, "audios", None)
+    """Samples these indices of a probe in one batch. Pictures and sounds are there only if `decoded`."""
+    latents, result = (
+        sample_decoded(pipeline, probe, indices) if decoded else (sample_latents(pipeline, probe, indices), None)
+    )
+    sounds = getattr(result, "audios", None)
     prompts = [probe.arguments(pipeline, [index]).get("prompt") for index in indices]
     return SampleBatch(
         latents=latents.double().cpu().numpy(),
-        pictures=np.stack([np.stack([np.asarray(frame) for frame in video]) for video in videos]) if videos else None,
-        sounds=tuple(np.atleast_2d(_wave(sound)) for sound in sounds) if sounds is not None else None,
-        sampling_rate=sampling_rate(pipeline),
+        pictures=_pictures(result),
+        sounds=tuple(map(_wave, sounds)) if sounds is not None else None,
+        sampling_rate=_sampling_rate(pipeline),
         prompts=tuple(prompt for prompt in prompts if isinstance(prompt, str)),
     )
 
 
+def _pictures(result: Any) -> Pixels | None:
+    images, videos = getattr(result, "images", None), getattr(result, "frames", None)
+    if images is not None:
+        videos = [[image] for image in images]
+    return np.stack([np.stack(list(map(_pixels, video))) for video in videos]) if videos is not None else None
+
+
+def _pixels(image: Any) -> Pixels:
+    """[height, width, 3] from a picture, or from an array [height, width, channels] in 0 to 1."""
+    if not isinstance(image, Image.Image):
+        levels = (np.clip(np.asarray(image, dtype=np.float32), 0, 1) * 255).round().astype(np.uint8)
+        image = Image.fromarray(levels.squeeze())
+    return np.asarray(image.convert("RGB"))
+
+
 def _wave(sound: Any) -> Floats:
-    return (sound.float().cpu().numpy() if isinstance(sound, torch.Tensor) else np.asarray(sound)).astype(np.float64)
+    wave = sound.float().cpu().numpy() if isinstance(sound, torch.Tensor) else np.asarray(sound)
+    return np.atleast_2d(wave.astype(np.float64))
+
+
+def _sampling_rate(pipeline: DiffusionPipeline) -> int | None:
+    """The sampling rate in Hz that the configuration of some component names."""
+    configs = [part.config for part in pipeline.components.values() if hasattr(part, "config")]
+    rates = [getattr(config, name, None) for config in configs for name in ("sampling_rate", "sample_rate")]
+    return next((rate for rate in rates if isinstance(rate, int)), None)
 
 
 def read_samples(files: Sequence[Path], like: SampleBatch) -> SampleBatch:
@@ -104,89 +121,45 @@ def write_samples(pipelines: Mapping[str, DiffusionPipeline], probe: Probe, coun
     Raises:
         StorageError: the folder cannot be written.
     """
-    samples = probe.sample_settings()[:count]
-    results = {
-        name: [_decoded(part, probe, index) for index in range(len(samples))] for name, part in pipelines.items()
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [[frames for result in row for frames in frames_of(result)] for row in results.values()]
-        written = _write_sheet(rows, folder / "-".join(pipelines))
-        for name, pipeline in pipelines.items():
-            written += _write_sounds(name, results[name], sampling_rate(pipeline), folder)
-        listing = {"rows": list(pipelines), "samples": samples}
-        write_atomic(folder / "samples.json", json.dumps(listing, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
-    return written
-
-
-def _decoded(pipeline: DiffusionPipeline, probe: Probe, index: int) -> Any:
-    """The result of a whole call for one sample: one at a time, as decoding takes more memory than denoising."""
-    return run_pipeline(pipeline, probe.without("output_type").arguments(pipeline, [index]))
-
-
-def frames_of(result: Any) -> list[list[Image.Image]]:
-    """The frames of each sample of a pipeline's result; a picture has one."""
-    images, videos = getattr(result, "images", None), getattr(result, "frames", None)
-    if images is not None:
-        return [[_picture(image)] for image in images]
-    return [[_picture(frame) for frame in video] for video in videos] if videos is not None else []
-
-
-def _picture(image: Any) -> Image.Image:
-    """An RGB picture from a picture, or from an array [height, width, channels] in 0 to 1."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    levels = (np.clip(np.asarray(image, dtype=np.float32), 0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(levels.squeeze()).convert("RGB")
-
-
-def _write_sheet(rows: Sequence[list[list[Image.Image]]], path: Path) -> list[Path]:
-    """Writes a picture, or an animation where samples have several frames; shorter ones keep their last frame."""
-    if not all(rows):
-        return []
-    length = max(len(frames) for row in rows for frames in row)
-    sheets = [
-        _sheet([[frames[min(time, len(frames) - 1)] for frames in row] for row in rows]) for time in range(length)
-    ]
-    target = path.with_suffix(".png" if length == 1 else ".gif")
-    animation: dict[str, Any] = (
-        {} if length == 1 else {"save_all": True, "append_images": sheets[1:], "duration": 125, "loop": 0}
-    )
-    with replacing(target) as partial:
-        sheets[0].save(partial, **animation)
-    return [target]
-
-
-def _sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One picture of several rows of images of one size."""
-    scale = max(1, MIN_SIDE // max(rows[0][0].size))
-    width, height = (scale * side for side in rows[0][0].size)
-    columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
-    for top, row in enumerate(rows):
-        for left, image in enumerate(row):
-            enlarged = image.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (left * (width + GAP), top * (height + GAP)))
-    return sheet
-
-
-def _write_sounds(name: str, results: Sequence[Any], rate: int | None, folder: Path) -> list[Path]:
-    """Writes sounds [1, channels, time] or [1, time] in -1 to 1 as 16-bit files."""
-    sounds = [result.audios[0] for result in results if getattr(result, "audios", None) is not None]
+    samples = probe.sample_settings()[:count]
+    # one at a time, as decoding takes more memory than denoising
+    batches = {
+        (name, index): sample_batch(pipeline, probe, [index])
+        for name, pipeline in pipelines.items()
+        for index in range(len(samples))
+    }
     written = []
-    for index, sound in enumerate(sounds if rate is not None else ()):
-        wave = np.atleast_2d(np.asarray(sound, dtype=np.float32)).T
-        path = folder / f"{index}-{name}.wav"
-        with replacing(path) as partial:
-            scipy.io.wavfile.write(partial, rate, (np.clip(wave, -1, 1) * MAX_LEVEL).astype(np.int16))
-        written.append(path)
+    if pictures := [batch.pictures[0] for batch in batches.values() if batch.pictures is not None]:
+        rows = np.stack(pictures).reshape(len(pipelines), -1, *pictures[0].shape)
+        written.append(_write_sheet(rows, folder / "-".join(pipelines)))
+    for (name, index), batch in batches.items():
+        if batch.sounds is not None and batch.sampling_rate is not None:
+            written.append(_write_sound(batch.sounds[0], batch.sampling_rate, folder / f"{index}-{name}.wav"))
+    write_atomic(folder / "samples.json", json.dumps({"rows": list(pipelines), "samples": samples}, indent=2) + "\n")
     return written
 
 
-def sampling_rate(pipeline: DiffusionPipeline) -> int | None:
-    """The sampling rate in Hz that the configuration of some component names."""
-    configs = [part.config for part in pipeline.components.values() if hasattr(part, "config")]
-    rates = [getattr(config, name, None) for config in configs for name in ("sampling_rate", "sample_rate")]
-    return next((rate for rate in rates if isinstance(rate, int)), None)
+def _write_sheet(pictures: Pixels, path: Path) -> Path:
+    """Writes [rows, columns, frames, height, width, 3] as a picture, or as an animation of several frames."""
+    scale = max(1, MIN_SIDE // max(pictures.shape[3:5]))
+    enlarged = pictures.repeat(scale, axis=3).repeat(scale, axis=4)
+    tiles = np.pad(enlarged, [(0, 0)] * 3 + [(0, GAP), (0, GAP), (0, 0)], constant_values=255)
+    rows, columns, frames, height, width, channels = tiles.shape
+    sheets = tiles.transpose(2, 0, 3, 1, 4, 5).reshape(frames, rows * height, columns * width, channels)
+    first, *others = [Image.fromarray(sheet[:-GAP, :-GAP]) for sheet in sheets]
+    animation: dict[str, Any] = {"save_all": True, "append_images": others, "duration": 125, "loop": 0}
+    target = path.with_suffix(".gif" if others else ".png")
+    with replacing(target) as partial:
+        first.save(partial, **(animation if others else {}))
+    return target
+
+
+def _write_sound(sound: Floats, rate: int, path: Path) -> Path:
+    """Writes a sound [channels, time] in -1 to 1 as a 16-bit file."""
+    with replacing(path) as partial:
+        scipy.io.wavfile.write(partial, rate, (np.clip(sound.T, -1, 1) * MAX_LEVEL).astype(np.int16))
+    return path
