@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+import scipy.special
 import torch
 from torch import nn
 from transformers import (
@@ -62,15 +63,11 @@ class LatentFeatures:
             raise EvaluationError("files have no latents to compare; choose features: inception, a folder or a Hub id")
         if batch.latents.ndim == 2:
             return batch.latents
-        channels = _channels_first(batch.latents)
+        latents = batch.latents
+        if latents.ndim == 3 and latents.shape[1] > latents.shape[2]:  # tokens, which outnumber their channels
+            latents = latents.swapaxes(1, 2)
+        channels = latents.reshape(*latents.shape[:2], -1)
         return np.concatenate([channels.mean(axis=2), channels.std(axis=2)], axis=1)
-
-
-def _channels_first(latents: Floats) -> Floats:
-    """Latents as [samples, channels, positions]; tokens come in either order, and outnumber their channels."""
-    if latents.ndim == 3 and latents.shape[1] > latents.shape[2]:
-        latents = latents.swapaxes(1, 2)
-    return latents.reshape(*latents.shape[:2], -1)
 
 
 @dataclass(frozen=True)
@@ -87,27 +84,28 @@ class InceptionFeatures:
     def __call__(self, batch: SampleBatch) -> Floats:
         """[samples, 2048]; a video has the mean over its frames."""
 
-        def features(frames: Pixels) -> torch.Tensor:
-            output = self.network(torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device))
-            assert isinstance(output, torch.Tensor)
-            return output
+        def features(frames: Pixels) -> Any:
+            return self.network(torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device))
 
         return _of_frames(batch, features, self.name)
 
     def probabilities(self, features: Floats) -> Floats:
         """[samples, 1008], from the last layer without its bias, as is usual for inception scores."""
         weight = self.network.fc.weight.detach().double().cpu().numpy()
-        logits = torch.from_numpy(features @ weight.T)
-        return np.asarray(logits.softmax(dim=1).numpy())
+        return np.asarray(scipy.special.softmax(features @ weight.T, axis=1))
 
 
 @dataclass(frozen=True)
-class PictureFeatures:
-    """Features of pictures from a transformers network: its pooled output, or the mean of its last hidden states."""
+class _Network:
+    """A transformers network and its processor."""
 
     network: Any
     processor: Any
     name: str
+
+
+class PictureFeatures(_Network):
+    """Features of pictures from a transformers network: its pooled output, or the mean of its last hidden states."""
 
     def __call__(self, batch: SampleBatch) -> Floats:
         """[samples, features]; a video has the mean over its frames."""
@@ -120,13 +118,8 @@ class PictureFeatures:
         return _of_frames(batch, features, self.name)
 
 
-@dataclass(frozen=True)
-class SoundFeatures:
+class SoundFeatures(_Network):
     """Features of sounds from a transformers network: its pooled output, or the mean of its last hidden states."""
-
-    network: Any
-    processor: Any
-    name: str
 
     def __call__(self, batch: SampleBatch) -> Floats:
         """[samples, features], of mono sound at the network's own sampling rate."""
@@ -146,13 +139,8 @@ class SoundFeatures:
         return _numpy(_pooled((self.network.get_audio_features if is_clap else self.network)(**inputs)))
 
 
-@dataclass(frozen=True)
-class ClipScore:
+class ClipScore(_Network):
     """How well pictures match their prompts: the CLIP score of Hessel et al. (arXiv 2104.08718), times 100."""
-
-    network: Any
-    processor: Any
-    name: str
 
     def __call__(self, batch: SampleBatch) -> Floats:
         """[samples]: 100 times the cosine of a picture and its prompt, at least 0; of a video the mean over frames."""
@@ -186,7 +174,14 @@ def find_extractor(features: Features, device: torch.device) -> Extractor:
         return features
     if features == "latents":
         return LatentFeatures()
-    return _open_inception(device) if features == "inception" else _open_network(features, device)
+    if features == "inception":
+        return _open_inception(device)
+    network = _open_network(features, device)
+    if isinstance(network, ClapModel) or network.main_input_name in SOUND_INPUTS:
+        return SoundFeatures(network, _open(AutoFeatureExtractor, features), features)
+    if network.main_input_name == "pixel_values" or isinstance(network, (CLIPModel, SiglipModel)):
+        return PictureFeatures(network, _open(AutoImageProcessor, features), features)
+    raise EvaluationError(f"{features} is a {type(network).__name__}, a network for neither pictures nor sounds")
 
 
 def find_clip_score(clip: str, device: torch.device) -> ClipScore:
@@ -195,7 +190,7 @@ def find_clip_score(clip: str, device: torch.device) -> ClipScore:
     Raises:
         EvaluationError: it cannot be opened, or is no CLIP model.
     """
-    network = _open(AutoModel, clip).to(device)
+    network = _open_network(clip, device)
     if not isinstance(network, CLIPModel):
         raise EvaluationError(f"{clip} is a {type(network).__name__} and no CLIPModel; give a CLIP model")
     return ClipScore(network, _open(AutoProcessor, clip), clip)
@@ -214,32 +209,23 @@ def _open_inception(device: torch.device) -> InceptionFeatures:
     return InceptionFeatures(network, device)
 
 
-def _open_network(name: str, device: torch.device) -> Extractor:
-    network = _open(AutoModel, name).to(device)
-    if isinstance(network, ClapModel) or network.main_input_name in SOUND_INPUTS:
-        return SoundFeatures(network, _open(AutoFeatureExtractor, name), name)
-    if network.main_input_name == "pixel_values" or isinstance(network, (CLIPModel, SiglipModel)):
-        return PictureFeatures(network, _open(AutoImageProcessor, name), name)
-    raise EvaluationError(f"{name} is a {type(network).__name__}, a network for neither pictures nor sounds")
+def _open_network(name: str, device: torch.device) -> Any:
+    network, loading = _open(AutoModel, name, use_safetensors=True, output_loading_info=True)
+    if loading["missing_keys"]:  # they would be random
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise EvaluationError(f"{name} lacks weights of {type(network).__name__}: {missing}; choose another network")
+    return network.eval().to(device)
 
 
-def _open(auto_class: Any, name: str) -> Any:
-    """Opens a network or its processor, without unpickling and without running code of the folder."""
+def _open(auto_class: Any, name: str, **options: Any) -> Any:
+    """Opens a network or its processor, without running code of the folder."""
     try:
-        if auto_class is not AutoModel:
-            return auto_class.from_pretrained(name, trust_remote_code=False)
-        network, loading = auto_class.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many kinds
         raise EvaluationError(
             f"no feature network at {name!r}: {one_line(error)}; give a folder written by transformers' "
             "save_pretrained, or a Hub id such as owner/name"
         ) from error
-    if loading["missing_keys"]:  # they would be random
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise EvaluationError(f"{name} lacks weights of {type(network).__name__}: {missing}; choose another network")
-    return network.eval()
 
 
 def _pooled(output: Any) -> torch.Tensor:

@@ -61,8 +61,8 @@ def read_picture(path: Path) -> Image.Image:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
 
 
-def read_sound(path: Path, rate: int | None = None) -> Floats:
-    """Reads a sound [channels, time] in -1 to 1, resampled to `rate` Hz if given.
+def read_sound(path: Path, rate: int) -> Floats:
+    """Reads a sound [channels, time] in -1 to 1, resampled to `rate` Hz.
 
     Raises:
         DataError: the file is broken, or soundfile is missing.
@@ -77,7 +77,7 @@ def read_sound(path: Path, rate: int | None = None) -> Floats:
         wave, own_rate = soundfile.read(path, always_2d=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
-    return resampled(wave.T, own_rate, rate or own_rate)
+    return resampled(wave.T, own_rate, rate)
 
 
 def resampled(sound: Floats, rate: int, wanted: int) -> Floats:
