@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError
 from ldpruner.pipelines.offload import module_device
-from ldpruner.pipelines.patches import patched_method, patched_step, preserved_dtype
+from ldpruner.pipelines.patches import patched_method, preserved_dtype
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers
+from ldpruner.pipelines.running import StopPipeline, networks
+from ldpruner.pipelines.sampling import sample_decoded
 
 TOLERANCE = 1e-3  # relative error of the inversion, where the precision allows
 
@@ -61,13 +62,16 @@ def find_encoder(pipeline: DiffusionPipeline, probe: Probe) -> Encoder:
     last, decoded, autoencoder, output = _record_decoding(pipeline, probe)
     name = type(pipeline).__name__
     advice = "finetune without data: the teacher's own samples are used"
-    last = last[: len(decoded)]  # some pipelines step the unguided copy with the guided one
     if last.shape != decoded.shape or output.ndim != 4:
         raise FinetuningError(
             f"{name} rearranges its latents {tuple(last.shape)} to {tuple(decoded.shape)} before it decodes "
             f"{tuple(output.shape)}; data cannot be encoded for it yet, {advice}"
         )
-    scale, shift = _fit_channels(last, decoded)
+    others = [dim for dim in range(last.ndim) if dim != 1]  # scale and shift are those of each channel
+    std, mean = torch.std_mean(last.double(), others, keepdim=True)
+    decoded_std, decoded_mean = torch.std_mean(decoded.double(), others, keepdim=True)
+    scale = decoded_std / std
+    shift = decoded_mean - scale * mean
     tolerance = max(TOLERANCE, 8 * torch.finfo(last.dtype).eps, 8 * torch.finfo(decoded.dtype).eps)
     if float((last * scale + shift - decoded).norm()) > tolerance * float(decoded.norm()):
         raise FinetuningError(f"{name} does more than scale its latents before it decodes them; {advice}")
@@ -77,46 +81,23 @@ def find_encoder(pipeline: DiffusionPipeline, probe: Probe) -> Encoder:
 
 def _record_decoding(pipeline: DiffusionPipeline, probe: Probe) -> tuple[Tensor, Tensor, nn.Module, Tensor]:
     """The scheduler's last latents, the decoder's input, the network that decodes, and its output."""
-    stepped: list[Tensor] = []
     decodings: list[tuple[Tensor, nn.Module, Tensor]] = []
+
+    def recording(autoencoder: Any) -> Any:
+        original = autoencoder.decode
+
+        def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+            decodings.append((latents.cpu(), autoencoder, original(latents, *args, **kwargs)[0]))
+            raise StopPipeline
+
+        return decode
+
     with contextlib.ExitStack() as stack:
-        for scheduler in schedulers(pipeline):
-            stack.enter_context(patched_step(scheduler, _recording_step(type(scheduler).step, stepped)))
         for part in networks(pipeline).values():
-            if all(callable(getattr(part, method, None)) for method in ("encode", "decode")):
+            if hasattr(part, "encode") and hasattr(part, "decode"):
                 stack.enter_context(preserved_dtype(part))
-                stack.enter_context(patched_method(part, "decode", _recording_decode(part, decodings)))
-        run_pipeline(pipeline, probe.without("output_type").arguments(pipeline, [0]))
-    if not stepped or not decodings:
+                stack.enter_context(patched_method(part, "decode", recording(part)))
+        last, _ = sample_decoded(pipeline, probe, [0])
+    if not decodings:
         raise FinetuningError(f"{type(pipeline).__name__} decodes nothing that it could encode; finetune without data")
-    latents, autoencoder, output = decodings[0]
-    return stepped[-1].cpu(), latents.cpu(), autoencoder, output
-
-
-def _recording_step(original: Any, results: list[Tensor]) -> Any:
-    def step(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        results.append(result[0])
-        return result
-
-    return step
-
-
-def _recording_decode(part: Any, decodings: list[tuple[Tensor, nn.Module, Tensor]]) -> Any:
-    """A `decode` that records its input and output, and stops the pipeline."""
-    original = part.decode
-
-    def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-        decodings.append((latents, part, original(latents, *args, **kwargs)[0]))
-        raise StopPipeline
-
-    return decode
-
-
-def _fit_channels(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift of each channel by least squares, in the shape of latents: [1, channels, 1, ...]."""
-    x, y = (latents.double().transpose(0, 1).flatten(1) for latents in (before, after))
-    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    scale = ((x - mean_x) * (y - mean_y)).sum(1, keepdim=True) / (x - mean_x).square().sum(1, keepdim=True)
-    shape = (1, -1, *[1] * (before.ndim - 2))
-    return scale.reshape(shape), (mean_y - scale * mean_x).reshape(shape)
+    return last.cpu(), *decodings[0]
