@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.utils.data import ConcatDataset, StackDataset
 
 from ldpruner.errors import FinetuningError
 from ldpruner.finetuning.conditioning import CallSignature, record_calls
@@ -43,11 +44,11 @@ class Examples:
     digest: str
 
     @cached_property
-    def _ends(self) -> Tensor:
-        return torch.tensor([len(chunk[LATENTS]) for chunk in self.chunks]).cumsum(0)
+    def _dataset(self) -> ConcatDataset[dict[str, Tensor]]:
+        return ConcatDataset(StackDataset(**chunk) for chunk in self.chunks)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._dataset)
 
     @property
     def names(self) -> list[str]:
@@ -61,28 +62,17 @@ class Examples:
 
     def batch(self, indices: Tensor, copies: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Latents [batch, ...] of some examples, and one copy of the conditions of each, [batch, rows, ...]."""
-        chunks = torch.searchsorted(self._ends, indices, right=True)
-        rows = indices - torch.cat([torch.zeros(1, dtype=torch.long), self._ends])[chunks]
-        places = list(zip(chunks.tolist(), rows.tolist(), copies.tolist(), strict=True))
-        latents = torch.stack([self.chunks[chunk][LATENTS][row] for chunk, row, _ in places])
+        examples = [self._dataset[index] for index in indices.tolist()]
         conditions = [
-            torch.stack([self.chunks[chunk][name][row, copy] for chunk, row, copy in places]) for name in self.names
+            torch.stack([example[name][copy] for example, copy in zip(examples, copies, strict=True)])
+            for name in self.names
         ]
-        return latents.float(), conditions
+        return torch.stack([example[LATENTS] for example in examples]).float(), conditions
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where examples come from: the teacher's own samples, or rows of data.
-
-    Attributes:
-        teacher: the original pipeline.
-        component: its denoiser.
-        call_signature: how it calls the denoiser.
-        probe: how the teacher samples, and its arguments.
-        batch: samples at once.
-        rows: of data; None for the teacher's own samples.
-    """
+    """Where examples come from: rows of data, or the teacher's own samples if None; `batch` of them at once."""
 
     teacher: DiffusionPipeline
     component: str
@@ -106,36 +96,35 @@ class Source:
 
     def _chunks(self, folder: Path | None) -> Iterator[dict[str, Tensor]]:
         total = self.probe.samples if self.rows is None else len(self.rows)
-        encoder = None
         for first in range(0, total, CHUNK):
             path = folder / f"{first:07d}.safetensors" if folder is not None else None
-            if path is not None and (chunk := _read(path)) is not None:
-                yield chunk
-                continue
-            logger.info("%s %d of %d", "sampling" if self.rows is None else "encoding", first, total)
-            indices = range(first, min(first + CHUNK, total))
-            if self.rows is not None:
-                encoder = encoder or find_encoder(self.teacher, self.probe)
-            chunk = self._sampled(indices) if encoder is None else self._encoded(encoder, indices)
-            if path is not None:
-                write_tensors(path, chunk)
-                chunk = _read(path) or chunk  # from now on in the file, not in memory
+            chunk = _read(path) if path is not None else None
+            if chunk is None:
+                logger.info("%s %d of %d", "sampling" if self.rows is None else "encoding", first, total)
+                chunk = self._chunk(range(first, min(first + CHUNK, total)))
+                if path is not None:
+                    write_tensors(path, chunk)
+                    chunk = _read(path) or chunk  # from now on in the file, not in memory
             yield chunk
 
-    def _sampled(self, indices: range) -> dict[str, Tensor]:
-        batches = self._batches(indices)
-        latents = [sample_latents(self.teacher, self.probe, batch).cpu() for batch in batches]
-        return _chunk(latents, [self._conditions(self.probe, batch) for batch in batches])
+    def _chunk(self, indices: range) -> dict[str, Tensor]:
+        """Samples some examples, or encodes some rows, in batches."""
+        probe, chosen = self.probe, []
+        if self.rows is not None:
+            chosen = list(items([self.rows[index] for index in indices], self.teacher))
+            probe, indices = _probe_of(chosen, probe), range(len(chosen))
+        batches = [indices[first : first + self.batch] for first in range(0, len(indices), self.batch)]
+        if self.rows is None:
+            latents = [sample_latents(self.teacher, probe, batch).cpu() for batch in batches]
+        else:
+            latents = [self._encoder([chosen[index].picture for index in batch]) for batch in batches]
+        conditions = zip(*(self._conditions(probe, batch) for batch in batches), strict=True)
+        tensors = {f"conditions.{place}": torch.cat(parts) for place, parts in enumerate(conditions)}
+        return {LATENTS: torch.cat(latents), **tensors}
 
-    def _encoded(self, encoder: Encoder, indices: range) -> dict[str, Tensor]:
-        assert self.rows is not None
-        chosen = list(items([self.rows[index] for index in indices], self.teacher))
-        probe, batches = _probe_of(chosen, self.probe), self._batches(range(len(chosen)))
-        latents = [encoder([chosen[index].picture for index in batch]) for batch in batches]
-        return _chunk(latents, [self._conditions(probe, batch) for batch in batches])
-
-    def _batches(self, indices: range) -> list[range]:
-        return [indices[first : first + self.batch] for first in range(0, len(indices), self.batch)]
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return find_encoder(self.teacher, self.probe)
 
     def _conditions(self, probe: Probe, batch: Sequence[int]) -> list[Tensor]:
         """The conditions of some samples; only what comes before the denoiser runs."""
@@ -162,11 +151,6 @@ def _probe_of(chosen: Sequence[Item], probe: Probe) -> Probe:
     arguments = {name: tuple(item.arguments[name] for item in chosen) for name in names}
     prompts = arguments.pop("prompt", probe.prompts)
     return probe.replace(samples=len(chosen), prompts=prompts, call={**probe.call, **arguments})
-
-
-def _chunk(latents: Sequence[Tensor], conditions: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-    tensors = {f"conditions.{place}": torch.cat(parts) for place, parts in enumerate(zip(*conditions, strict=True))}
-    return {LATENTS: torch.cat(list(latents)), **tensors}
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
