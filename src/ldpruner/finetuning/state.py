@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, StorageError, one_line
+from ldpruner.files import replacing
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.pipelines.offload import module_device
 
@@ -28,8 +29,8 @@ FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
 class State:
     """Everything that a checkpoint holds. The network is trained in full precision, whatever it ships in."""
 
-    def __init__(self, module: nn.Module, training: Training) -> None:
-        self.training = training
+    def __init__(self, module: nn.Module, training: Training, scaler: torch.amp.GradScaler | None = None) -> None:
+        self.training, self.scaler = training, scaler
         self.weights = list(module.float().requires_grad_(True).parameters())
         self.buffers = list(module.buffers())
         fused, decay = module_device(module).type in FUSED_DEVICES, training.adam_weight_decay
@@ -81,14 +82,10 @@ class State:
             self.best = [weight.clone() for weight in self.ema.shadow_params]
         self.validation_losses[self.step] = loss
 
+    @torch.no_grad()
     def load_best_(self) -> None:
         """Loads the averaged weights with the lowest validation loss; the last ones if there was no validation."""
-        self.load_weights_(self.best or self.ema.shadow_params)
-
-    @torch.no_grad()
-    def load_weights_(self, weights: Sequence[Tensor]) -> None:
-        """Copies weights into the network."""
-        _copy_(self.weights, weights)
+        _copy_(self.weights, self.best or self.ema.shadow_params)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -100,7 +97,7 @@ class State:
         finally:
             self.ema.restore(self.weights)
 
-    def write(self, path: Path, identity: Mapping[str, Any], scaler: Mapping[str, Any] | None = None) -> None:
+    def write(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Writes a checkpoint of the run that `identity` describes.
 
         Raises:
@@ -118,22 +115,20 @@ class State:
             "seconds": self.seconds,
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "ema_step": self.ema.optimization_step,
-            "scaler": scaler,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
         }
         write_tensors(path, tensors, metadata)
 
     @torch.no_grad()
-    def restore_(self, path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Restores what `write` wrote, and returns the state of its scaler.
+    def restore_(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Restores what `write` wrote.
 
         Raises:
             FinetuningError: the file is no checkpoint, or of another run.
         """
-        tensors, metadata = _read_checkpoint(path, self.weights[0].device)
-        _check_identity(path, metadata["identity"], identity)
-        _copy_(self.weights, _group(tensors, "weight"))
-        _copy_(self.buffers, _group(tensors, "buffer"))
-        _copy_(self.ema.shadow_params, _group(tensors, "ema"))
+        tensors, metadata = _read_checkpoint(path, self.weights[0].device, identity)
+        for name, targets in {"weight": self.weights, "buffer": self.buffers, "ema": self.ema.shadow_params}.items():
+            _copy_(targets, _group(tensors, name))
         self.best = _group(tensors, "best")
         self._restore_optimizer_(tensors)
         self.lr_scheduler.load_state_dict(metadata["lr_scheduler"])
@@ -143,19 +138,18 @@ class State:
         self.losses, self.step = metadata["losses"], len(metadata["losses"])
         self.validation_losses = {int(step): loss for step, loss in metadata["validation_losses"].items()}
         self.best_step, self.seconds = metadata["best_step"], metadata["seconds"]
-        scaler: dict[str, Any] | None = metadata["scaler"]
-        return scaler
+        if self.scaler is not None:
+            self.scaler.load_state_dict(metadata["scaler"])
 
     def _restore_optimizer_(self, tensors: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            group, index, *names = key.split("/")
-            if group != "optimizer":
-                continue
-            # fused AdamW walks moments in the memory order of their weight, which the file does not keep
-            weight = self.weights[int(index)].detach()
-            moment = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
-            state.setdefault(int(index), {})["/".join(names)] = moment
+            group, index, *name = key.split("/")
+            if group == "optimizer":
+                # fused AdamW walks moments in the memory order of their weight, which the file does not keep
+                weight = self.weights[int(index)].detach()
+                moment = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
+                state.setdefault(int(index), {})[name[0]] = moment
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
@@ -167,11 +161,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     contents = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {"metadata": json.dumps(dict(metadata or {}))}
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(contents, partial, metadata=header)
-        partial.replace(path)
+        with replacing(path) as partial:
+            safetensors.torch.save_file(contents, partial, metadata=header)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {one_line(error)}") from error
 
@@ -183,13 +176,18 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
         return tensors, json.loads(opened.metadata()["metadata"])
 
 
-def _read_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_checkpoint(
+    path: Path, device: torch.device, identity: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors, metadata = read_tensors(path, device)
-        if "identity" not in metadata:
-            raise KeyError("identity")
+        written, current = metadata["identity"], json.loads(json.dumps(dict(identity)))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FinetuningError(f"{path} is no checkpoint: {one_line(error)}; delete it to start again") from error
+    names = sorted(name for name in {*written, *current} if written.get(name) != current.get(name))
+    if names:
+        changes = "; ".join(f"{name} was {written.get(name)!r}, is {current.get(name)!r}" for name in names)
+        raise FinetuningError(f"{path} is of another training: {changes}; delete it or choose another run folder")
     return tensors, metadata
 
 
@@ -201,11 +199,3 @@ def _group(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
 def _copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
-
-
-def _check_identity(path: Path, written: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    current = json.loads(json.dumps(dict(current)))
-    names = sorted(name for name in {*written, *current} if written.get(name) != current.get(name))
-    if names:
-        changes = "; ".join(f"{name} was {written.get(name)!r}, is {current.get(name)!r}" for name in names)
-        raise FinetuningError(f"{path} is of another training: {changes}; delete it or choose another run folder")

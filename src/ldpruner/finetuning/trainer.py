@@ -41,13 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingLoss(Protocol):
-    """What a network is trained on.
-
-    Each loss is the mean over this process's part of a batch, in one of its accumulation passes.
-    """
+    """What a network is trained on: means over this process's part of a batch, one for each accumulation pass."""
 
     def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        """The losses on a random batch, one for each pass: whoever iterates goes backward in between."""
+        """The losses on a random batch; the trainer goes backward through each before it asks for the next."""
 
     def validation_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
         """The losses on the validation examples; none where there are none."""
@@ -58,9 +55,8 @@ class Trainer:
 
     Args:
         module: the network; it stays in training or evaluation mode.
-        loss: what it is trained on.
-        training: how long, how fast.
-        accelerator: the devices and the precision.
+        loss, training: what it is trained on, how long and how fast.
+        accelerator: the devices and the precision, of `prepare_accelerator`.
         checkpoint: a file for its state; training goes on from there.
         identity: what describes the run besides its settings. A checkpoint of another run is refused.
     """
@@ -77,13 +73,11 @@ class Trainer:
     ) -> None:
         self.loss, self.training, self.accelerator, self.checkpoint = loss, training, accelerator, checkpoint
         self.identity = {**training.model_dump(exclude=WITHOUT_EFFECT), **(identity or {})}
-        self.state = State(module, training)
+        self.state = State(module, training, accelerator.scaler)
         self.module, self.optimizer = accelerator.prepare(module, self.state.optimizer)
         self._pending: list[tuple[Tensor, float]] = []  # losses that are still on the device, and learning rates
         if checkpoint is not None and checkpoint.exists():
-            scaler = self.state.restore_(checkpoint, self.identity)
-            if accelerator.scaler is not None and scaler:
-                accelerator.scaler.load_state_dict(scaler)
+            self.state.restore_(checkpoint, self.identity)
             logger.info("training goes on from step %d", self.state.step)
         self._remaining = training.max_train_steps - self.state.step
 
@@ -160,8 +154,7 @@ class Trainer:
 
     def _write(self) -> None:
         if self.checkpoint is not None and self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            self.state.write(self.checkpoint, self.identity, scaler.state_dict() if scaler is not None else None)
+            self.state.write(self.checkpoint, self.identity)
 
 
 def finetune(
@@ -198,11 +191,8 @@ def finetune(
     return work.finish()
 
 
-class Finetuning:
-    """A finetuning run: an iterable with a length that takes one step after the other, then `finish()`.
-
-    The arguments are those of `finetune`.
-    """
+class Finetuning(Trainer):
+    """A finetuning run, with the arguments of `finetune`."""
 
     def __init__(
         self,
@@ -216,57 +206,38 @@ class Finetuning:
         run: Path | str | None = None,
         report_to: Sequence[Any] = (),
     ) -> None:
-        self.training = (training or Training()).resolved(data=data is not None)
+        training = (training or Training()).resolved(data=data is not None)
         folder = Path(run) if run is not None else None
-        self.accelerator = prepare_accelerator(self.training, teacher.device, folder, report_to)
-        rows = open_data(data) if data is not None else None
-        with self.accelerator.main_process_first():
-            self.distillation = prepare_distillation(
-                teacher.to(self.accelerator.device), rows, probe or Probe(samples=SAMPLES), component, folder
-            )
+        accelerator = prepare_accelerator(training, teacher.device, folder, report_to)
+        rows, probe = open_data(data) if data is not None else None, probe or Probe(samples=SAMPLES)
+        with accelerator.main_process_first():
+            self.distillation = prepare_distillation(teacher.to(accelerator.device), rows, probe, component, folder)
         self._student: Any = networks(pruned)[self.distillation.component]
         self._placement = module_device(self._student), module_dtype(self._student)
-        student = self._student.to(self.accelerator.device).eval()
-        weak_model = copy.deepcopy(student).requires_grad_(False) if self.training.autoguidance_scale else None
-        self._enable_gradient_checkpointing()
+        student: Any = self._student.to(accelerator.device).eval()
+        weak_model = copy.deepcopy(student).requires_grad_(False) if training.autoguidance_scale else None
+        if training.gradient_checkpointing:
+            try:
+                student.enable_gradient_checkpointing()
+            except ValueError as error:
+                raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
         identity = {
             "network": architecture(student).digest,
             "examples": self.distillation.examples.digest,
             "weak_model": weights_digest(weak_model) if weak_model is not None else None,
         }
-        loss = DistillationLoss(self.distillation, student, weak_model, self.training, self.accelerator)
+        loss = DistillationLoss(self.distillation, student, weak_model, training, accelerator)
         checkpoint = folder / CHECKPOINT if folder is not None else None
-        self._trainer = Trainer(
-            student, loss, self.training, self.accelerator, checkpoint=checkpoint, identity=identity
-        )
-
-    def _enable_gradient_checkpointing(self) -> None:
-        if not self.training.gradient_checkpointing:
-            return
-        try:
-            self._student.enable_gradient_checkpointing()
-        except ValueError as error:
-            raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
-
-    @property
-    def state(self) -> State:
-        return self._trainer.state
+        super().__init__(student, loss, training, accelerator, checkpoint=checkpoint, identity=identity)
 
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that writes and prints."""
         return bool(self.accelerator.is_main_process)
 
-    def __len__(self) -> int:
-        return len(self._trainer)
-
-    def __iter__(self) -> Iterator[int]:
-        """Trains; yields the number of steps done so far, earlier sittings included."""
-        return iter(self._trainer)
-
     def finish(self) -> History:
         """Loads the best weights into the pruned pipeline, on its device and in its precision; returns the history."""
-        history = self._trainer.finish()
+        history = super().finish()
         if self.training.gradient_checkpointing:
             self._student.disable_gradient_checkpointing()
         device, dtype = self._placement
