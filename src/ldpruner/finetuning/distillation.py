@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +31,7 @@ from ldpruner.pipelines.sampling import largest_batch
 BATCH_SIZE = 16  # samples of the teacher at once
 MAX_VALIDATION_EXAMPLES = 256  # so that a validation costs little
 TEACHER_EXAMPLES = 8  # on which the teacher is validated
+Inputs: TypeAlias = tuple[Tensor, Tensor, Sequence[Tensor]]  # noisy latents, timesteps and conditions
 UNCONDITIONAL_SHARE = 0.2  # of the examples; classifier-free guidance uses 0.1 to 0.2 (Ho and Salimans 2022)
 
 
@@ -124,45 +125,10 @@ def prepare_distillation(
     return distillation.validate_teacher(type(teacher).__name__)
 
 
-class NoisyBatch(NamedTuple):
-    """Noisy examples of a step.
-
-    Attributes:
-        noisy, target: latents, and the target of the denoiser's output, [batch, ...].
-        times, weights: the scheduler's timesteps, and the weight of the loss at them, [batch].
-        guidance: strengths of autoguidance, [batch, 1, ...].
-        conditions: what else the denoiser is called with.
-    """
-
-    noisy: Tensor
-    target: Tensor
-    times: Tensor
-    weights: Tensor
-    guidance: Tensor
-    conditions: Sequence[Tensor]
-
-    def to(self, device: torch.device) -> "NoisyBatch":
-        """The same batch on a device; the host does not wait for the copy."""
-        moved: NoisyBatch = tree_map(lambda tensor: _moved(tensor, device), self)
-        return moved
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    # a copy from memory that is not pinned waits until the device has finished all earlier work
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 class DistillationLoss:
     """The losses of a student: denoising, the teacher's output and the teacher's features.
 
-    Args:
-        distillation: the teacher and its examples.
-        student: the network that is trained.
-        weak_model: the unfinetuned student, for autoguidance; or None.
-        training: weights of the losses.
-        accelerator: which part of a batch belongs to this process.
+    The weak model is the unfinetuned student, for autoguidance.
     """
 
     def __init__(
@@ -194,6 +160,7 @@ class DistillationLoss:
     def _losses(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         """The losses on this process's part of some examples; noise is sampled for all of them."""
         distillation, training = self.distillation, self.training
+        low, high = training.guidance_interval
         copies = torch.multinomial(distillation.copy_shares, len(indices), replacement=True, generator=generator)
         levels = random_levels(len(indices), generator)
         noise = torch.randn((len(indices), *distillation.examples.shape), generator=generator)
@@ -201,29 +168,37 @@ class DistillationLoss:
         for chosen in part.chunk(training.gradient_accumulation_steps):
             latents, conditions = distillation.examples.batch(indices[chosen], copies[chosen])
             noisy, target, times = distillation.add_noise(latents, noise[chosen], levels[chosen])
-            guidance = training.strengths(levels[chosen]).reshape(-1, *[1] * (latents.ndim - 1))
+            is_guided = (low <= levels[chosen]) & (levels[chosen] <= high)
+            guidance = (training.autoguidance_scale * is_guided).reshape(-1, *[1] * (latents.ndim - 1))
             weights = distillation.objective.weights(times) if training.snr_weighting else torch.ones(len(times))
-            batch = NoisyBatch(noisy, target, times, weights, guidance, conditions)
-            yield self._loss(module, batch.to(self.accelerator.device))
+            batch = tree_map(self._on_device, ((noisy, times, conditions), target, weights, guidance))
+            yield self._loss(module, *batch)
 
-    def _loss(self, module: nn.Module, batch: NoisyBatch) -> Tensor:
-        distillation, training, target = self.distillation, self.training, batch.target
-        inputs = batch.noisy, batch.times, batch.conditions
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        device = self.accelerator.device
+        if device.type != "cuda" or tensor.is_cuda:
+            return tensor.to(device)
+        # a copy from memory that is not pinned waits until the device has finished all earlier work
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    def _loss(self, module: nn.Module, inputs: Inputs, target: Tensor, weights: Tensor, guidance: Tensor) -> Tensor:
+        """The loss of outputs for `inputs` with SNR weights [batch] and strengths of autoguidance [batch, 1, ...]."""
+        distillation, training = self.distillation, self.training
         with (
             self.accelerator.autocast(),
             force_eager(),  # compiled networks may not call hooks
             features_of(distillation.teacher, self.stages) as teacher_features,
             features_of(self.student, self.stages) as student_features,
         ):
-            output = predicted(module(**distillation.call_signature.arguments(*inputs)), batch.noisy).float()
+            output = predicted(module(**distillation.call_signature.arguments(*inputs)), inputs[0]).float()
             if not training.needs_teacher:
-                return (training.task_loss_weight or 0.0) * latent_loss(output, target, batch.weights)
+                return (training.task_loss_weight or 0.0) * latent_loss(output, target, weights)
             teacher_output = distillation.predict(distillation.teacher, *inputs)
             if self.weak_model is not None:
-                shift = batch.guidance * (teacher_output - distillation.predict(self.weak_model, *inputs))
+                shift = guidance * (teacher_output - distillation.predict(self.weak_model, *inputs))
                 target, teacher_output = target + shift, teacher_output + shift
-            loss = (training.task_loss_weight or 0.0) * latent_loss(output, target, batch.weights)
-            loss = loss + training.output_kd_weight * latent_loss(output, teacher_output, batch.weights)
+            loss = (training.task_loss_weight or 0.0) * latent_loss(output, target, weights)
+            loss = loss + training.output_kd_weight * latent_loss(output, teacher_output, weights)
             return loss + training.feature_kd_weight * feature_loss(
                 teacher_features, student_features, normalize=training.normalize_features
             )

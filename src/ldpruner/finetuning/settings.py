@@ -1,14 +1,11 @@
 """How a pruned denoiser is trained, as one value."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ldpruner.errors import FinetuningError
 from ldpruner.values import Value
-
-if TYPE_CHECKING:
-    from torch import Tensor  # the command line lists these settings in --help, and torch takes seconds to import
 
 
 def _as_written(precision: Any) -> Any:
@@ -98,11 +95,6 @@ class Training(Value):
     def resolved(self, *, data: bool) -> "Training":
         """The same with the weight of the task that fits learning from data, or from the teacher alone."""
         return self if self.task_loss_weight is not None else self.replace(task_loss_weight=1.0 if data else 0.0)
-
-    def strengths(self, levels: "Tensor") -> "Tensor":
-        """How strong autoguidance is at noise levels, [batch]."""
-        low, high = self.guidance_interval
-        return self.autoguidance_scale * ((levels >= low) & (levels <= high))
 
 
 class History(Value):
