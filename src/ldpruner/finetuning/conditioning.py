@@ -4,7 +4,7 @@ Nothing here knows a pipeline by name: the calls of its first steps are recorded
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from ldpruner.errors import FinetuningError
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.patches import patched_step
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers
+from ldpruner.pipelines.running import Arguments, StopPipeline, networks, run_pipeline, schedulers
 
 MAX_STEPS = 6  # that are recorded
 NOISE_LEVELS = 3  # needed to fit the denoiser's noise level to the scheduler's
@@ -27,8 +27,6 @@ NOISE_LEVELS = 3  # needed to fit the denoiser's noise level to the scheduler's
 # Scale and shift from the scheduler's noise level to the denoiser's: the same, a share of 1000, or reversed.
 TIME_SCALES = ((1.0, 0.0), (1e-3, 0.0), (-1e-3, 1.0))
 UNSUPPORTED = "such pipelines cannot be finetuned yet"
-
-Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,8 @@ class CallSignature:
 
 def named_arguments(denoiser: Denoiser) -> dict[str, Any]:
     """The arguments of a recorded call by name."""
-    return _named(denoiser.module, denoiser.arguments, denoiser.options)
-
-
-def _named(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    named: dict[str, Any] = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    signature = inspect.signature(denoiser.module.forward)
+    named: dict[str, Any] = dict(signature.bind(*denoiser.arguments, **denoiser.options).arguments)
     named |= named.pop("kwargs", {})
     return named
 
@@ -116,9 +111,8 @@ def watch_call_signature(pipeline: DiffusionPipeline, component: str, probe: Pro
     """Records how a pipeline calls its denoiser; costs a few denoiser calls.
 
     Args:
-        pipeline: the pipeline.
-        component: the name of its denoiser.
-        probe: the arguments of the pipeline.
+        pipeline, component: the pipeline, and the name of its denoiser.
+        probe: the arguments of the pipeline's call.
         batches: whether the pipeline can sample two at once.
 
     Raises:
@@ -128,7 +122,7 @@ def watch_call_signature(pipeline: DiffusionPipeline, component: str, probe: Pro
     module = parts[component]
     if any(part is not module and type(part) is type(module) for part in parts.values()):
         raise FinetuningError(f"{name} has two denoisers, each for a part of the noise levels; {UNSUPPORTED}")
-    steps = record_steps(pipeline, module, probe.arguments(pipeline, [0]), NOISE_LEVELS)
+    steps = record_steps(pipeline, component, probe.arguments(pipeline, [0]), NOISE_LEVELS)
     if len({step.time for step in steps}) < 2:
         raise FinetuningError(f"{name} takes {probe.steps} steps; at least two noise levels are needed")
     call = steps[0].calls[0]
@@ -151,7 +145,7 @@ def watch_call_signature(pipeline: DiffusionPipeline, component: str, probe: Pro
         latents=latents.shape[1:],
         appended=_appended(inputs, latents),
         copies=len(inputs),
-        calls=len(steps[0].calls) if _have_same_shapes(steps[0].calls) else 1,
+        calls=len(steps[0].calls) if len(set(map(_shapes, steps[0].calls))) == 1 else 1,
         scale=scale,
         shift=shift,
     )
@@ -163,7 +157,7 @@ def record_calls(
     """The denoiser calls of a pipeline's first step; the denoiser itself runs only where guidance calls it twice."""
     if call_signature.calls == 1:
         return [named_arguments(find_denoiser(pipeline, component, arguments))]
-    return record_steps(pipeline, networks(pipeline)[component], arguments, 1)[0].calls
+    return record_steps(pipeline, component, arguments, 1)[0].calls
 
 
 @dataclass(frozen=True)
@@ -175,13 +169,13 @@ class Step:
     latents: Tensor
 
 
-def record_steps(pipeline: DiffusionPipeline, module: nn.Module, arguments: Arguments, levels: int) -> list[Step]:
+def record_steps(pipeline: DiffusionPipeline, component: str, arguments: Arguments, levels: int) -> list[Step]:
     """Runs a pipeline for some noise levels."""
     calls: list[dict[str, Any]] = []
     steps: list[Step] = []
 
-    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append(_named(module, args, kwargs))
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append(named_arguments(Denoiser(component, module, args, kwargs)))
 
     def recording(original: Any) -> Any:
         signature = inspect.signature(original)
@@ -198,7 +192,8 @@ def record_steps(pipeline: DiffusionPipeline, module: nn.Module, arguments: Argu
         return step
 
     with ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(record, with_kwargs=True).remove)
+        hook = networks(pipeline)[component].register_forward_pre_hook(record, with_kwargs=True)
+        stack.callback(hook.remove)
         for scheduler in schedulers(pipeline):
             stack.enter_context(patched_step(scheduler, recording(type(scheduler).step)))
         run_pipeline(pipeline, dict(arguments))
@@ -207,9 +202,8 @@ def record_steps(pipeline: DiffusionPipeline, module: nn.Module, arguments: Argu
     return steps
 
 
-def _have_same_shapes(calls: Sequence[Arguments]) -> bool:
-    shapes = [[getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(dict(call))] for call in calls]
-    return all(shape == shapes[0] for shape in shapes)
+def _shapes(call: Arguments) -> tuple[Any, ...]:
+    return tuple(getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(dict(call)))
 
 
 def _check_constant(steps: Sequence[Step], places: Sequence[int], pipeline: str) -> None:
