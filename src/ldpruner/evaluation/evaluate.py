@@ -1,7 +1,7 @@
 """Cost and quality of a pruned pipeline, side by side with its original."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,21 +26,17 @@ from ldpruner.evaluation.media import Folder, find_media
 from ldpruner.evaluation.metrics import (
     CONFIDENCE,
     NEIGHBOURS,
+    PICTURE_METRICS,
     RESAMPLES,
+    SET_METRICS,
     SSIM_WINDOW,
     Measure,
     Statistic,
-    frechet_distance,
     inception_score,
-    kernel_distance,
     latent_distance,
     mean,
     parts,
-    precision,
-    psnr,
-    recall,
     shift_of_latents,
-    ssim,
 )
 from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch
 from ldpruner.pipelines.probe import Probe
@@ -51,13 +47,6 @@ from ldpruner.scoring.importance import Floats
 from ldpruner.values import Value
 
 COSTS = ("latency_ms", "latency_ratio", "peak_memory_bytes", "parameters", "macs")
-SET_METRICS: Mapping[str, Callable[[Floats, Floats], Statistic]] = {  # of the features of all samples
-    "frechet_distance": frechet_distance,
-    "kid": kernel_distance,
-    "precision": precision,
-    "recall": recall,
-}
-PICTURE_METRICS = {"psnr": psnr, "ssim": ssim}
 PAIRED = ("latent_shift", "latent_distance", *PICTURE_METRICS)  # compare each sample with the original's
 METRICS = (*COSTS, *SET_METRICS, "inception_score", "clip_score", *PAIRED)
 DECODED_BATCH_SIZE = 8  # decoding takes more memory than denoising

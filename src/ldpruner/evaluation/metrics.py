@@ -6,7 +6,7 @@ matrix.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -278,6 +278,15 @@ def ssim(pictures: Pixels, originals: Pixels) -> Floats:
 
     videos = zip(pictures, originals, strict=True)
     return np.array([np.mean([similarity(*pair) for pair in zip(*video, strict=True)]) for video in videos])
+
+
+SET_METRICS: Mapping[str, Callable[[Floats, Floats], Statistic]] = {  # of the features of all samples
+    "frechet_distance": frechet_distance,
+    "kid": kernel_distance,
+    "precision": precision,
+    "recall": recall,
+}
+PICTURE_METRICS: Mapping[str, Callable[[Pixels, Pixels], Floats]] = {"psnr": psnr, "ssim": ssim}
 
 
 def latent_shift(first: DiffusionPipeline, second: DiffusionPipeline, probes: tuple[Probe, Probe]) -> float:
