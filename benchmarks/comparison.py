@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from benchmarks.criteria import CRITERIA
 from benchmarks.models import Model
-from ldpruner.finetuning import Finetuning, Training
+from ldpruner.finetuning import Training
+from ldpruner.finetuning.trainer import Finetuning
 from ldpruner.operators.discovery import denoiser_macs
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters

@@ -22,11 +22,12 @@ from torch.nn.functional import mse_loss
 import ldpruner
 from benchmarks.models import MODELS
 from benchmarks.records import cell
-from ldpruner.finetuning import Finetuning, Training
+from ldpruner.finetuning import Training
 from ldpruner.finetuning.conditioning import predicted
 from ldpruner.finetuning.distillation import Distillation
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
+from ldpruner.finetuning.trainer import Finetuning
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.selection.plan import Plan

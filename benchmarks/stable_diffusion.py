@@ -35,11 +35,12 @@ from benchmarks.full_size import FullSizeModel, open_full_size
 from benchmarks.records import RESULTS, cell
 from benchmarks.waits import counted_waits
 from ldpruner.errors import LdPrunerError
-from ldpruner.finetuning import Finetuning, Training
+from ldpruner.finetuning import Training
 from ldpruner.finetuning.conditioning import predicted
 from ldpruner.finetuning.distillation import Distillation
 from ldpruner.finetuning.losses import feature_loss, features_of, stages
 from ldpruner.finetuning.objectives import random_levels
+from ldpruner.finetuning.trainer import Finetuning
 from ldpruner.operators.discovery import Operator, denoiser_macs
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.fingerprints import count_parameters

@@ -7,8 +7,8 @@ from torch.utils import _pytree as pytree
 
 import ldpruner
 from ldpruner.errors import FinetuningError
-from ldpruner.finetuning import Finetuning
 from ldpruner.finetuning.conditioning import named_arguments, watch_call_signature
+from ldpruner.finetuning.trainer import Finetuning
 from ldpruner.pipelines.denoiser import find_denoiser
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import ldpruner
 from ldpruner.errors import FinetuningError
-from ldpruner.finetuning import Finetuning, History, finetune
-from ldpruner.finetuning.trainer import Trainer, prepare_accelerator
+from ldpruner.finetuning import History
+from ldpruner.finetuning.trainer import Finetuning, Trainer, finetune, prepare_accelerator
 from ldpruner.pipelines.running import networks
 from ldpruner.pipelines.sampling import sample_latents
 from tests.finetuning.conftest import PROBE, short, unet_weights
@@ -28,7 +28,8 @@ EVERY = 7  # steps between checkpoints where a run is killed
 
 SCRIPT = """
 import sys, torch, ldpruner
-from ldpruner.finetuning import Finetuning, Training
+from ldpruner.finetuning import Training
+from ldpruner.finetuning.trainer import Finetuning
 torch.set_num_threads(1)
 teacher, student = ldpruner.load(sys.argv[1]), ldpruner.load(sys.argv[1])
 training = Training(**{settings})

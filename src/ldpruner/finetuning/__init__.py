@@ -10,21 +10,6 @@ losses              distances of predictions and of features
 settings, state     the settings of a run, and the contents of its checkpoint
 """
 
-from typing import TYPE_CHECKING, Any
-
 from ldpruner.finetuning.settings import History, Training
 
-if TYPE_CHECKING:
-    from ldpruner.finetuning.trainer import Finetuning, finetune
-
-__all__ = ["Finetuning", "History", "Training", "finetune"]
-
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """Imports the trainer when it is first used: settings alone need no torch."""
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ldpruner.finetuning import trainer
-
-        return getattr(trainer, name)
+__all__ = ["History", "Training"]
