@@ -151,15 +151,6 @@ def watch_call_signature(pipeline: DiffusionPipeline, component: str, probe: Pro
     )
 
 
-def record_calls(
-    pipeline: DiffusionPipeline, component: str, call_signature: CallSignature, arguments: Arguments
-) -> list[dict[str, Any]]:
-    """The denoiser calls of a pipeline's first step; the denoiser itself runs only where guidance calls it twice."""
-    if call_signature.calls == 1:
-        return [named_arguments(find_denoiser(pipeline, component, arguments))]
-    return record_steps(pipeline, component, arguments, 1)[0].calls
-
-
 @dataclass(frozen=True)
 class Step:
     """The denoiser calls of a step, and the scheduler's noise level and latents, [samples, ...]."""

@@ -37,16 +37,7 @@ UNCONDITIONAL_SHARE = 0.2  # of the examples; classifier-free guidance uses 0.1 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The teacher and its examples.
-
-    Attributes:
-        component: the denoiser's name in the pipeline.
-        teacher: the denoiser.
-        call_signature: how the pipeline calls it.
-        objective: how noise is added, and what the denoiser predicts.
-        examples: latents and conditions.
-        sign: -1 where the pipeline negates the denoiser's output.
-    """
+    """The original's denoiser as the teacher, and the examples; `sign` is -1 where a pipeline negates its output."""
 
     component: str
     teacher: nn.Module
@@ -142,7 +133,12 @@ class DistillationLoss:
         self.distillation, self.student, self.weak_model = distillation, student, weak_model
         self.training, self.accelerator = training, accelerator
         self.stages = stages(distillation.teacher, student) if training.feature_kd_weight else ()
-        self.trained, self.validation = _split(len(distillation.examples), training)
+        count = len(distillation.examples)
+        validation = min(MAX_VALIDATION_EXAMPLES, max(1, round(count * training.validation_fraction)))
+        if validation >= count:
+            raise FinetuningError(f"{count} examples are too few for training and validation; give at least 2")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(training.seed))
+        self.validation, self.trained = order[:validation], order[validation:]
 
     def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
         """The losses on this process's part of a random batch, one for each accumulation pass."""
@@ -202,12 +198,3 @@ class DistillationLoss:
             return loss + training.feature_kd_weight * feature_loss(
                 teacher_features, student_features, normalize=training.normalize_features
             )
-
-
-def _split(count: int, training: Training) -> tuple[Tensor, Tensor]:
-    """Indices of the examples for training and for validation."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(training.seed))
-    validation = min(MAX_VALIDATION_EXAMPLES, max(1, round(count * training.validation_fraction)))
-    if validation >= count:
-        raise FinetuningError(f"{count} examples are too few for training and validation; give at least 2")
-    return order[validation:], order[:validation]

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import ConcatDataset, StackDataset
 
 from ldpruner.errors import FinetuningError
-from ldpruner.finetuning.conditioning import CallSignature, record_calls
+from ldpruner.finetuning.conditioning import CallSignature, named_arguments, record_steps
 from ldpruner.finetuning.dataset import Item, Rows, items
 from ldpruner.finetuning.encoding import Encoder, find_encoder
-from ldpruner.finetuning.state import write_tensors
+from ldpruner.finetuning.state import read_tensors, write_tensors
+from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import weights_digest
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
@@ -127,11 +128,14 @@ class Source:
         return find_encoder(self.teacher, self.probe)
 
     def _conditions(self, probe: Probe, batch: Sequence[int]) -> list[Tensor]:
-        """The conditions of some samples; only what comes before the denoiser runs."""
+        """The conditions of some samples; the denoiser itself runs only where guidance calls it twice."""
         if not self.call_signature.condition_places and self.call_signature.appended is None:
             return []
         arguments = probe.arguments(self.teacher, batch)
-        calls = record_calls(self.teacher, self.component, self.call_signature, arguments)
+        if self.call_signature.calls == 1:
+            calls = [named_arguments(find_denoiser(self.teacher, self.component, arguments))]
+        else:
+            calls = record_steps(self.teacher, self.component, arguments, 1)[0].calls
         return [tensor.cpu() for tensor in self.call_signature.conditions(calls, len(batch))]
 
     def _digest(self) -> str | None:
@@ -156,9 +160,9 @@ def _probe_of(chosen: Sequence[Item], probe: Probe) -> Probe:
 def _read(path: Path) -> dict[str, Tensor] | None:
     """A chunk; None where no file can be read."""
     try:
-        return safetensors.torch.load_file(path)
+        return read_tensors(path)[0]
     except FileNotFoundError:
         return None
-    except safetensors.SafetensorError:
+    except SafetensorError:
         logger.warning("%s is damaged and is made again", path)
         return None

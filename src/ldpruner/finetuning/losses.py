@@ -16,15 +16,14 @@ def stages(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]:
     A stage is an item of a list at the top of the network, or another child that holds lists, such as the middle block
     of a U-Net. Removed stages have no features to compare.
     """
-    names = [stage for name, child in teacher.named_children() for stage in _stages_of(name, child)]
+    names = []
+    for name, child in teacher.named_children():
+        if isinstance(child, nn.ModuleList):
+            names += [f"{name}.{index}" for index, block in child.named_children() if any(block.children())]
+        elif any(isinstance(part, nn.ModuleList) for part in child.children()):
+            names.append(name)
     modules = dict(student.named_modules())
     return tuple(name for name in names if name in modules and type(modules[name]).__name__ not in STAND_INS)
-
-
-def _stages_of(name: str, child: nn.Module) -> list[str]:
-    if isinstance(child, nn.ModuleList):
-        return [f"{name}.{index}" for index, block in child.named_children() if any(block.children())]
-    return [name] if any(isinstance(part, nn.ModuleList) for part in child.children()) else []
 
 
 @contextmanager
@@ -58,12 +57,10 @@ def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], *
     Normalized, each stage of each sample counts alike whatever the size of its features (Zhang et al. 2024). Stages of
     different shapes are left out.
     """
-    names = [name for name, features in student.items() if name in teacher and teacher[name].shape == features.shape]
-    terms = [_difference(teacher[name].float(), student[name].float(), normalize) for name in names]
+    terms = []
+    for name in [name for name in student if name in teacher and teacher[name].shape == student[name].shape]:
+        target = teacher[name].float()
+        errors = (target - student[name].float()).square().flatten(1).mean(1)
+        # by sample, so that a batch shared among processes has the same loss
+        terms.append((errors / target.square().flatten(1).mean(1) if normalize else errors).mean())
     return torch.stack(terms).sum() if terms else torch.zeros(())
-
-
-def _difference(teacher: Tensor, student: Tensor, normalize: bool) -> Tensor:
-    errors = (teacher - student).square().flatten(1).mean(1)
-    # by sample, so that a batch shared among processes has the same loss
-    return (errors / teacher.square().flatten(1).mean(1) if normalize else errors).mean()

@@ -1,6 +1,6 @@
 """The training objective of a denoiser: how noise is added to latents, and what the denoiser predicts."""
 
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import DDPMScheduler
@@ -10,20 +10,6 @@ from ldpruner.errors import FinetuningError
 
 MAX_WEIGHT = 100.0  # of 1/alpha, which grows without limit as the signal vanishes
 DISTILLED = ("LCM", "TCD")  # their denoisers were trained to jump, not to predict noise
-
-
-class Objective(Protocol):
-    """How noise is added, and what is predicted."""
-
-    def add_noise(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds noise to latents [batch, ...] at levels in 0 to 1, [batch].
-
-        Returns:
-            the noisy latents, the target of the prediction, and the scheduler's timesteps [batch].
-        """
-
-    def weights(self, times: Tensor) -> Tensor:
-        """SNR weights of the loss at timesteps, [batch]: 1 on average over all levels."""
 
 
 class Diffusion:
@@ -43,6 +29,11 @@ class Diffusion:
         self._weights = weights / weights.mean()
 
     def add_noise(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds noise to latents [batch, ...] at levels in 0 to 1, [batch].
+
+        Returns:
+            the noisy latents, the target of the prediction, and the scheduler's timesteps [batch].
+        """
         count, prediction = self.scheduler.config.num_train_timesteps, self.scheduler.config.prediction_type
         times = (levels * count).long().clamp(max=count - 1)
         targets = {"epsilon": noise, "sample": clean}
@@ -50,6 +41,7 @@ class Diffusion:
         return self.scheduler.add_noise(clean, noise, times), target, times
 
     def weights(self, times: Tensor) -> Tensor:
+        """SNR weights of the loss at timesteps, [batch]: 1 on average over all levels."""
         return self._weights[times]
 
 
@@ -71,6 +63,9 @@ class Flow:
 
     def weights(self, times: Tensor) -> Tensor:
         return torch.ones(len(times))
+
+
+Objective: TypeAlias = Diffusion | Flow
 
 
 def objective_of(scheduler: Any) -> Objective:

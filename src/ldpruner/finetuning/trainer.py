@@ -97,7 +97,8 @@ class Trainer:
             if state.step % training.checkpointing_steps == 0 or state.is_over:
                 self._flush()
                 state.seconds = time.perf_counter() - started
-                self._write()
+                if self.checkpoint is not None and self.accelerator.is_main_process:
+                    state.write(self.checkpoint, self.identity)
             yield state.step
 
     def finish(self) -> History:
@@ -151,10 +152,6 @@ class Trainer:
                 f"the loss is not finite after {self.state.step} steps at "
                 f"learning_rate={self.training.learning_rate:g}; lower it"
             )
-
-    def _write(self) -> None:
-        if self.checkpoint is not None and self.accelerator.is_main_process:
-            self.state.write(self.checkpoint, self.identity)
 
 
 def finetune(
