@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from accelerate import Accelerator
-
     from ldpruner.finetuning import Training
 
 
@@ -41,21 +39,6 @@ class Loss:
     value: Callable[..., Tensor]
 
 
-class _BatchLoss:
-    """A `Loss` as the trainer takes it. There is no validation: the zoo keeps the last averaged weights."""
-
-    def __init__(self, loss: Loss, batch: int, accelerator: Accelerator) -> None:
-        self.loss, self.batch, self.accelerator = loss, batch, accelerator
-
-    def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        tensors = [tensor.to(self.accelerator.device) for tensor in self.loss.sample(self.batch, generator)]
-        with self.accelerator.autocast():
-            yield self.loss.value(module, *tensors)
-
-    def validation_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        return iter(())
-
-
 def train(module: nn.Module, loss: Loss, training: Training, checkpoint: Path, steps: int | None = None) -> Trained:
     """Trains `module` in place, from `checkpoint` where there is one.
 
@@ -69,8 +52,13 @@ def train(module: nn.Module, loss: Loss, training: Training, checkpoint: Path, s
     # channels_last is a fifth to a quarter faster on a CPU
     module = module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     accelerator = prepare_accelerator(training, next(module.parameters()).device)
-    batch_loss = _BatchLoss(loss, training.train_batch_size, accelerator)
-    trainer = Trainer(module, batch_loss, training, accelerator, checkpoint=checkpoint)
+
+    def losses(module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
+        batch = [tensor.to(accelerator.device) for tensor in loss.sample(training.train_batch_size, generator)]
+        with accelerator.autocast():
+            yield loss.value(module, *batch)
+
+    trainer = Trainer(module, losses, training, accelerator, checkpoint=checkpoint)
     iterator = iter(trainer)
     while trainer.state.step < (steps or training.max_train_steps):
         next(iterator)

@@ -182,20 +182,15 @@ def test_trackers_get_every_step(tiny: DiffusionPipeline, fresh: DiffusionPipeli
         finetune(fresh, tiny, probe=PROBE, training=short(), report_to=["nothing"])
 
 
-class Regression:
-    """The loss of a network that shall return zeros; it has no validation examples."""
-
-    def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        yield module(torch.randn(4, 3, generator=generator)).square().mean()
-
-    def validation_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        return iter(())
+def regression(module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
+    """The loss of a network that shall return zeros."""
+    yield module(torch.randn(4, 3, generator=generator)).square().mean()
 
 
 def test_any_network_is_trained_and_without_validation_keeps_its_last_average(tmp_path: Path) -> None:
     training, module = short(max_train_steps=40, learning_rate=0.1), nn.Linear(3, 3)
     accelerator = prepare_accelerator(training, torch.device("cpu"))
-    trainer = Trainer(module, Regression(), training, accelerator, checkpoint=tmp_path / "state.safetensors")
+    trainer = Trainer(module, regression, training, accelerator, checkpoint=tmp_path / "state.safetensors")
     steps = list(trainer)
     history = trainer.finish()
     assert steps == list(range(1, 41))

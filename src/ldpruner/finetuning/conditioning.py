@@ -57,17 +57,16 @@ class CallSignature:
 
     def conditions(self, calls: Sequence[Arguments], samples: int) -> list[Tensor]:
         """The conditions of each sample in the calls of a step: tensors [samples, copies, rows, ...]."""
-        parts = [self._conditions(arguments, samples) for arguments in calls[: self.calls]]
+        parts = []
+        for arguments in calls[: self.calls]:
+            leaves = pytree.tree_leaves(dict(arguments))
+            tensors = [leaves[place] for place in self.condition_places]
+            if self.appended is not None:
+                inputs, channels = arguments[self.sample], self.latents[self.appended - 1]
+                tensors.append(inputs.narrow(self.appended, channels, inputs.shape[self.appended] - channels))
+            # Copies follow each other, each with all samples. A sample may have several rows, such as frames.
+            parts.append([rows.reshape(self.copies, samples, -1, *rows.shape[1:]).transpose(0, 1) for rows in tensors])
         return [torch.cat(tensors, 1) for tensors in zip(*parts, strict=True)]
-
-    def _conditions(self, arguments: Arguments, samples: int) -> list[Tensor]:
-        leaves = pytree.tree_leaves(dict(arguments))
-        tensors = [leaves[place] for place in self.condition_places]
-        if self.appended is not None:
-            inputs, channels = arguments[self.sample], self.latents[self.appended - 1]
-            tensors.append(inputs.narrow(self.appended, channels, inputs.shape[self.appended] - channels))
-        # Copies follow each other, each with all samples. A sample may have several rows, such as frames.
-        return [tensor.reshape(self.copies, samples, -1, *tensor.shape[1:]).transpose(0, 1) for tensor in tensors]
 
     def arguments(self, latents: Tensor, times: Tensor, conditions: Sequence[Tensor]) -> dict[str, Any]:
         """The arguments for latents [batch, ...] at noise levels [batch] with conditions [batch, rows, ...].

@@ -58,8 +58,6 @@ class FolderRows(Sequence[Row]):
         return len(self.folder.files)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
         path = self.folder.files[index]
         row = self._metadata.get(path.relative_to(self.folder.path).as_posix(), {})
         return {**row, **({IMAGE: read_picture(path)} if path.suffix.lower() in PICTURES else {AUDIO: path})}

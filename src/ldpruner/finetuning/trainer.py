@@ -9,10 +9,10 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -37,17 +37,9 @@ CHECKPOINT = Path("finetuning", "state.safetensors")
 WITHOUT_EFFECT = {"gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps"}  # on the result
 ENCODING_TIMEOUT = timedelta(days=7)  # other processes wait while the first one encodes
 
+Losses: TypeAlias = Callable[[nn.Module, torch.Generator], Iterable[Tensor]]
+
 logger = logging.getLogger(__name__)
-
-
-class TrainingLoss(Protocol):
-    """What a network is trained on: means over this process's part of a batch, one for each accumulation pass."""
-
-    def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        """The losses on a random batch; the trainer goes backward through each before it asks for the next."""
-
-    def validation_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
-        """The losses on the validation examples; none where there are none."""
 
 
 class Trainer:
@@ -55,8 +47,10 @@ class Trainer:
 
     Args:
         module: the network; it stays in training or evaluation mode.
-        loss, training: what it is trained on, how long and how fast.
+        losses: yields the mean loss of this process's part of a batch, for each accumulation pass in turn.
+        training: how long, how fast.
         accelerator: the devices and the precision, of `prepare_accelerator`.
+        validation_losses: yields the losses on the validation examples; None keeps the last averaged weights.
         checkpoint: a file for its state; training goes on from there.
         identity: what describes the run besides its settings. A checkpoint of another run is refused.
     """
@@ -64,14 +58,16 @@ class Trainer:
     def __init__(
         self,
         module: nn.Module,
-        loss: TrainingLoss,
+        losses: Losses,
         training: Training,
         accelerator: Accelerator,
         *,
+        validation_losses: Losses | None = None,
         checkpoint: Path | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self.loss, self.training, self.accelerator, self.checkpoint = loss, training, accelerator, checkpoint
+        self.losses, self.validation_losses, self.training = losses, validation_losses, training
+        self.accelerator, self.checkpoint = accelerator, checkpoint
         self.identity = {**training.model_dump(exclude=WITHOUT_EFFECT), **(identity or {})}
         self.state = State(module, training, accelerator.scaler)
         self.module, self.optimizer = accelerator.prepare(module, self.state.optimizer)
@@ -113,7 +109,7 @@ class Trainer:
     def _step(self) -> None:
         generator = torch.Generator().manual_seed(self.training.seed * SEED_STRIDE + self.state.step)
         losses = []
-        for loss in self.loss.training_losses(self.module, generator):
+        for loss in self.losses(self.module, generator):
             self.accelerator.backward(loss / self.training.gradient_accumulation_steps)
             losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.state.weights, self.training.max_grad_norm)
@@ -125,14 +121,15 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> None:
         """Records the loss of the averaged weights on the validation examples, with the same noise each time."""
+        self._flush()
+        if self.validation_losses is None:
+            return
         generator = torch.Generator().manual_seed((self.training.seed + 1) * SEED_STRIDE - 1)
         with self.state.averaged():
-            losses = list(self.loss.validation_losses(self.module, generator))
-        self._flush()
-        if losses:
-            loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
-            self.state.record_validation(loss)
-            self.accelerator.log({"validation_loss": loss}, step=self.state.step)
+            losses = list(self.validation_losses(self.module, generator))
+        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+        self.state.record_validation(loss)
+        self.accelerator.log({"validation_loss": loss}, step=self.state.step)
 
     def _flush(self) -> None:
         """Fetches the losses of the last steps from the device, all at once."""
@@ -224,8 +221,15 @@ class Finetuning(Trainer):
             "weak_model": weights_digest(weak_model) if weak_model is not None else None,
         }
         loss = DistillationLoss(self.distillation, student, weak_model, training, accelerator)
-        checkpoint = folder / CHECKPOINT if folder is not None else None
-        super().__init__(student, loss, training, accelerator, checkpoint=checkpoint, identity=identity)
+        super().__init__(
+            student,
+            loss.training_losses,
+            training,
+            accelerator,
+            validation_losses=loss.validation_losses,
+            checkpoint=folder / CHECKPOINT if folder is not None else None,
+            identity=identity,
+        )
 
     @property
     def is_first(self) -> bool:
