@@ -216,7 +216,7 @@ def _finetune_(
         pass
     history = work.finish()
     # the last weights for every method: the best validation loss of some is that before finetuning
-    work.state.load_weights_(work.state.ema.shadow_params)
+    work.state.ema.copy_to(work.state.weights)
     shutil.rmtree(bench.folder / "cells" / name, ignore_errors=True)
     return history.validation_losses
 

@@ -22,7 +22,7 @@ import ldpruner
 from benchmarks.adaptive_replay import Recorder
 from benchmarks.models import MODELS, Model, open_model
 from benchmarks.records import cell, markdown, read
-from ldpruner.evaluation.metrics import Gaussian, between
+from ldpruner.evaluation.metrics import frechet_distance
 from ldpruner.operators.discovery import Candidate
 from ldpruner.scoring.importance import Floats
 from ldpruner.scoring.results import Scores
@@ -117,8 +117,8 @@ def _cosine(z: Floats, other: Floats) -> float:
 
 def _frechet(z: Floats, other: Floats) -> float:
     """The Frechet distance of latents pooled over space."""
-    first, second = (Gaussian.of(latents.reshape(*latents.shape[:2], -1).mean(2)) for latents in (z, other))
-    return between(first, second)
+    first, second = (latents.reshape(*latents.shape[:2], -1).mean(2) for latents in (z, other))
+    return frechet_distance(first, second).value
 
 
 METRICS: Mapping[str, Callable[[Floats, Floats], float]] = {
