@@ -51,7 +51,7 @@ def test_sounds_of_a_folder_become_mel_pictures(tmp_path: Path) -> None:
     [
         ("nowhere", "no pictures or sounds in"),
         ([{"image": Image.new("RGB", (8, 8))}], "needs data with a column text"),
-        ([{"sound": 1, "text": "a cat"}], "learns from data with a column image"),
+        ([{"sound": 1, "text": "a cat"}], "trains on data with a column image"),
     ],
 )
 def test_data_that_does_not_fit_the_pipeline_is_refused(tiny_text: DiffusionPipeline, data: Any, message: str) -> None:

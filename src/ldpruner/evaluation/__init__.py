@@ -1,1 +1,1 @@
-"""Cost and quality of a pruned pipeline beside its original."""
+"""Cost and quality of a pruned pipeline and its original."""

@@ -125,7 +125,7 @@ class SoundFeatures(_Network):
         """[samples, features], of mono sound at the network's own sampling rate."""
         if batch.sounds is None or batch.sampling_rate is None:
             raise EvaluationError(f"{self.name} is a network for sounds, but there are none; choose other features")
-        # One at a time: a network would hear the padding of a batch, and CLAP picks one of a batch at random.
+        # One at a time: padding of a batch would change the features, and CLAP picks one of a batch at random.
         return np.concatenate([self._features(sound, batch.sampling_rate) for sound in batch.sounds])
 
     @torch.no_grad()

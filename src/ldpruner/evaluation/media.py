@@ -80,6 +80,6 @@ def read_sound(path: Path, rate: int) -> Floats:
     return resampled(wave.T, own_rate, rate)
 
 
-def resampled(sound: Floats, rate: int, wanted: int) -> Floats:
-    """A sound [channels, time] of `rate` Hz at `wanted` Hz."""
-    return sound if rate == wanted else np.asarray(scipy.signal.resample_poly(sound, wanted, rate, axis=1))
+def resampled(sound: Floats, rate: int, target_rate: int) -> Floats:
+    """A sound [channels, time] of `rate` Hz at `target_rate` Hz."""
+    return sound if rate == target_rate else np.asarray(scipy.signal.resample_poly(sound, target_rate, rate, axis=1))

@@ -30,8 +30,8 @@ HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "clip_score", "psn
 NEIGHBOURS = 3  # of precision and recall, as in their paper
 SSIM_WINDOW = 11  # pixels
 ROUNDING_ERROR = 1 / 12  # mean squared error of rounding to bytes
-MAX_ROWS = 1024  # of a matrix of all pairs of samples, held at once
-MAX_ELEMENTS = 4096  # of latents, held at once
+MAX_ROWS = 1024  # of a matrix of all pairs of samples, in memory at once
+MAX_ELEMENTS = 4096  # of latents, in memory at once
 
 
 class Measure(Value):
@@ -290,7 +290,7 @@ PICTURE_METRICS: Mapping[str, Callable[[Pixels, Pixels], Floats]] = {"psnr": psn
 
 
 def latent_shift(first: DiffusionPipeline, second: DiffusionPipeline, probes: tuple[Probe, Probe]) -> float:
-    """Samples two pipelines, each with its own probe, and returns how far their latents are apart.
+    """Samples two pipelines, each with its own probe, and returns the latent shift between them.
 
     For an original and its pruned pipeline on the same probe this is the score of the whole plan; infinity if latents
     are not finite. The same pipeline on probes of different seeds gives the noise floor.

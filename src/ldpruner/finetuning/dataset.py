@@ -107,7 +107,7 @@ def _pictures(row: Row, pipeline: DiffusionPipeline) -> list[Image.Image]:
         return [row[IMAGE]]
     if AUDIO not in row or mel is None:
         columns = f"a column {IMAGE}" + (f" or {AUDIO}" if mel is not None else "")
-        raise FinetuningError(f"{type(pipeline).__name__} learns from data with {columns}; this has {', '.join(row)}")
+        raise FinetuningError(f"{type(pipeline).__name__} trains on data with {columns}; this has {', '.join(row)}")
     mel.load_audio(raw_audio=_sound(row[AUDIO], mel.get_sample_rate()))
     return [mel.audio_slice_to_image(index) for index in range(max(1, mel.get_number_of_slices()))]
 

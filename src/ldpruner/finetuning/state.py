@@ -58,7 +58,7 @@ class State:
 
     @property
     def is_over(self) -> bool:
-        """Whether all steps are done, or the last validations found no better loss."""
+        """Whether all steps are done, or the last validations had no lower loss."""
         patience = self.training.early_stopping_patience
         without_improvement = sum(step > self.best_step for step in self.validation_losses)
         return self.step >= self.training.max_train_steps or (patience is not None and without_improvement >= patience)

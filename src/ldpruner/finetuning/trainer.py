@@ -1,8 +1,8 @@
 """The training loop, on one device or under a launcher, with the same result.
 
 No random state is carried from step to step: each step samples for the whole batch, whatever the number of processes,
-with a generator seeded by its own number. So an interrupted run goes on exactly as if it had not been, and two
-processes train as one.
+with a generator seeded by its own number. So an interrupted run resumes bit-identically, and two processes train as
+one.
 """
 
 import copy
@@ -51,7 +51,7 @@ class Trainer:
         training: how long, how fast.
         accelerator: the devices and the precision, of `prepare_accelerator`.
         validation_losses: yields the losses on the validation examples; None keeps the last averaged weights.
-        checkpoint: a file for its state; training goes on from there.
+        checkpoint: a file for its state, from which training resumes.
         identity: what describes the run besides its settings. A checkpoint of another run is refused.
     """
 
@@ -74,14 +74,14 @@ class Trainer:
         self._pending: list[tuple[Tensor, float]] = []  # losses that are still on the device, and learning rates
         if checkpoint is not None and checkpoint.exists():
             self.state.restore_(checkpoint, self.identity)
-            logger.info("training goes on from step %d", self.state.step)
+            logger.info("training resumes from step %d", self.state.step)
         self._remaining = training.max_train_steps - self.state.step
 
     def __len__(self) -> int:
         return self._remaining
 
     def __iter__(self) -> Iterator[int]:
-        """Trains; yields the number of steps done so far, earlier sittings included."""
+        """Trains; yields the number of steps done so far, those before a resume included."""
         state, training = self.state, self.training
         started = time.perf_counter() - state.seconds
         if not state.validation_losses:
@@ -172,7 +172,7 @@ def finetune(
         probe: how the teacher is called, and how many samples it gives where there is no data; 256 if None.
         component: which network, for pipelines with more than one denoiser.
         training: how long, how fast, by which losses.
-        run: a folder for examples and checkpoints; the same call again goes on where it stopped.
+        run: a folder for examples and checkpoints; the same call again resumes there.
         report_to: trackers of Accelerate, or their names, such as `tensorboard`.
 
     Raises:
@@ -258,7 +258,7 @@ def prepare_accelerator(
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # a pruned network may hold a weight that nothing reads, and gradient checkpointing needs a static graph
+    # a pruned network may have a weight that nothing reads, and gradient checkpointing needs a static graph
     handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT)]
     try:
         accelerator = Accelerator(
