@@ -202,28 +202,22 @@ class _Search:
         )
 
     def _candidates(self, name: str) -> Iterator[Candidate]:
-        source = self._output_source(name)
-        if source is None:
-            yield from self._new_candidate(name, "shortcut", self._shortcut(name))
-            return
-        if self._is_residual_branch(name):
-            zeros = list(self._new_candidate(name, "zero", source))
-            yield from zeros
-            if zeros:
+        """The first modification that takes away something that no outer operator's takes away exactly."""
+        for modification, source in self._modifications(name):
+            dead = self._dead_nodes(name, modification, source)
+            key = frozenset(self._dead_leaves(dead))
+            if key and key not in self.seen:
+                self.seen.add(key)
+                yield self._candidate(name, modification, source, dead)
                 return
-        yield from self._new_candidate(name, "identity", source)
 
-    def _new_candidate(
-        self, name: str, modification: ModificationName, source: OutputSource | None
-    ) -> Iterator[Candidate]:
-        """The candidate, unless an outer operator's takes away exactly the same."""
-        if source is None:
-            return
-        dead = self._dead_nodes(name, modification, source)
-        key = frozenset(self._dead_leaves(dead))
-        if key and key not in self.seen:
-            self.seen.add(key)
-            yield self._candidate(name, modification, source, dead)
+    def _modifications(self, name: str) -> Iterator[tuple[ModificationName, OutputSource]]:
+        if (source := self._output_source(name)) is not None:
+            if self._is_residual_branch(name):
+                yield "zero", source
+            yield "identity", source
+        elif (projection := self._shortcut(name)) is not None:
+            yield "shortcut", projection
 
     def _candidate(self, name: str, modification: ModificationName, source: OutputSource, dead: set[int]) -> Candidate:
         inside = self.nodes[name]

@@ -22,16 +22,9 @@ StepCallback: TypeAlias = Callable[[torch.Tensor], None]
 def sample_latents(
     pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], on_step_end: StepCallback | None = None
 ) -> torch.Tensor:
-    """Samples the final latents of some samples of a probe. The pipeline is stopped before it decodes anything.
+    """Samples latents [samples, ...] of a probe by index. The pipeline is stopped before it decodes anything.
 
-    Args:
-        pipeline: any diffusers pipeline.
-        probe: seeds, steps, prompts and further arguments.
-        samples: the indices of the samples in the probe.
-        on_step_end: is called with the latents [samples, ...] after each step; it may raise StopPipeline.
-
-    Returns:
-        The latents after the scheduler's last step: [samples, ...].
+    `on_step_end` is called with the latents after each step; it may raise StopPipeline.
 
     Raises:
         ProbeError: the pipeline returns another number of samples.

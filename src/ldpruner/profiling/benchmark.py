@@ -9,7 +9,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 
 from ldpruner.operators.discovery import denoiser_macs
-from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
+from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
@@ -124,22 +124,19 @@ def compare(
         for name, pipeline in pipelines.items():
             times[name].append(elapsed_ms(_call(pipeline, probe), module_device(denoisers[name].module)))
     counted = {name: values[1:] for name, values in times.items()}
-    measured = [_measured(name, pipelines[name], denoisers[name], probe, counted[name]) for name in pipelines]
+    measured = [
+        PipelineCost(
+            pipeline=name,
+            parameters=count_parameters(denoisers[name].module),
+            macs=denoiser_macs(denoisers[name]),
+            latency_ms=Percentiles.of(counted[name]),
+            peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probe)),
+        )
+        for name, pipeline in pipelines.items()
+    ]
     ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
     latency_ratio = Percentiles.of(ratios) if ratios else None
     return Comparison(pipelines=tuple(measured), latency_ratio=latency_ratio, rounds=len(next(iter(counted.values()))))
-
-
-def _measured(
-    name: str, pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe, times: list[float]
-) -> PipelineCost:
-    return PipelineCost(
-        pipeline=name,
-        parameters=count_parameters(denoiser.module),
-        macs=denoiser_macs(denoiser),
-        latency_ms=Percentiles.of(times),
-        peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probe)),
-    )
 
 
 def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:

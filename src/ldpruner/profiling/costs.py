@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import statistics
 import time
 import weakref
@@ -62,20 +63,14 @@ def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe)
 
 
 def measure_latency(run: Callable[[], Any], denoiser: nn.Module, repeats: int = REPEATS) -> tuple[float, float]:
-    """Median time of a run in ms, and the share of it that is spent in the denoiser.
-
-    Args:
-        run: is called `repeats` times after one call that does not count.
-        denoiser: the network whose calls are timed inside the run.
-        repeats: how many runs count.
-    """
+    """Median time of some runs in ms, after one that does not count, and the share of it spent in the denoiser."""
     totals, shares = [], []
     for repeat in range(repeats + 1):
         with _timed_calls({"": denoiser}, module_device(denoiser)) as spans:
             total = elapsed_ms(run, module_device(denoiser))
         if repeat:
             totals.append(total)
-            shares.append(sum(span() for span in spans[""]) / total)
+            shares.append(sum(itertools.starmap(_ms_between, spans[""])) / total)
     return statistics.median(totals), statistics.median(shares)
 
 
@@ -144,62 +139,50 @@ def _shares_at_depth(denoiser: Denoiser, modules: dict[str, nn.Module], repeats:
         with _timed_calls(modules, device, clock) as spans:
             total = elapsed_ms(denoiser, device, clock)
         for name, calls in spans.items():
-            shares[name].append(sum(span() for span in calls) / total)
+            shares[name].append(sum(itertools.starmap(_ms_between, calls)) / total)
     return {name: statistics.median(values) for name, values in shares.items()}
 
 
 def elapsed_ms(function: Callable[[], Any], device: torch.device, clock: Clock = time.perf_counter) -> float:
     """How long a call takes in ms, including all its work on the device."""
-    end = _start_span(device, clock)
+    start = _moment(device, clock)
     function()
-    return end()()
+    return _ms_between(start, _moment(device, clock))
 
 
-def _start_span(device: torch.device, clock: Clock) -> Callable[[], Callable[[], float]]:
-    """Starts a span. Calling the result ends it and returns a function that gives its length in ms."""
-    if device.type == "cuda":
-        return _start_cuda_span()
-    start = clock()
-
-    def end() -> Callable[[], float]:
-        length = (clock() - start) * 1e3
-        return lambda: length
-
-    return end
+def _moment(device: torch.device, clock: Clock) -> Any:
+    """The time on the CPU; on CUDA an event, which does not wait for the device and so slows nothing around it."""
+    if device.type != "cuda":
+        return clock()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
-def _start_cuda_span() -> Callable[[], Callable[[], float]]:
-    # Events do not wait for the device, so timing a module does not slow the call around it.
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-
-    def length() -> float:
-        stop.synchronize()
-        return float(start.elapsed_time(stop))
-
-    def end() -> Callable[[], float]:
-        stop.record()
-        return length
-
-    return end
+def _ms_between(start: Any, stop: Any) -> float:
+    """The time between two moments of a device in ms."""
+    if isinstance(start, float):
+        return float(stop - start) * 1e3
+    stop.synchronize()
+    return float(start.elapsed_time(stop))
 
 
 @contextlib.contextmanager
 def _timed_calls(
     modules: dict[str, nn.Module], device: torch.device, clock: Clock = time.perf_counter
-) -> Iterator[dict[str, list[Callable[[], float]]]]:
-    """Times every call of some modules of a network on `device`: for each module the lengths of its calls in ms."""
-    spans: dict[str, list[Callable[[], float]]] = defaultdict(list)
-    open_spans: list[Callable[[], Callable[[], float]]] = []
+) -> Iterator[dict[str, list[tuple[Any, Any]]]]:
+    """Times every call of some modules of a network on `device`: for each module the moments of its calls."""
+    spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+    started: list[Any] = []
     with contextlib.ExitStack() as stack:
         for name, module in modules.items():
             own_device = module_device(module, device)
 
             def enter(*_: Any, own_device: torch.device = own_device) -> None:
-                open_spans.append(_start_span(own_device, clock))
+                started.append(_moment(own_device, clock))
 
-            def leave(*_: Any, name: str = name) -> None:
-                spans[name].append(open_spans.pop()())
+            def leave(*_: Any, name: str = name, own_device: torch.device = own_device) -> None:
+                spans[name].append((started.pop(), _moment(own_device, clock)))
 
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave).remove)
