@@ -86,14 +86,7 @@ def count_denoising(
 
 
 def scoring_stage(denoising: Denoising, probe: Probe, budgets: int | None, tflops: float = TFLOPS) -> Stage:
-    """The most that scoring takes.
-
-    Args:
-        denoising: what is scored.
-        probe: on which samples.
-        budgets: for how many; None scores everything on all samples.
-        tflops: what the GPU sustains, in TFLOP/s.
-    """
+    """The most that scoring takes for so many budgets; None scores everything on all samples."""
     everything = (1 + denoising.modifications) * probe.samples
     samples = everything if budgets is None else allowed_samples(probe.samples, denoising.modifications, budgets)
     calls = samples * probe.steps * denoising.rows
@@ -103,15 +96,10 @@ def scoring_stage(denoising: Denoising, probe: Probe, budgets: int | None, tflop
 def finetuning_stage(
     denoising: Denoising, probe: Probe, training: Training, *, examples: int, kept: float, tflops: float = TFLOPS
 ) -> Stage:
-    """What finetuning takes. A gradient costs two calls, and gradient checkpointing one more.
+    """What finetuning takes, on so many examples that the original samples.
 
-    Args:
-        denoising: what is trained.
-        probe: how samples are made.
-        training: how long.
-        examples: samples of the original to learn from; 0 with data.
-        kept: what a call of the pruned denoiser costs of the original's.
-        tflops: what the GPU sustains, in TFLOP/s.
+    `kept` is what a call of the pruned denoiser costs of the original's. A gradient costs two such calls, and gradient
+    checkpointing one more.
     """
     samples = examples * probe.steps * denoising.rows
     rows = training.max_train_steps * training.train_batch_size

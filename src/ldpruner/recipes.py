@@ -25,7 +25,7 @@ from ldpruner.evaluation.media import read_picture
 from ldpruner.files import write_atomic
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES
-from ldpruner.pipelines.probe import Probe, read_prompts
+from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.progress import Progress, unreported
 from ldpruner.pruning.opening import open_pipeline
@@ -131,19 +131,14 @@ class Recipe(Value):
         return {field: path for field, path in named.items() if path is not None and not path.exists()}
 
     def resolved_probe(self, samples: int | None = None, prompts: Path | None = None) -> Probe:
-        """The probe with its files read: prompts, and images of the pipeline's call.
-
-        Args:
-            samples: other than the probe's.
-            prompts: a file other than the recipe's.
+        """The probe with its files read (prompts, images of the call), or with other samples or another file.
 
         Raises:
             ProbeError: the prompts or an image cannot be read.
         """
-        file = prompts or self.prompts
         return self.probe.replace(
             samples=samples or self.probe.samples,
-            prompts=read_prompts(file) if file is not None else self.probe.prompts,
+            prompts=prompts or self.prompts or self.probe.prompts,
             call=opened_images(self.probe.call),
         )
 
@@ -188,12 +183,7 @@ class RecipeEstimate(Denoising):
 def estimate_recipe(recipe: Recipe, pipeline: DiffusionPipeline, *, tflops: float = TFLOPS) -> RecipeEstimate:
     """Counts the denoiser calls of a recipe, and the hours that they take; nothing is sampled.
 
-    What is pruned is taken to cost what the budget keeps of the MACs or the latency.
-
-    Args:
-        recipe: what would run.
-        pipeline: its model; no weights are needed.
-        tflops: what the GPU sustains, in TFLOP/s.
+    What is pruned is taken to cost what the budget keeps of the MACs or the latency. The pipeline needs no weights.
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run.
@@ -285,10 +275,9 @@ def read_recipe(path: Path | str) -> Recipe:
     Raises:
         RecipeError: it cannot be read, or a field is unknown or wrong.
     """
+    fields = read_yaml(path)
     try:
-        return Recipe.model_validate(read_yaml(path))
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        return Recipe.model_validate(fields)
     except LdPrunerError as error:
         raise RecipeError(f"{path}: {error}") from error
 

@@ -45,19 +45,11 @@ class RunFolder:
         return value
 
     def model(self) -> str:
-        """The name of the original: a folder, a Hub id, or zoo:NAME.
-
-        Raises:
-            RunStoreError: it is not known; a run from Python may have no name for its pipeline.
-        """
+        """The name of the original, for `open_pipeline`; a RunStoreError if the run was made without one."""
         return str(self.fact("model"))
 
     def scores(self) -> Scores:
-        """The scores of the run.
-
-        Raises:
-            RunStoreError: it has none, or they cannot be read.
-        """
+        """The scores of the run; a RunStoreError if it has none, or they cannot be read."""
         try:
             return Scores.model_validate(self.fact("scores"))
         except ValidationError as error:
@@ -66,11 +58,7 @@ class RunFolder:
             ) from error
 
     def plan(self) -> Plan:
-        """The plan of the run.
-
-        Raises:
-            PlanMismatch: there is none, or it cannot be read.
-        """
+        """The plan of the run; a PlanMismatch if there is none, or it cannot be read."""
         return Plan.read(self.plan_file)
 
     def check_pruned(self) -> None:
