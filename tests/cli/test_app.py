@@ -82,6 +82,8 @@ def test_completion_can_be_installed(run: Run) -> None:
         (("operators",), 2, "MODEL"),
         (("operators", "MODEL", "--colour"), 2, "--colour"),
         (("score", "MODEL", "--run", "r", "--samples", "many"), 2, "--samples"),
+        (("score", "MODEL", "--run", "r", "--metric", "taste"), 2, "mean_variance"),
+        (("select", "--run", "r", "--budget", "macs=0.5", "--rule", "dice"), 2, "greedy"),
         (("operators", "MODEL", "--quiet", "--verbose"), 2, "choose one"),
     ],
 )

@@ -1,7 +1,6 @@
 """What the words of a command line mean."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -59,12 +58,6 @@ def test_a_runs_probe_keeps_what_is_not_changed(tmp_path: Path) -> None:
     assert parsing.changed(known, 5, None, None) == known.replace(samples=5)
     changed = parsing.changed(known, 5, tmp_path / "p.txt", ["height=8"])
     assert (changed.prompts, changed.call, changed.steps) == (("b", "c"), {"eta": 0.1, "height": 8}, 4)
-
-
-@pytest.mark.parametrize(("choose", "name"), [(parsing.metric_of, "taste"), (parsing.rule_of, "dice")])
-def test_a_choice_is_one_of_those_that_there_are(choose: Any, name: str) -> None:
-    with pytest.raises(typer.BadParameter, match=f"'{name}': choose one of"):
-        choose(name)
 
 
 def test_the_default_batch_is_the_librarys() -> None:

@@ -15,6 +15,6 @@ def test_the_page_is_up_to_date() -> None:
 def test_the_page_has_every_command_and_its_options() -> None:
     page = reference()
     for _, name, _ in COMMANDS:
-        assert f"\n## {name}\n" in page
-    assert "`--max-train-steps`" in page
+        assert f"\n## `ldpruner {name}`\n" in page
+    assert "* `--max-train-steps <int>`: " in page
     assert "Optimizer steps" in page

@@ -56,7 +56,7 @@ def test_a_file_gives_settings_and_options_come_first(run: Run, scored: Path, tm
     [
         (("--learning-rate", "-1"), 1, "learning_rate=-1"),
         (("--max-train-steps", "many"), 2, "--max-train-steps"),
-        (("--lr-scheduler", "polka"), 1, "lr_scheduler='polka'"),
+        (("--lr-scheduler", "polka"), 2, "'polka' is not one of"),
         (("--early-stopping-patience", "often"), 1, "early_stopping_patience='often'"),
         (("--learning_rate", "1"), 2, "--learning-rate"),
         (("--config", "nowhere.yaml"), 1, "nowhere.yaml"),

@@ -5,27 +5,12 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from ldpruner.cli.console import Table, terminal
-
-DETAILS = "Output"  # the panel of the shared options in --help
-
-JSON = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object; all else goes to standard error.", rich_help_panel=DETAILS),
-]
-QUIET = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no hints: the result only.", rich_help_panel=DETAILS)
-]
-VERBOSE = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also what diffusers and transformers say.", rich_help_panel=DETAILS)
-]
-DRY_RUN = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved settings and stop.", rich_help_panel=DETAILS)
-]
+from ldpruner.cli.options import JSON, QUIET, VERBOSE
 
 
 @dataclass(frozen=True)
@@ -43,34 +28,57 @@ class Answer:
     then: str = ""
 
 
+@dataclass(frozen=True)
+class MadeBy:
+    """Marks a command's parameter that a function makes from options: the parameters of that function."""
+
+    function: Callable[..., Any]
+
+
 def settings(**values: Any) -> Answer:
     """The answer of a dry run: the resolved settings, as JSON in any case."""
     return Answer({name: value for name, value in values.items() if value is not None})
 
 
 def command(function: Callable[..., Answer | None]) -> Callable[..., None]:
-    """Gives a command the shared options, and prints its answer."""
-    shared = {"as_json": JSON, "quiet": QUIET, "verbose": VERBOSE}
+    """Gives a command the shared options and those of its parameters with `MadeBy`, and prints its answer."""
+    parameters: list[inspect.Parameter] = []
+    makers: dict[str, Callable[..., Any]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        marks = [mark for mark in getattr(parameter.annotation, "__metadata__", ()) if isinstance(mark, MadeBy)]
+        if marks:
+            makers[parameter.name] = marks[0].function
+            parameters += inspect.signature(marks[0].function).parameters.values()
+        else:
+            parameters.append(parameter)
+    parameters += inspect.signature(_configure).parameters.values()
 
     @functools.wraps(function)
-    def wrapped(*, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-        if quiet and verbose:
-            raise typer.BadParameter("--quiet and --verbose: choose one")
-        terminal.configure(quiet=quiet, verbose=verbose)
-        quiet_libraries(verbose=verbose)
-        answer = function(**options)
+    def wrapped(**options: Any) -> None:
+        as_json = _make(_configure, options)
+        made = {name: _make(maker, options) for name, maker in makers.items()}
+        answer = function(**made, **options)
         if answer is not None:
             show(answer, as_json=as_json)
 
-    signature = inspect.signature(function)
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in shared.items()
-    ]
-    parameters = [*signature.parameters.values(), *added]
-    setattr(wrapped, "__signature__", signature.replace(parameters=parameters, return_annotation=None))  # noqa: B010
-    wrapped.__annotations__ = {**function.__annotations__, **shared, "return": None}
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    setattr(wrapped, "__signature__", inspect.Signature(keywords))  # noqa: B010
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapped
+
+
+def _make(maker: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """The result of a function for its own options, which are taken out of all."""
+    return maker(**{name: options.pop(name) for name in inspect.signature(maker).parameters})
+
+
+def _configure(as_json: JSON = False, quiet: QUIET = False, verbose: VERBOSE = False) -> bool:
+    """Sets how much is said, and returns whether the answer is JSON."""
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose: choose one")
+    terminal.configure(quiet=quiet, verbose=verbose)
+    quiet_libraries(verbose=verbose)
+    return as_json
 
 
 def show(answer: Answer, *, as_json: bool) -> None:

@@ -29,7 +29,8 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings=CONTEXT)
 for panel, name, function in COMMANDS:
-    app.command(name, rich_help_panel=panel)(command(function))
+    summary = (function.__doc__ or "").partition("\n")[0]  # whole: typer shortens it otherwise
+    app.command(name, short_help=summary, rich_help_panel=panel)(command(function))
 
 # typer brings a click of its own and exports of its errors only this one.
 ClickError: Any = typer.BadParameter.__mro__[2]

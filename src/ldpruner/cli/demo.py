@@ -5,8 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ldpruner.cli.answer import DRY_RUN, Answer, settings
+from ldpruner.cli.answer import Answer, settings
 from ldpruner.cli.console import terminal
+from ldpruner.cli.options import DRY_RUN
+from ldpruner.cli.prune import outcome_answer
+from ldpruner.cli.recover import evaluation_answer, history_answer
 
 MODEL = "zoo:satellite"
 BUDGET: dict[str, Any] = {"latency": 0.5}
@@ -33,8 +36,6 @@ def demo(
     if dry_run:
         return settings(model=MODEL, run=str(run), budget=BUDGET, training=TRAINING, probe=PROBE)
     from ldpruner import Budget, Probe, Training
-    from ldpruner.cli.prune import outcome_answer
-    from ldpruner.cli.recover import evaluation_answer, history_answer
     from ldpruner.evaluation.samples import write_samples
     from ldpruner.pruning.opening import open_pipeline
     from ldpruner.run_folder import RunFolder

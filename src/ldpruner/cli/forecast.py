@@ -7,17 +7,15 @@ from ldpruner.cli.answer import Answer
 from ldpruner.cli.console import Table
 from ldpruner.estimate import NOTE, Denoising, Stage, count_denoising, scoring_stage
 from ldpruner.pruning.serialization import load_meta
-from ldpruner.scoring.adaptive import DEFAULT_BUDGETS
 
 if TYPE_CHECKING:
-    from ldpruner.budget import Budget
     from ldpruner.pipelines.probe import Probe
 
 
 def scoring_answer(
     model: str,
     probe: "Probe",
-    budgets: "Sequence[Budget] | None",
+    budgets: int | None,
     *,
     component: str | None,
     ignore: Sequence[str],
@@ -29,7 +27,7 @@ def scoring_answer(
     pipeline = load_meta(model)
     probe = probe.completed(pipeline)
     denoising = count_denoising(pipeline, probe, component=component, ignore=ignore, targets=targets)
-    stage = scoring_stage(denoising, probe, None if shown["exhaustive"] else len(budgets or DEFAULT_BUDGETS), tflops)
+    stage = scoring_stage(denoising, probe, budgets, tflops)
     note = NOTE.format(tflops=tflops)
     data = {
         "model": model,

@@ -1,48 +1,34 @@
 """Commands that measure pipelines: what can be removed, and what they cost."""
 
 import shlex
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-from ldpruner.cli import parsing
-from ldpruner.cli.answer import DRY_RUN, Answer, settings
-from ldpruner.cli.console import terminal
-from ldpruner.cli.options import (
-    COMPONENT,
-    DEVICE,
-    DTYPE,
-    GUIDANCE,
-    IGNORE,
-    MODEL,
-    PIPELINE_ARG,
-    PROMPTS,
-    STEPS,
-    TARGETS,
-)
-
-ORDERS = ("run", "parameters", "macs", "name")
+from ldpruner.cli import options as opt
+from ldpruner.cli import parsing, tables
+from ldpruner.cli.answer import Answer, settings
+from ldpruner.cli.console import Table, terminal
+from ldpruner.cli.prune import opened
 
 
 def operators(
-    model: MODEL,
-    component: COMPONENT = None,
-    ignore: IGNORE = None,
-    targets: TARGETS = None,
+    model: opt.MODEL,
+    component: opt.COMPONENT = None,
+    ignore: opt.IGNORE = None,
+    targets: opt.TARGETS = None,
     show_all: Annotated[bool, typer.Option("--all", help="Every operator, not the summary.")] = False,
-    sort: Annotated[str, typer.Option(help=f"With --all, the order: {', '.join(ORDERS)}.")] = "run",
-    pipeline_arg: PIPELINE_ARG = None,
-    dry_run: DRY_RUN = False,
+    sort: Annotated[Literal["run", "parameters", "macs", "name"], typer.Option(help="With --all, the order.")] = "run",
+    pipeline_arg: opt.PIPELINE_ARG = None,
+    dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """List what can be removed from a pipeline's denoiser. Needs its configuration files only.
 
     Example: ldpruner operators zoo:satellite --all --sort parameters
     """
-    order = parsing.one_of(sort, ORDERS, "--sort")
     if dry_run:
         call = parsing.pairs(pipeline_arg or [], "--pipeline-arg")
         return settings(model=model, component=component, call=call, ignore=ignore or [], targets=targets or [])
-    from ldpruner.cli import tables
     from ldpruner.operators.discovery import denoiser_macs, matching, operators_of
     from ldpruner.operators.tracing import trace
     from ldpruner.pipelines.denoiser import find_denoiser
@@ -64,56 +50,43 @@ def operators(
         for operator in listed
     ]
     name = type(pipeline).__name__
-    return Answer(
-        {"pipeline": name, "component": denoiser.component, **totals, "operators": rows},
-        [
-            tables.operators_headline(f"{name}.{denoiser.component}", listed, totals),
-            *(
-                [tables.operators(tables.ordered(listed, order), totals)]
-                if show_all
-                else [*tables.operators_summary(listed, totals), "every operator: add --all"]
-            ),
-        ],
-        f"ldpruner score {shlex.quote(model)} --run runs/NAME",
-    )
+    parts: list[str | Table] = [tables.operators_headline(f"{name}.{denoiser.component}", listed, totals)]
+    if show_all:
+        parts.append(tables.operators(tables.ordered(listed, sort), totals))
+    else:
+        parts += [*tables.operators_summary(listed, totals), "every operator: add --all"]
+    data = {"pipeline": name, "component": denoiser.component, **totals, "operators": rows}
+    return Answer(data, parts, f"ldpruner score {shlex.quote(model)} --run runs/NAME")
 
 
 def bench(
-    model: MODEL,
+    model: opt.MODEL,
     other: Annotated[str | None, typer.Argument(help="A second pipeline, timed in turn with the first.")] = None,
-    component: COMPONENT = None,
-    steps: STEPS = 25,
-    prompts: PROMPTS = None,
-    guidance: GUIDANCE = None,
-    pipeline_arg: PIPELINE_ARG = None,
+    component: opt.COMPONENT = None,
+    steps: opt.STEPS = 25,
+    prompts: opt.PROMPTS = None,
+    guidance: opt.GUIDANCE = None,
+    pipeline_arg: opt.PIPELINE_ARG = None,
     rounds: Annotated[int, typer.Option(help="Timings of each; fewer where they would take minutes.", min=2)] = 15,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    dry_run: DRY_RUN = False,
+    device: opt.DEVICE = None,
+    dtype: opt.DTYPE = None,
+    dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """Measure a pipeline, or two in turn.
 
     Example: ldpruner bench zoo:satellite runs/demo/pruned
     """
-    probe = parsing.probe_of(1, steps, 0, prompts, guidance, pipeline_arg)
+    probe = parsing.probe_of(prompts, guidance, pipeline_arg, samples=1, steps=steps)
     if dry_run:
         return settings(pipelines=[model, other], probe=probe.model_dump(mode="json"), rounds=rounds)
-    from ldpruner.cli import tables
     from ldpruner.profiling.benchmark import compare
-    from ldpruner.progress import reported
-    from ldpruner.pruning.opening import open_pipeline
-
-    def opened(name: str) -> Any:
-        return reported(terminal.progress, f"opening {name}", lambda: open_pipeline(name, device, dtype))
 
     names = {model: model} if other is None else {model: model, other: other}
     if other == model:
         names = {f"{model} (first)": model, f"{model} (second)": model}
-    pipelines = {label: opened(name) for label, name in names.items()}
+    pipelines = {label: opened(name, device, dtype) for label, name in names.items()}
     for pipeline in pipelines.values():
         probe.check(pipeline)
     comparison = compare(pipelines, probe, component=component, rounds=rounds, progress=terminal.progress)
-    return Answer(
-        comparison.model_dump(mode="json"),
-        [tables.comparison_headline(comparison), tables.comparison(comparison)],
-    )
+    parts: list[str | Table] = [tables.comparison_headline(comparison), tables.comparison(comparison)]
+    return Answer(comparison.model_dump(mode="json"), parts)

@@ -1,50 +1,44 @@
 """The options that several commands have, each defined once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-EXECUTORS = ("local", "ray")
 BATCH_SIZE = 16  # as in pipelines.sampling, which takes seconds to import; a test compares both
 
-SCORING, TRAINING, RUNNING = "Scoring", "Training", "Where it runs"
+SCORING, TRAINING, RUNNING, OUTPUT = "Scoring", "Training", "Where it runs", "Output"
 
-MODEL = Annotated[str, typer.Argument(help="A folder, a Hub id, or zoo:NAME.", show_default=False)]
-RUN = Annotated[
-    Path, typer.Option("--run", help="The run folder; the same command again resumes.", show_default=False)
-]
-COMPONENT = Annotated[
-    str | None, typer.Option(help="Which network, where there are several denoisers.", show_default=False)
-]
+MODEL = Annotated[str, typer.Argument(help="A folder, a Hub id, or zoo:NAME.")]
+RUN = Annotated[Path, typer.Option("--run", help="The run folder; the same command again resumes.")]
+COMPONENT = Annotated[str | None, typer.Option(help="Which network, where there are several denoisers.")]
 IGNORE = Annotated[
-    list[str] | None,
-    typer.Option(help="Leave out operators by a pattern, such as 'mid_block*'; repeatable.", show_default=False),
+    list[str] | None, typer.Option(help="Leave out operators by a pattern, such as 'mid_block*'; repeatable.")
 ]
 TARGETS = Annotated[
-    list[str] | None,
-    typer.Option(help="Only operators of a pattern, such as 'up_blocks.*'; repeatable.", show_default=False),
+    list[str] | None, typer.Option(help="Only operators of a pattern, such as 'up_blocks.*'; repeatable.")
 ]
 BUDGET = Annotated[
     list[str],
     typer.Option(
-        help="What may be left: latency=0.65, parameters, macs or memory; or operators=20 to remove; repeatable.",
-        show_default=False,
+        help="What may be left: latency=0.65, parameters, macs or memory; or operators=20 to remove; repeatable."
     ),
 ]
-RULE = Annotated[str, typer.Option(help="How to select: knapsack, or greedy as in the paper.")]
+RULE = Annotated[
+    Literal["knapsack", "greedy", "random"], typer.Option(help="How to select: knapsack, or greedy as in the paper.")
+]
 SAMPLES = Annotated[int, typer.Option(help="Samples for each modification.", rich_help_panel=SCORING)]
 STEPS = Annotated[int, typer.Option(help="Denoising steps of each sample.", rich_help_panel=SCORING)]
 SEED = Annotated[int, typer.Option(help="From which each sample's own seed is made.", rich_help_panel=SCORING)]
 METRIC = Annotated[
-    str, typer.Option(help="The score: mean_std as in the paper, mean_variance or mse.", rich_help_panel=SCORING)
+    Literal["mean_std", "mean_variance", "mse"],
+    typer.Option(help="The score: mean_std as in the paper, mean_variance or mse.", rich_help_panel=SCORING),
 ]
 SCORED_BUDGETS = Annotated[
     list[str] | None,
     typer.Option(
         "--budget",
         help="For what the scores must be certain. Default: latency=0.65, 0.5 and 0.35.",
-        show_default=False,
         rich_help_panel=SCORING,
     ),
 ]
@@ -52,39 +46,42 @@ EXHAUSTIVE = Annotated[
     bool,
     typer.Option("--exhaustive", help="Score everything on all samples, as in the paper.", rich_help_panel=SCORING),
 ]
-PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.", show_default=False)]
-GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.", show_default=False)]
+TFLOPS = Annotated[float, typer.Option(help="For a dry run: what the GPU sustains, in TFLOP/s.", min=0.001)]
+PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
+GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
 PIPELINE_ARG = Annotated[
     list[str] | None,
-    typer.Option(
-        "--pipeline-arg",
-        help="Another argument of the pipeline's call, such as height=256; an image is a path; repeatable.",
-        show_default=False,
-    ),
+    typer.Option(help="Another argument of the pipeline's call, such as height=256; an image is a path; repeatable."),
 ]
-DATA = Annotated[
-    Path | None,
-    typer.Option(help="A folder of pictures or sounds. Default: samples of the original.", show_default=False),
-]
+DATA = Annotated[Path | None, typer.Option(help="A folder of pictures or sounds. Default: samples of the original.")]
 EXECUTOR = Annotated[
-    str, typer.Option(help="What samples: local, this process; ray, several.", rich_help_panel=RUNNING)
+    Literal["local", "ray"],
+    typer.Option(help="What samples: local, this process; ray, several.", rich_help_panel=RUNNING),
 ]
 RAY_ADDRESS = Annotated[
-    str | None,
-    typer.Option(help="A Ray cluster. Default: workers on this machine.", show_default=False, rich_help_panel=RUNNING),
+    str | None, typer.Option(help="A Ray cluster. Default: workers on this machine.", rich_help_panel=RUNNING)
 ]
 BATCH = Annotated[int, typer.Option("--batch-size", help="Samples at once.", min=1, rich_help_panel=RUNNING)]
 DEVICE = Annotated[
     str | None,
-    typer.Option(
-        help="cpu, cuda, cuda:1, mps. Default: cuda if there is one.", show_default=False, rich_help_panel=RUNNING
-    ),
+    typer.Option(help="cpu, cuda, cuda:1, mps. Default: cuda if there is one.", rich_help_panel=RUNNING),
 ]
 DTYPE = Annotated[
     str | None,
     typer.Option(
-        help="Precision of the weights: float32, float16, bfloat16. Default: float32.",
-        show_default=False,
-        rich_help_panel=RUNNING,
+        help="Precision of the weights: float32, float16, bfloat16. Default: float32.", rich_help_panel=RUNNING
     ),
+]
+DRY_RUN = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved settings and stop.", rich_help_panel=OUTPUT)
+]
+JSON = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object; all else goes to standard error.", rich_help_panel=OUTPUT),
+]
+QUIET = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no hints: the result only.", rich_help_panel=OUTPUT)
+]
+VERBOSE = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also what diffusers and transformers say.", rich_help_panel=OUTPUT)
 ]

@@ -1,33 +1,36 @@
-"""What the words of a command line mean: probes, budgets, choices, arguments of a pipeline's call."""
+"""What the words of a command line mean: probes, budgets, arguments of a pipeline's call."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ldpruner.cli.answer import MadeBy
+from ldpruner.cli.options import GUIDANCE, PIPELINE_ARG, PROMPTS, SAMPLES, SEED, STEPS
 
 if TYPE_CHECKING:
     from ldpruner.budget import Budget
     from ldpruner.pipelines.probe import Probe
-    from ldpruner.scoring.importance import Metric
-    from ldpruner.selection.plan import Rule
 
 
 def probe_of(
-    samples: int, steps: int, seed: int, prompts: Path | None, guidance: float | None, pipeline_arg: list[str] | None
+    prompts: PROMPTS = None,
+    guidance: GUIDANCE = None,
+    pipeline_arg: PIPELINE_ARG = None,
+    samples: SAMPLES = 16,
+    steps: STEPS = 25,
+    seed: SEED = 0,
 ) -> "Probe":
-    """The probe of the options that every sampling command has."""
-    from ldpruner.pipelines.probe import Probe, read_prompts
+    """The probe of the options that the commands have which score."""
+    from ldpruner.pipelines.probe import Probe
 
-    return Probe(
-        samples=samples,
-        steps=steps,
-        seed=seed,
-        guidance=guidance,
-        prompts=read_prompts(prompts) if prompts is not None else None,
-        call=call_arguments(pipeline_arg),
-    )
+    call = call_arguments(pipeline_arg)
+    return Probe(samples=samples, steps=steps, seed=seed, guidance=guidance, prompts=prompts, call=call)
+
+
+PROBE = Annotated["Probe", MadeBy(probe_of)]
 
 
 def call_arguments(texts: Sequence[str] | None) -> dict[str, Any]:
@@ -49,33 +52,8 @@ def budget_of(texts: Sequence[str]) -> "Budget":
 
 def changed(probe: "Probe", samples: int, prompts: Path | None, pipeline_arg: list[str] | None) -> "Probe":
     """A run's probe with another number of samples, other prompts and other arguments of the call."""
-    from ldpruner.pipelines.probe import read_prompts
-
-    texts = read_prompts(prompts) if prompts is not None else probe.prompts
-    return probe.replace(samples=samples, prompts=texts, call={**probe.call, **call_arguments(pipeline_arg)})
-
-
-def metric_of(name: str) -> "Metric":
-    """The score of `--metric`."""
-    from ldpruner.scoring.importance import METRICS
-
-    metric: Metric = one_of(name, METRICS, "--metric")
-    return metric
-
-
-def rule_of(name: str) -> "Rule":
-    """The rule of `--rule`."""
-    from ldpruner.selection.plan import RULES
-
-    rule: Rule = one_of(name, RULES, "--rule")
-    return rule
-
-
-def one_of(value: str, choices: Sequence[str], option: str) -> Any:
-    """The value, if it is one that the option knows."""
-    if value not in choices:
-        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(choices)}")
-    return value
+    call = {**probe.call, **call_arguments(pipeline_arg)}
+    return probe.replace(samples=samples, prompts=prompts or probe.prompts, call=call)
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -2,27 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ldpruner.cli import parsing
 from ldpruner.cli.answer import Answer
 from ldpruner.cli.console import terminal
-from ldpruner.cli.prune import TFLOPS
+from ldpruner.cli.options import TFLOPS
+from ldpruner.cli.prune import outcome_answer
+from ldpruner.cli.recover import evaluation_answer, history_answer
 
 if TYPE_CHECKING:
     from ldpruner.recipes import Recipe
 
-STAGES = ("prune", "finetune", "evaluate")  # a test compares them with those of recipes
+StageName = Literal["prune", "finetune", "evaluate"]
 
 
 def recipe(
-    file: Annotated[Path, typer.Argument(help="A recipe in YAML, such as those of recipes/.", show_default=False)],
-    only: Annotated[str | None, typer.Option(help=f"One part of it: {', '.join(STAGES)}.", show_default=False)] = None,
+    file: Annotated[Path, typer.Argument(help="A recipe in YAML, such as those of recipes/.")],
+    only: Annotated[StageName | None, typer.Option(help="One part of it.")] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(help="For a dry run: a folder with the model's configuration files.", show_default=False),
+        Path | None, typer.Option(help="For a dry run: a folder with the model's configuration files.")
     ] = None,
     tflops: TFLOPS = 100.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what it would take.")] = False,
@@ -33,17 +33,16 @@ def recipe(
 
     Example: accelerate launch -m ldpruner recipe recipes/sd14-coco.yaml --only finetune
     """
-    stages: Any = STAGES if only is None else (parsing.one_of(only, STAGES, "--only"),)
     from ldpruner.recipes import carry_out, read_recipe
 
     read = read_recipe(file)
     if dry_run:
         return _estimate_answer(read, file, config, tflops)
-    if stages != ("finetune",) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if only != "finetune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise typer.BadParameter("several processes share the training only; add --only finetune")
     data: dict[str, Any] = {}
     parts: list[Any] = []
-    for stage, result in carry_out(read, stages, progress=terminal.progress):
+    for stage, result in carry_out(read, (only,) if only else get_args(StageName), progress=terminal.progress):
         answer = _stage_answer(read, stage, result)
         data[stage] = answer.data
         parts += answer.parts
@@ -51,8 +50,6 @@ def recipe(
 
 
 def _stage_answer(recipe: "Recipe", stage: str, result: Any) -> Answer:
-    from ldpruner.cli.prune import outcome_answer
-    from ldpruner.cli.recover import evaluation_answer, history_answer
     from ldpruner.run_folder import RunFolder
 
     if result is None:

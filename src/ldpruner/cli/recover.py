@@ -1,50 +1,42 @@
 """Commands that recover the quality of a pruned pipeline, and prove it."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ldpruner.cli import parsing
-from ldpruner.cli.answer import DRY_RUN, Answer, settings
+from ldpruner.cli import options as opt
+from ldpruner.cli import parsing, tables
+from ldpruner.cli.answer import Answer, settings
 from ldpruner.cli.console import Table, terminal
-from ldpruner.cli.options import DATA, DEVICE, DTYPE, PIPELINE_ARG, PROMPTS, RUN
-from ldpruner.cli.training_options import with_training_options
-from ldpruner.finetuning.settings import Training
+from ldpruner.cli.training_options import TRAINING_OPTIONS
 
 if TYPE_CHECKING:
     from ldpruner.evaluation.evaluate import Evaluation
     from ldpruner.finetuning.settings import History
 
 REPORT_TO = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--report-to", help="What Accelerate reports to, such as tensorboard; repeatable.", show_default=False
-    ),
+    list[str] | None, typer.Option(help="What Accelerate reports to, such as tensorboard; repeatable.")
 ]
 FEATURES = Annotated[
     str, typer.Option(help="Compare in: latents, inception, or a folder or Hub id of a transformers network.")
 ]
-CLIP = Annotated[
-    str | None,
-    typer.Option(help="A folder or Hub id of a CLIP model, for the CLIP score.", show_default=False),
-]
+CLIP = Annotated[str | None, typer.Option(help="A folder or Hub id of a CLIP model, for the CLIP score.")]
 
 
-@with_training_options
 def finetune(
-    run: RUN,
-    training: Training,
-    data: DATA = None,
+    *,
+    run: opt.RUN,
+    data: opt.DATA = None,
     samples: Annotated[int, typer.Option(help="Of the original, where there is no data.", min=2)] = 256,
-    prompts: PROMPTS = None,
-    pipeline_arg: PIPELINE_ARG = None,
+    prompts: opt.PROMPTS = None,
+    pipeline_arg: opt.PIPELINE_ARG = None,
     report_to: REPORT_TO = None,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    dry_run: DRY_RUN = False,
+    device: opt.DEVICE = None,
+    dtype: opt.DTYPE = None,
+    dry_run: opt.DRY_RUN = False,
+    training: TRAINING_OPTIONS,
 ) -> Answer | None:
     """Train the pruned pipeline of a run folder, with the original as teacher; several processes under a launcher.
 
@@ -75,19 +67,19 @@ def finetune(
 
 
 def evaluate(
-    run: RUN,
-    data: DATA = None,
+    run: opt.RUN,
+    data: opt.DATA = None,
     features: FEATURES = "latents",
     clip: CLIP = None,
     samples: Annotated[int, typer.Option(help="Of each pipeline.", min=2)] = 64,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples at once. Default: 16, or 8 where they are decoded.", min=1)
     ] = None,
-    prompts: PROMPTS = None,
-    pipeline_arg: PIPELINE_ARG = None,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    dry_run: DRY_RUN = False,
+    prompts: opt.PROMPTS = None,
+    pipeline_arg: opt.PIPELINE_ARG = None,
+    device: opt.DEVICE = None,
+    dtype: opt.DTYPE = None,
+    dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """Measure cost and quality of a run's recovered pipeline, or its pruned one, against the original.
 
@@ -119,21 +111,14 @@ def evaluate(
 
 def history_answer(history: "History", run: Path) -> Answer:
     """How finetuning went."""
-    from ldpruner.cli import tables
-
-    parts: Sequence[str | Table] = [
-        tables.history_headline(history),
-        tables.history(history),
-        f"recovered pipeline: {run / 'recovered'} ({history.steps} steps, the weights of step {history.best_step})",
-    ]
+    kept = f"{history.steps} steps, the weights of step {history.best_step}"
+    parts = [*tables.history(history), f"recovered pipeline: {run / 'recovered'} ({kept})"]
     return Answer(history.model_dump(mode="json"), parts, f"ldpruner evaluate --run {shlex.quote(str(run))}")
 
 
 def evaluation_answer(evaluation: "Evaluation", pipeline: Path, original: str) -> Answer:
     """Each metric, and what all of them say."""
-    from ldpruner.cli import tables
-
-    parts: Sequence[str | Table] = [
+    parts: list[str | Table] = [
         tables.evaluation_headline(evaluation, pipeline.name),
         tables.evaluation(evaluation, pipeline.name),
     ]

@@ -6,18 +6,19 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ldpruner.cli.console import Table
+from ldpruner.operators.names import ancestors
 
 if TYPE_CHECKING:  # evaluation takes seconds to import, and most commands do not evaluate
     from ldpruner.evaluation.evaluate import Evaluation
     from ldpruner.evaluation.metrics import Measure
     from ldpruner.finetuning.settings import History
     from ldpruner.operators.discovery import Operator
-    from ldpruner.profiling.benchmark import Comparison, Percentiles, PipelineCost
+    from ldpruner.profiling.benchmark import Comparison
     from ldpruner.scoring.results import Scores
-    from ldpruner.selection.plan import Plan, PlannedRemoval
+    from ldpruner.selection.plan import Plan
     from ldpruner.workflow import Outcome
 
 MAX_STAGES = 16  # rows of a summary; more, and blocks that differ in their number only share a row
@@ -25,8 +26,8 @@ WORDS = {"macs": "MACs"}
 MAX_LABEL = 18  # letters of a column's title
 SAME_SPEED = 0.02  # relative difference of latency that words do not tell
 UNITS: Mapping[str, Callable[[float], str]] = {
-    "latency_ms": lambda value: f"{value:,.1f} ms",
-    "latency_ratio": lambda value: f"{value:.3f}",
+    "latency_ms": "{:,.1f} ms".format,
+    "latency_ratio": "{:.3f}".format,
     "peak_memory_bytes": lambda value: memory(value),
     "parameters": lambda value: f"{value / 1e6:,.2f} M",
     "macs": lambda value: f"{value / 1e9:,.3f} G",
@@ -97,22 +98,16 @@ def _grouped(operators: Sequence[Operator], key: Callable[[Operator], str]) -> d
 
 def _stage(name: str) -> str:
     """The block that an operator is of: `down_blocks.0` of `down_blocks.0.resnets.1.conv1`."""
-    match = re.match(r"[^.]+(\.\d+)?", name)
-    return match[0] if match else name
+    return re.sub(r"^([^.]+(\.\d+)?).*", r"\1", name)
 
 
 def _outermost(operators: Sequence[Operator]) -> list[Operator]:
     names = {operator.name for operator in operators}
-    return [operator for operator in operators if not names & _holders(operator.name)]
+    return [operator for operator in operators if names.isdisjoint(ancestors(operator.name)[:-1])]
 
 
-def _holders(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:count]) for count in range(1, len(parts))}
-
-
-def scores_headline(scores: Scores) -> str:
-    """How scoring went, in one line."""
+def scores(scores: Scores) -> list[str | Table]:
+    """How scoring went, and the scores, lowest first: what to remove first is above."""
     sampled = sum(score.samples > 0 for score in scores.scores)
     text = (
         f"{len(scores.scores):,} modifications scored, {sampled:,} of them on samples: "
@@ -120,11 +115,6 @@ def scores_headline(scores: Scores) -> str:
     )
     if scores.rank_stability is not None:
         text += f"; rank correlation with other seeds {scores.rank_stability:.2f}"
-    return text
-
-
-def scores(scores: Scores) -> Table:
-    """The scores, lowest first: what to remove first is above."""
     rows = []
     for score in sorted(scores.scores, key=lambda score: score.score):
         unknown = "not removable" if score.is_known else "saves too little"
@@ -132,23 +122,15 @@ def scores(scores: Scores) -> Table:
         shares = [_share(getattr(score.savings, name), getattr(scores.costs, name)) for name in ("parameters", "macs")]
         saved = f"{score.savings.latency_ms:.2f} ms"
         rows.append((score.operator, score.kind, score.modification, value, *shares, saved))
-    return Table(("operator", "type", "modification", ">score ↓", ">parameters", ">MACs", ">latency"), rows)
+    columns = ("operator", "type", "modification", ">score ↓", ">parameters", ">MACs", ">latency")
+    return [text, Table(columns, rows)]
 
 
-def removal_fields(removal: PlannedRemoval) -> dict[str, Any]:
-    """One removal of a plan, as `--json` prints it."""
-    fields = removal.removal.model_dump(mode="json", include={"operator", "modification", "cascaded"})
-    return {**fields, **removal.model_dump(mode="json", include={"score", "selection_frequency"})}
-
-
-def plan_headline(plan: Plan) -> str:
-    """What a plan is predicted to leave, in one line."""
-    left = ", ".join(f"{_percent(value)} of the {WORDS.get(name, name)}" for name, value in _predicted(plan).items())
-    return f"{len(plan.removed)} removals for the budget {plan.budget}; predicted to leave {left}"
-
-
-def plan(plan: Plan) -> Table:
-    """What is removed, and what goes with it."""
+def plan(plan: Plan) -> list[str | Table]:
+    """What a plan is predicted to leave, what it removes, and what goes with it."""
+    predicted = plan.predicted.model_dump() if plan.predicted else {}
+    left = ", ".join(f"{_percent(value)} of the {WORDS.get(name, name)}" for name, value in predicted.items())
+    headline = f"{len(plan.removed)} removals for the budget {plan.budget}; predicted to leave {left}"
     rows = [
         (
             removal.operator,
@@ -159,11 +141,7 @@ def plan(plan: Plan) -> Table:
         )
         for removal in plan.removed
     ]
-    return Table(("operator", "modification", ">score ↓", ">certain", "goes with it"), rows)
-
-
-def _predicted(plan: Plan) -> dict[str, float]:
-    return plan.predicted.model_dump() if plan.predicted else {}
+    return [headline, Table(("operator", "modification", ">score ↓", ">certain", "goes with it"), rows)]
 
 
 def comparison_headline(comparison: Comparison) -> str:
@@ -186,15 +164,18 @@ def comparison(comparison: Comparison) -> Table:
         ["parameters ↓", *(UNITS["parameters"](cost.parameters) for cost in costs)],
         ["MACs of a denoiser call ↓", *(UNITS["macs"](cost.macs) for cost in costs)],
         ["latency, median ↓", *(UNITS["latency_ms"](cost.latency_ms.median) for cost in costs)],
-        ["  10 % to 90 %", *(_range(cost.latency_ms) for cost in costs)],
+        ["  10 % to 90 %", *(f"{cost.latency_ms.p10:,.1f} to {cost.latency_ms.p90:,.1f} ms" for cost in costs)],
         ["peak memory ↓", *(memory(cost.peak_memory_bytes) for cost in costs)],
     ]
-    if comparison.latency_ratio is not None:
+    if (latency := comparison.latency_ratio) is not None:
         columns.append(">ratio")
-        rows = [
-            [*row, ratio]
-            for row, ratio in zip(rows, _ratios(costs[0], costs[1], comparison.latency_ratio), strict=True)
-        ]
+        parameters, macs, memory_peak = (
+            f"{getattr(costs[1], name) / max(1, getattr(costs[0], name)):.3f}"
+            for name in ("parameters", "macs", "peak_memory_bytes")
+        )
+        latencies = f"{latency.median:.3f}", f"{latency.p10:.3f} to {latency.p90:.3f}"
+        for row, ratio in zip(rows, (parameters, macs, *latencies, memory_peak), strict=True):
+            row.append(ratio)
     return Table(("", *columns), rows)
 
 
@@ -205,50 +186,33 @@ def _labels(names: Sequence[str]) -> list[str]:
     return short if is_clear else ["first", "second"][: len(names)]
 
 
-def _ratios(first: PipelineCost, second: PipelineCost, latency: Percentiles) -> list[str]:
-    return [
-        f"{second.parameters / max(1, first.parameters):.3f}",
-        f"{second.macs / max(1, first.macs):.3f}",
-        f"{latency.median:.3f}",
-        f"{latency.p10:.3f} to {latency.p90:.3f}",
-        f"{second.peak_memory_bytes / max(1, first.peak_memory_bytes):.3f}",
-    ]
-
-
-def outcome_headline(outcome: Outcome) -> str:
-    """What pruning gave, in one line."""
+def outcome(outcome: Outcome) -> list[str | Table]:
+    """What pruning gave, and the original and the pruned pipeline side by side."""
     first, second = outcome.comparison.pipelines
     size = f"{_percent(second.parameters / max(1, first.parameters))} of the parameters"
     shift = f"latent shift {outcome.score:.3g}, between two sets of seeds {outcome.noise_floor:.3g}"
-    return f"pruned: {speed(outcome.comparison.ratio)} as the original, {size}; {shift}"
-
-
-def outcome(outcome: Outcome) -> Table:
-    """The original and the pruned pipeline side by side."""
+    headline = f"pruned: {speed(outcome.comparison.ratio)} as the original, {size}; {shift}"
     costs = comparison(outcome.comparison)
     rows = [
         *costs.rows,
         ("latent shift ↓", "", f"{outcome.score:.3f}", ""),
         ("  between seeds", f"{outcome.noise_floor:.3f}", "", ""),
     ]
-    count = len(outcome.plan.removed)
-    return Table(costs.columns, rows, f"{count} operators removed (budget: {outcome.plan.budget})")
+    title = f"{len(outcome.plan.removed)} operators removed (budget: {outcome.plan.budget})"
+    return [headline, Table(costs.columns, rows, title)]
 
 
-def history_headline(history: History) -> str:
-    """How training went, in one line."""
+def history(history: History) -> list[str | Table]:
+    """How training went, and the validation losses; a star marks the weights that are kept."""
     losses = history.validation_losses
     first, best = losses[min(losses)], losses[history.best_step]
-    return f"finetuned: the validation loss went from {first:.4g} to {best:.4g} in {history.best_step} steps"
-
-
-def history(history: History) -> Table:
-    """The validation losses; a star marks the weights that are kept."""
     rows = [
-        (str(step), f"{loss:.5g}" + (" *" if step == history.best_step else "  "))
-        for step, loss in history.validation_losses.items()
+        (str(step), f"{loss:.5g}" + (" *" if step == history.best_step else "  ")) for step, loss in losses.items()
     ]
-    return Table((">step", ">validation loss ↓  "), rows)
+    return [
+        f"finetuned: the validation loss went from {first:.4g} to {best:.4g} in {history.best_step} steps",
+        Table((">step", ">validation loss ↓  "), rows),
+    ]
 
 
 def evaluation_headline(evaluation: Evaluation, stage: str) -> str:
@@ -282,17 +246,13 @@ def evaluation(evaluation: Evaluation, stage: str) -> Table:
 def _measure_row(measure: Measure) -> tuple[str, ...]:
     from ldpruner.evaluation.metrics import HIGHER_IS_BETTER
 
-    unit = UNITS.get(measure.metric, _figure)
+    unit = UNITS.get(measure.metric, "{:.4g}".format)
     arrow = "↑" if measure.metric in HIGHER_IS_BETTER else "↓"
     figures = ["" if value is None else unit(value) for value in (measure.original, measure.pruned)]
     interval = "" if measure.interval is None else " to ".join(f"{bound:.3g}" for bound in measure.interval)
     noise = "" if measure.noise_floor is None else unit(measure.noise_floor)
     verdict = {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
     return f"{measure.metric} {arrow}", *figures, interval, noise, verdict
-
-
-def _figure(value: float) -> str:
-    return f"{value:.4g}"
 
 
 def speed(ratio: float) -> str:
@@ -317,7 +277,3 @@ def _share(part: float, whole: float) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
-
-
-def _range(spread: Percentiles) -> str:
-    return f"{spread.p10:,.1f} to {spread.p90:,.1f} ms"
