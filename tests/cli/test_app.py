@@ -16,6 +16,7 @@ from ldpruner.cli import STOPPED
 from ldpruner.cli.app import COMMANDS, app
 from tests.cli.conftest import Run
 
+NAMES = [function.__name__ for functions in COMMANDS.values() for function in functions]
 HEAVY = ("torch", "diffusers", "transformers", "scipy", "numpy", "accelerate", "PIL")
 GENEROUS = 5.0  # seconds of processor time; half a second on an idle machine
 
@@ -61,7 +62,7 @@ def test_the_version_is_an_option(run: Run) -> None:
     assert run("--version") == (0, f"ldpruner {__version__}\n", "")
 
 
-@pytest.mark.parametrize("name", [name for _, name, _ in COMMANDS])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_has_an_example_and_the_shared_options(run: Run, name: str) -> None:
     code, out, _ = run(name, "--help")
     assert code == 0

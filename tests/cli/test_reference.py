@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ldpruner.cli.app import COMMANDS
 from ldpruner.cli.reference import reference
+from tests.cli.test_app import NAMES
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -14,7 +14,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_the_page_has_every_command_and_its_options() -> None:
     page = reference()
-    for _, name, _ in COMMANDS:
+    for name in NAMES:
         assert f"\n## `ldpruner {name}`\n" in page
     assert "* `--max-train-steps <int>`: " in page
     assert "Optimizer steps" in page

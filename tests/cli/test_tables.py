@@ -6,6 +6,7 @@ import pytest
 
 from ldpruner import Operator, Scores
 from ldpruner.cli import tables
+from ldpruner.cli.console import Table
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.evaluation.metrics import Measure
 from ldpruner.profiling.benchmark import Comparison, Percentiles, PipelineCost
@@ -94,6 +95,8 @@ def test_operators_are_ordered_by_what_is_asked(operators: tuple[Operator, ...])
 
 
 def test_scores_come_lowest_first(scores: Scores) -> None:
-    shown = [float(row[3]) for row in tables.scores(scores).rows]
+    table = tables.scores(scores)[1]
+    assert isinstance(table, Table)
+    shown = [float(row[3]) for row in table.rows]
     assert shown == sorted(shown)
     assert len(shown) == len(scores.scores)

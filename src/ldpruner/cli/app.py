@@ -12,25 +12,18 @@ from ldpruner.cli.answer import command
 from ldpruner.cli.console import terminal
 from ldpruner.errors import LdPrunerError, one_line
 
-PRUNE, RECOVER, WHOLE = "Prune", "Recover and measure", "Whole runs"
-COMMANDS = (
-    (PRUNE, "operators", inspect.operators),
-    (PRUNE, "score", prune.score),
-    (PRUNE, "select", prune.select),
-    (PRUNE, "prune", prune.prune),
-    (PRUNE, "run", prune.run),
-    (RECOVER, "finetune", recover.finetune),
-    (RECOVER, "evaluate", recover.evaluate),
-    (RECOVER, "bench", inspect.bench),
-    (WHOLE, "recipe", recipe.recipe),
-    (WHOLE, "demo", demo.demo),
-)
+COMMANDS = {
+    "Prune": (inspect.operators, prune.score, prune.select, prune.prune, prune.run),
+    "Recover and measure": (recover.finetune, recover.evaluate, inspect.bench),
+    "Whole runs": (recipe.recipe, demo.demo),
+}
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings=CONTEXT)
-for panel, name, function in COMMANDS:
-    summary = (function.__doc__ or "").partition("\n")[0]  # whole: typer shortens it otherwise
-    app.command(name, short_help=summary, rich_help_panel=panel)(command(function))
+for panel, functions in COMMANDS.items():
+    for function in functions:
+        summary = (function.__doc__ or "").partition("\n")[0]  # whole: typer shortens it otherwise
+        app.command(short_help=summary, rich_help_panel=panel)(command(function))
 
 # typer brings a click of its own and exports of its errors only this one.
 ClickError: Any = typer.BadParameter.__mro__[2]

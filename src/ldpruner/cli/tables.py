@@ -158,25 +158,25 @@ def comparison_headline(comparison: Comparison) -> str:
 
 def comparison(comparison: Comparison) -> Table:
     """Pipelines side by side, and the second relative to the first."""
-    costs = comparison.pipelines
-    columns = [f">{label}" for label in _labels([cost.pipeline for cost in costs])]
+    costs, latency = comparison.pipelines, comparison.latency_ratio
+
+    def counted(title: str, quantity: str) -> list[str]:
+        values = [getattr(cost, quantity) for cost in costs]
+        return [title, *map(UNITS[quantity], values), f"{values[-1] / max(1, values[0]):.3f}"]
+
     rows = [
-        ["parameters ↓", *(UNITS["parameters"](cost.parameters) for cost in costs)],
-        ["MACs of a denoiser call ↓", *(UNITS["macs"](cost.macs) for cost in costs)],
+        counted("parameters ↓", "parameters"),
+        counted("MACs of a denoiser call ↓", "macs"),
         ["latency, median ↓", *(UNITS["latency_ms"](cost.latency_ms.median) for cost in costs)],
         ["  10 % to 90 %", *(f"{cost.latency_ms.p10:,.1f} to {cost.latency_ms.p90:,.1f} ms" for cost in costs)],
-        ["peak memory ↓", *(memory(cost.peak_memory_bytes) for cost in costs)],
+        counted("peak memory ↓", "peak_memory_bytes"),
     ]
-    if (latency := comparison.latency_ratio) is not None:
-        columns.append(">ratio")
-        parameters, macs, memory_peak = (
-            f"{getattr(costs[1], name) / max(1, getattr(costs[0], name)):.3f}"
-            for name in ("parameters", "macs", "peak_memory_bytes")
-        )
-        latencies = f"{latency.median:.3f}", f"{latency.p10:.3f} to {latency.p90:.3f}"
-        for row, ratio in zip(rows, (parameters, macs, *latencies, memory_peak), strict=True):
-            row.append(ratio)
-    return Table(("", *columns), rows)
+    columns = ["", *(f">{label}" for label in _labels([cost.pipeline for cost in costs]))]
+    if latency is None:
+        return Table(columns, [row[: len(columns)] for row in rows])
+    rows[2].append(f"{latency.median:.3f}")
+    rows[3].append(f"{latency.p10:.3f} to {latency.p90:.3f}")
+    return Table([*columns, ">ratio"], rows)
 
 
 def _labels(names: Sequence[str]) -> list[str]:
