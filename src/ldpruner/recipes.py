@@ -29,6 +29,7 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.progress import Progress, unreported
 from ldpruner.pruning.opening import open_pipeline
+from ldpruner.run_folder import JSON_OBJECT
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
 from ldpruner.values import Value
@@ -149,16 +150,16 @@ class Recipe(Value):
             RecipeError: it holds what another recipe pruned.
         """
         try:
-            marked = json.loads((self.run / MARK).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            marked = JSON_OBJECT.validate_json((self.run / MARK).read_bytes())
+        except (OSError, ValueError):
             return False
-        for field, value in self._pruning().items() if isinstance(marked, dict) else ():
+        for field, value in self._pruning().items():
             if marked.get(field) != value:
                 raise RecipeError(
                     f"{self.run} was pruned with {field}={marked.get(field)!r}, the recipe has {value!r}; "
                     "name another run folder"
                 )
-        return isinstance(marked, dict)
+        return True
 
     def mark_pruned(self) -> None:
         """Writes into the run folder that this recipe's pruning is done."""

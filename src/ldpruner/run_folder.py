@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ldpruner.errors import PipelineNotFound, RunStoreError, one_line
 from ldpruner.evaluation.evaluate import Evaluation
@@ -12,6 +12,8 @@ from ldpruner.files import write_atomic
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.store import RunStore
 from ldpruner.selection.plan import Plan
+
+JSON_OBJECT = TypeAdapter(dict[str, Any])
 
 
 class RunFolder:
@@ -29,11 +31,7 @@ class RunFolder:
         self.evaluation_file = self.path / "evaluation.json"
 
     def fact(self, name: str) -> Any:
-        """A fact of the run's store.
-
-        Raises:
-            RunStoreError: there is no run, or it does not have the fact yet.
-        """
+        """A fact of the run's store; a RunStoreError if there is no run, or it does not have the fact yet."""
         if not (self.path / "run.sqlite").exists():
             raise RunStoreError(f"no run at {self.path}; make one with 'ldpruner score MODEL --run {self.path}'")
         with RunStore(self.path) as store:
@@ -84,10 +82,8 @@ def _configurations(folder: Path) -> dict[str, Any]:
     configurations = {}
     for path in sorted(folder.glob("*/config.json")):
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            fields = JSON_OBJECT.validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise PipelineNotFound(f"cannot read {path}: {one_line(error)}; prune again") from error
-        if not isinstance(fields, dict):
-            raise PipelineNotFound(f"{path} holds {type(fields).__name__}, no configuration; prune again")
         configurations[path.parent.name] = {name: fields[name] for name in fields if not name.startswith("_")}
     return configurations
