@@ -187,7 +187,6 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
     """Trains the pruned pipeline of a run folder, with the original as teacher, and saves it as `recovered/`.
 
     Args:
-        run: the run folder.
         training: how long, how fast, by which losses.
         data: a folder of pictures or sounds; None learns from samples of the original.
         probe: how the original is called; None is the probe of the scores, with 256 samples.
@@ -235,7 +234,6 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
     """Evaluates the latest pipeline of a run folder, and keeps the result there as `evaluation.json`.
 
     Args:
-        run: the run folder.
         probe: how samples are made; None is the probe of the scores, with 64 samples.
         data, features, clip, batch_size: see `evaluate`.
         original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).

@@ -71,7 +71,7 @@ def test_a_third_of_the_measured_latency_can_be_cut(satellite: DiffusionPipeline
     probe = ldpruner.Probe(samples=1, steps=6)  # decoding, which no plan touches, is a small part of six steps
     large = [operator for operator in ldpruner.find_operators(satellite) if operator.macs > LARGE]
     scores = score_all(satellite, large, probe)
-    pruned, plan = prune_to_budget(satellite, scores, ldpruner.Budget(latency=0.65))
+    pruned, plan = prune_to_budget(satellite, scores, ldpruner.Budget(latency=0.65), run=tmp_path, provenance={})
     assert plan.predicted is not None
     # A busy machine slows some timings; a plan that was predicted wrongly misses every time.
     ratios = [compare({"original": satellite, "pruned": pruned}, probe, rounds=5).ratio for _ in range(3)]

@@ -213,7 +213,7 @@ class _Search:
 
     def _modifications(self, name: str) -> Iterator[tuple[ModificationName, OutputSource]]:
         if (source := self._output_source(name)) is not None:
-            if self._is_residual_branch(name):
+            if all(self._is_added_back(call) for call in self.flow.calls[name]):  # a residual branch
                 yield "zero", source
             yield "identity", source
         elif (projection := self._shortcut(name)) is not None:
@@ -291,9 +291,6 @@ class _Search:
         if not call.results:
             return None
         return tuple(selectors) if call.returns_tuple else selectors[0]
-
-    def _is_residual_branch(self, name: str) -> bool:
-        return all(self._is_added_back(call) for call in self.flow.calls[name])
 
     def _is_added_back(self, call: Call) -> bool:
         """Whether outputs are only ever added to something that the inputs were computed from.

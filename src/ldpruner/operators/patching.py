@@ -20,11 +20,8 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of t
 def modified(denoiser: nn.Module, removals: Iterable[Removal]) -> Iterator[nn.Module]:
     """Modifies operators of a denoiser inside a `with` block and restores them exactly, also after an error.
 
-    No weight is copied or written: the modules themselves are taken out and put back.
-
-    Raises:
-        OperatorNotFound: the denoiser has no such operator; nothing was modified.
-        PlanMismatch: removals overlap; nothing was modified.
+    No weight is copied or written: the modules themselves are taken out and put back. What `check_removals` refuses
+    modifies nothing.
     """
     removals = list(removals)
     check_removals(denoiser, removals)

@@ -69,12 +69,7 @@ def find_denoiser(
 
     The last network that runs before that step is the denoiser. Its first call is recorded, because guidance may call
     it again on fewer rows. With `component`, the pipeline runs until that network is called: where two denoisers share
-    the steps, the second is called later.
-
-    Args:
-        pipeline: any diffusers pipeline; its weights may be on the meta device.
-        component: the name of the network, for pipelines that have more than one denoiser.
-        call: further arguments of the pipeline's call.
+    the steps, the second is called later. The weights may be on the meta device.
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run, or no network runs in its loop.

@@ -24,10 +24,7 @@ class CallCache:
     """Runs each network of a pipeline once for the same input, as long as the network does not change.
 
     Only calls before the denoiser's first one are cached: later inputs change from step to step, and so do those of a
-    ControlNet.
-
-    Args:
-        max_bytes: size of the cache; the outputs that were used the longest time ago are dropped first.
+    ControlNet. The outputs that were used the longest time ago are dropped first.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:

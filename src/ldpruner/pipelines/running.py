@@ -45,10 +45,7 @@ def force_eager() -> contextlib.AbstractContextManager[Any]:
 def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments, *, compiled: bool = False) -> Any:
     """Calls a pipeline without gradients and without a progress bar; returns None when StopPipeline ends the call.
 
-    Args:
-        pipeline: any pipeline; its weights may be on the meta device.
-        arguments: the keyword arguments of its call.
-        compiled: runs networks as `torch.compile` made them; otherwise they run eagerly.
+    The weights may be on the meta device. Compiled networks run eagerly, unless `compiled`.
     """
     progress_bar = dict(getattr(pipeline, "_progress_bar_config", {}))
     pipeline.set_progress_bar_config(disable=True)

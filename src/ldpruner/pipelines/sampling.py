@@ -38,11 +38,7 @@ def sample_latents(
 
 
 def sample_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
-    """Samples the final latents [samples, ...] and also returns the pipeline's own output, such as images.
-
-    Raises:
-        ProbeError: the pipeline returns another number of samples.
-    """
+    """Samples latents as `sample_latents` does, and also returns the pipeline's own output, such as images."""
     return _sample(pipeline, probe.without("output_type"), samples)
 
 

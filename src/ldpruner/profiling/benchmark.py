@@ -106,14 +106,10 @@ def compare(
     rounds: int = ROUNDS,
     progress: Progress = unreported,
 ) -> Comparison:
-    """Measures pipelines in turn, A B A B, so that a machine whose speed drifts treats them alike.
+    """Measures one pipeline or two in turn, A B A B, so that a machine whose speed drifts treats them alike.
 
-    Args:
-        pipelines: one or two, by name.
-        probe: what to call them with: its steps, and the prompt of its first sample.
-        component: which network, for pipelines with more than one denoiser.
-        rounds: timings of each, after one that does not count; fewer where all would take more than a minute.
-        progress: wraps the rounds.
+    Each is called on the first sample of the probe: once without counting, then `rounds` times, or fewer where all
+    would take more than a minute.
     """
     denoisers = {
         name: find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 from diffusers import DiffusionPipeline
@@ -34,20 +33,14 @@ def prune_to_budget(
     budget: Budget,
     *,
     rule: Rule = "knapsack",
-    run: Path | None = None,
-    provenance: Mapping[str, object] = MappingProxyType({}),
+    run: Path,
+    provenance: Mapping[str, object],
     progress: Progress = unreported,
 ) -> tuple[DiffusionPipeline, Plan]:
     """Selects and prunes. Under a latency budget, measures the latency and selects again until it is just met.
 
-    Args:
-        pipeline: the original.
-        scores: of its operators.
-        budget: what may be left; latency is that of whole calls of the pipeline.
-        rule: how to select.
-        run: the run folder; every selected plan is written there at once, before it is timed.
-        provenance: what the plan shall say of its origin, besides what `select` says.
-        progress: wraps the rounds of timings.
+    Latency is that of whole calls. Every selected plan is written into the run folder at once, before it is timed;
+    `provenance` is what it says of its origin besides what `select` says.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -56,8 +49,7 @@ def prune_to_budget(
     def pruned_to(latency: float | None) -> tuple[DiffusionPipeline, Plan]:
         plan = select(scores, budget.replace(latency=latency), rule=rule)
         plan = plan.replace(budget=budget, provenance={**plan.provenance, **provenance})
-        if run is not None:
-            plan.write(run / "plan.json")
+        plan.write(run / "plan.json")
         return prune(pipeline, plan), plan
 
     def measured(pair: tuple[DiffusionPipeline, Plan]) -> float:
@@ -67,20 +59,15 @@ def prune_to_budget(
 
     pruned, plan = pruned_to(None) if budget.latency is None else fit(pruned_to, measured, budget.latency)
     plan = plan.replace(provenance={**plan.provenance, "measured": True})
-    if run is not None:
-        plan.write(run / "plan.json")
+    plan.write(run / "plan.json")
     return pruned, plan
 
 
 def fit(make: Callable[[float], Made], measure: Callable[[Made], float], target: float) -> Made:
     """Makes something whose measured latency is below a target, and not far below.
 
-    A prediction is off by some per cent, and more often too high: its plan would remove more than it needs to.
-
-    Args:
-        make: makes something for a predicted latency (the kept fraction); raises BudgetError where it cannot.
-        measure: measures the latency, as a kept fraction.
-        target: the kept fraction that is wanted.
+    A prediction is off by some per cent, and more often too high: its plan would remove more than it needs to. All
+    latencies are kept fractions: what `make` is asked for, what `measure` returns, and the target.
 
     Raises:
         BudgetError: the target cannot be reached.

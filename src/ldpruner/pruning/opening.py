@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers.utils.logging
@@ -34,24 +33,12 @@ def open_pipeline(model: Path | str, device: str | None = None, dtype: str | Non
         torch.ones(1, device=place).tolist()  # before the weights are read; the meta device has no values
     except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
         raise DeviceError(f"device {place!r} cannot be used: {one_line(error)}; try cpu") from error
-    with _without_loading_bars():
+    with contextlib.ExitStack() as bars:
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            if library.is_progress_bar_enabled():
+                library.disable_progress_bar()
+                bars.callback(library.enable_progress_bar)
         return load(model, torch_dtype=precision).to(place)
-
-
-@contextlib.contextmanager
-def _without_loading_bars() -> Iterator[None]:
-    shown = [
-        library
-        for library in (diffusers.utils.logging, transformers.utils.logging)
-        if library.is_progress_bar_enabled()
-    ]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
 
 
 def _default_device() -> str:

@@ -39,12 +39,7 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
 
 
 def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
-    """Prunes a pipeline in place and returns it. Everything is checked before anything is removed.
-
-    Raises:
-        PlanMismatch: the plan was made for another architecture.
-        OperatorNotFound: the plan names an operator that the denoiser does not have.
-    """
+    """Prunes a pipeline in place and returns it. All that `prune` refuses is refused before anything is removed."""
     component, denoiser, removals = _check_plan(pipeline, plan)
     with without_offload(pipeline):
         remove_(denoiser, [removal.model_dump() for removal in removals])
