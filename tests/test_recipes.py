@@ -99,7 +99,7 @@ def test_an_unconditional_pipeline_has_no_clip_score(tiny: DiffusionPipeline) ->
         ({"probe": {"prompts": 3}}, "probe prompts=3"),
         ({"budget": {"latency": 1.5}}, "budget latency=1.5 is outside (0, 1]"),
         ({"budget": {}}, "an empty budget"),
-        ({"rule": "dice"}, "rule='dice': Input should be 'knapsack' or 'greedy'"),
+        ({"rule": "dice"}, "rule='dice': Input should be 'knapsack', 'greedy' or 'random'"),
         ({"metric": "taste"}, "metric='taste'"),
         ({"dtype": "int99"}, "dtype='int99'"),
         ({"evaluation": {"samples": 2}}, "evaluation samples=2"),
