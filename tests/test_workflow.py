@@ -79,7 +79,7 @@ def test_a_plan_is_kept_for_the_same_settings_only(tiny: DiffusionPipeline, tmp_
 
 
 def _removed(run: Path) -> list[str]:
-    return [removal["operator"] for removal in Plan.read(run / "plan.json").model_dump()["removed"]]
+    return [planned.operator for planned in Plan.read(run / "plan.json").removed]
 
 
 def test_each_step_is_one_call_with_the_pipeline_at_hand(tiny: DiffusionPipeline, tmp_path: Path) -> None:
