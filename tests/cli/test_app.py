@@ -115,7 +115,7 @@ def test_ctrl_c_in_a_command_is_one_line_and_130(run: Run, monkeypatch: pytest.M
 def test_ctrl_c_at_any_instant_is_one_line_and_130(words: tuple[str, ...]) -> None:
     """Also while torch is imported: most of a command's first seconds."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    program = "import sys; print('up', flush=True); from ldpruner.cli import main; sys.exit(main())"
+    program = "import sys; from ldpruner.cli import main; print('up', flush=True); sys.exit(main())"
     command = [sys.executable, "-c", program, *words]
     pipe: Any = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:

@@ -8,8 +8,6 @@ from PIL import Image
 
 from ldpruner import Budget, LdPrunerError, Probe
 from ldpruner.cli import parsing
-from ldpruner.cli.options import BATCH_SIZE
-from ldpruner.pipelines import sampling
 
 
 def test_arguments_of_the_call_are_json_where_they_are() -> None:
@@ -58,7 +56,3 @@ def test_a_runs_probe_keeps_what_is_not_changed(tmp_path: Path) -> None:
     assert parsing.changed(known, 5, None, None) == known.replace(samples=5)
     changed = parsing.changed(known, 5, tmp_path / "p.txt", ["height=8"])
     assert (changed.prompts, changed.call, changed.steps) == (("b", "c"), {"eta": 0.1, "height": 8}, 4)
-
-
-def test_the_default_batch_is_the_librarys() -> None:
-    assert BATCH_SIZE == sampling.BATCH_SIZE
