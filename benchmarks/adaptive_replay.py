@@ -40,10 +40,10 @@ KEPT = (0.65, 0.5, 0.35)  # of the latency
 UNIFORM = (1, 2, 3, 4)  # samples of each modification
 DEVIATION = 0.1  # of the logarithm of what a removal saves
 BATCH_SIZE = 16
-PREVIOUS, ADAPTIVE = "looks, extrapolation, early stops (b707ec1)", "adaptive"
+ADAPTIVE = "adaptive"
 AT_ONCE = "adaptive, the three budgets at once"
 EXCESSES = (0.0, 0.2, 0.44)  # of the cost of the plans that are finetuned
-FINETUNED_LATENCY = 0.5
+FINETUNED_LATENCY = 0.35
 TRIES = 400  # of random plans for an excess
 TRAINING = ldpruner.Training(
     max_train_steps=200, train_batch_size=32, lr_warmup_steps=20, early_stopping_patience=None

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from benchmarks import coverage, demo, metric_design, selection_rules, tasks
+from benchmarks import adaptive_replay, coverage, demo, metric_design, selection_rules, tasks
 from benchmarks.baselines import LONG_RUNS, TRIALS, LongRun
 from benchmarks.comparison import (
     AUTOGUIDED,
@@ -52,6 +52,8 @@ def main() -> None:
         "results.md: without data": lambda: iter(_without_data(cells)),
         "experiments/autoguidance.md: trials": lambda: iter(_trials(cells)),
         "experiments/metric-design.md: metrics": metric_design.tables,
+        "experiments/adaptive-scoring.md: replays": adaptive_replay.table,
+        "experiments/adaptive-scoring.md: finetuned": adaptive_replay.finetuned_table,
         "experiments/selection-rules.md: rules": selection_rules.table,
         "experiments/end-to-end.md: demo": demo.table,
         "experiments/end-to-end.md: tasks": tasks.table,

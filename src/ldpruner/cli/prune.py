@@ -41,8 +41,8 @@ def score(
 ) -> Answer:
     """Score every modification of every operator, into a run folder.
 
-    Cheap one-step scores come first; only removals that could still change what is selected for a budget are sampled
-    further. --dry-run counts the denoiser calls and hours on the configuration alone.
+    Every removal is scored on one sample; only removals that could still change what is selected for a budget get more.
+    --dry-run counts the denoiser calls and hours on the configuration alone.
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
     """
