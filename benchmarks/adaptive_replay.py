@@ -167,7 +167,7 @@ class Replayer:
 
 def _operator(score: Score) -> Operator:
     """An operator of one modification."""
-    shape = {"input_shape": (1,), "output_shape": (1,), "calls": 1, "component": "", "module_type": score.kind}
+    shape = {"input_shape": (1,), "output_shape": (1,), "calls": 1, "component": "", "module_type": score.module_type}
     counts = {"parameters": score.candidate.parameters, "macs": score.candidate.macs}
     return Operator.model_validate({"name": score.operator, "candidates": (score.candidate,), **shape, **counts})
 

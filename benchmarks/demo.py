@@ -41,7 +41,7 @@ def table() -> Iterator[str]:
     (record,) = read("demo")
     result = record["result"]
     pair, ratio = result["pipelines"], result["latency_ratio"]
-    shift = ["latent shift, pruned", "", f"{result['score']:.2f}", f"noise floor {result['noise_floor']:.2f}"]
+    shift = ["latent shift, pruned", "", f"{result['latent_shift']:.2f}", f"noise floor {result['noise_floor']:.2f}"]
     rows = [
         ["parameters", *(f"{part['parameters'] / 1e6:.2f} M" for part in pair), _ratio("parameters", result)],
         ["MACs of a denoiser call", *(f"{part['macs'] / 1e6:.1f} M" for part in pair), _ratio("macs", result)],

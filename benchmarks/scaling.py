@@ -127,7 +127,7 @@ def _made_up(denoiser: Denoiser, seed: int) -> Scores:
         scores=tuple(
             Score(
                 operator=one.operator,
-                kind="",
+                module_type="",
                 modification=one.modification,
                 score=float((one.macs / macs + 1e-5) ** 0.5 * factor),
                 samples=1,

@@ -66,7 +66,7 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{pruned['parameters'] / original['parameters']:.1%}",
         f"{pruned['macs'] / original['macs']:.1%}",
         f"{ratio['median']:.1%} ({ratio['p10']:.1%} to {ratio['p90']:.1%})",
-        f"{result['score']:.2g} (noise floor {result['noise_floor']:.2g})",
+        f"{result['latent_shift']:.2g} (noise floor {result['noise_floor']:.2g})",
         "bit-identical" if result["reload_is_exact"] else "different",
     ]
 

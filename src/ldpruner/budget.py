@@ -18,7 +18,7 @@ class Budget(Value):
         latency: time to generate the latents of one sample.
         parameters: parameters of the denoiser.
         macs: multiply-accumulates of one denoiser call.
-        memory: peak memory while the latents are generated.
+        memory: peak memory while the latents are generated; only the weights count as savings.
         operators: how many operators to remove, as in the paper.
     """
 

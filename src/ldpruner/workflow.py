@@ -47,7 +47,7 @@ class Outcome(Value):
     Attributes:
         plan: what was removed.
         comparison: cost of the original and the pruned pipeline, timed in turn.
-        score: distance of the pruned pipeline's latents from the original's, on seeds that no selection has seen.
+        latent_shift: distance of the pruned latents from the original's, on seeds that no selection has seen.
         noise_floor: the same distance between two sets of samples of the original.
         reload_is_exact: whether the saved folder, opened again, gives bit-identical latents.
         samples: files with samples of both on the same seeds; on a sheet, those of the original are above.
@@ -55,7 +55,7 @@ class Outcome(Value):
 
     plan: Plan
     comparison: Comparison
-    score: float
+    latent_shift: float
     noise_floor: float
     reload_is_exact: bool
     samples: tuple[Path, ...] = ()
@@ -82,7 +82,7 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
         pipeline: the original.
         run: the run folder; what it already holds is not computed again.
         probe: which latents to compare.
-        model: the pipeline's name, from which later steps open it again.
+        model: the name from which later steps open the pipeline again; None is where it was loaded from.
         component: which network, for pipelines with more than one denoiser.
         ignore, targets: glob patterns of operators' names (see `operators.discovery.matching`).
         metric, batch_size: the score, and samples at once.
@@ -272,14 +272,10 @@ def _open_scoring(
 
 def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | None, progress: Progress) -> Scores:
     """Scores, for budgets or, without any, everything on all samples; the store keeps the scores."""
-    if model is not None:
-        scoring.store.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
     reported(progress, "measuring what each module costs", lambda: scoring.scores())
     for _ in progress(scoring if budgets is None else AdaptiveScorer(scoring, budgets), "scoring"):
         pass
-    scores = scoring.scores()
-    scoring.store.set_fact("scores", scores.model_dump(mode="json"))
-    return scores
+    return scoring.finish(model)
 
 
 def _finished_plan(
@@ -332,7 +328,7 @@ def _finish(
     return Outcome(
         plan=plan,
         comparison=comparison,
-        score=distances[0],
+        latent_shift=distances[0],
         noise_floor=distances[1],
         reload_is_exact=same_latents(pruned, reloaded, probe),
         samples=tuple(files),

@@ -61,7 +61,7 @@ def score(operator: ldpruner.Operator, candidate: Candidate, value: float) -> Sc
     size, macs = candidate.parameters, candidate.macs
     return Score(
         operator=operator.name,
-        kind=operator.module_type,
+        module_type=operator.module_type,
         modification=candidate.modification,
         score=value,
         samples=1,

@@ -210,19 +210,3 @@ def test_what_cannot_be_removed_is_left_out(tiny: DiffusionPipeline, operators: 
         scores = scoring.scores().scores
     assert (scores[0].score, scores[0].samples, scores[0].failure) == (np.inf, 0, "RuntimeError: no")
     assert all(np.isfinite(score.score) for score in scores[1:])
-
-
-def test_a_forecast_says_what_scoring_takes_at_least_and_at_most(
-    tiny: DiffusionPipeline, operators: Operators, exhaustive: ldpruner.Scores, adaptive: ldpruner.Scores
-) -> None:
-    with ScoringRun(tiny, operators, PROBE) as scoring:
-        scorer = AdaptiveScorer(scoring, BUDGETS)
-        forecast, whole = (scorer.forecast(exhaustive=everything) for everything in (False, True))
-        assert scoring.store.denoiser_calls() == 0
-    assert forecast.modifications == whole.modifications == len(exhaustive.scores)
-    assert whole.denoiser_calls == (exhaustive.denoiser_calls, exhaustive.denoiser_calls)
-    least, most = forecast.denoiser_calls
-    assert least <= adaptive.denoiser_calls <= most
-    each = 1 + len(BUDGETS) * (MAX_SAMPLES - 1)
-    assert most == each / PROBE.samples * exhaustive.denoiser_calls
-    assert 0 < forecast.seconds[0] < forecast.seconds[1] <= whole.seconds[0]

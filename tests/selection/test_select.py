@@ -27,7 +27,7 @@ def score(name: str, value: float, leaves: tuple[str, ...], parameters: int, mac
     savings = Savings(parameters=parameters, macs=macs, latency_ms=float(macs), memory=4 * parameters)
     return Score(
         operator=name,
-        kind="resnet",
+        module_type="resnet",
         modification="identity",
         score=value,
         samples=1,

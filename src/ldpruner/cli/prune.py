@@ -41,7 +41,7 @@ def score(
 ) -> Answer:
     """Score every modification of every operator, into a run folder.
 
-    Every removal is scored on one sample; only removals that could still change what is selected for a budget get more.
+    Every removal is scored on one sample. Removals that could still change the selection for a budget get more.
     --dry-run counts the denoiser calls and hours on the configuration alone.
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10

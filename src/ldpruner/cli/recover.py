@@ -71,7 +71,7 @@ def evaluate(
     data: opt.DATA = None,
     features: FEATURES = "latents",
     clip: CLIP = None,
-    samples: Annotated[int, typer.Option(help="Of each pipeline.", min=2)] = 64,
+    samples: Annotated[int, typer.Option(help="Of each pipeline.", min=5)] = 64,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples at once. Default: 16, or 8 where they are decoded.", min=1)
     ] = None,

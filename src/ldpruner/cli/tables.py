@@ -121,7 +121,7 @@ def scores(scores: Scores) -> list[str | Table]:
         value = f"{score.score:.4g}" if math.isfinite(score.score) else unknown
         shares = [_share(getattr(score.savings, name), getattr(scores.costs, name)) for name in ("parameters", "macs")]
         saved = f"{score.savings.latency_ms:.2f} ms"
-        rows.append((score.operator, score.kind, score.modification, value, *shares, saved))
+        rows.append((score.operator, score.module_type, score.modification, value, *shares, saved))
     columns = ("operator", "type", "modification", ">score ↓", ">parameters", ">MACs", ">latency")
     return [text, Table(columns, rows)]
 
@@ -141,7 +141,7 @@ def plan(plan: Plan) -> list[str | Table]:
         )
         for removal in plan.removed
     ]
-    return [headline, Table(("operator", "modification", ">score ↓", ">certain", "goes with it"), rows)]
+    return [headline, Table(("operator", "modification", ">score ↓", ">frequency", "goes with it"), rows)]
 
 
 def comparison_headline(comparison: Comparison) -> str:
@@ -190,13 +190,13 @@ def outcome(outcome: Outcome) -> list[str | Table]:
     """What pruning gave, and the original and the pruned pipeline side by side."""
     first, second = outcome.comparison.pipelines
     size = f"{_percent(second.parameters / max(1, first.parameters))} of the parameters"
-    shift = f"latent shift {outcome.score:.3g}, between two sets of seeds {outcome.noise_floor:.3g}"
+    shift = f"latent shift {outcome.latent_shift:.3g}, noise floor {outcome.noise_floor:.3g}"
     headline = f"pruned: {speed(outcome.comparison.ratio)} as the original, {size}; {shift}"
     costs = comparison(outcome.comparison)
     rows = [
         *costs.rows,
-        ("latent shift ↓", "", f"{outcome.score:.3f}", ""),
-        ("  between seeds", f"{outcome.noise_floor:.3f}", "", ""),
+        ("latent shift ↓", "", f"{outcome.latent_shift:.3f}", ""),
+        ("  noise floor", f"{outcome.noise_floor:.3f}", "", ""),
     ]
     title = f"{len(outcome.plan.removed)} operators removed (budget: {outcome.plan.budget})"
     return [headline, Table(costs.columns, rows, title)]
@@ -240,7 +240,7 @@ def evaluation(evaluation: Evaluation, stage: str) -> Table:
         "intervals: 95 % confidence, of latencies 10 % to 90 % of the timings"
     )
     rows = [_measure_row(measure) for measure in evaluation.metrics]
-    return Table(("metric", ">original", f">{stage}", ">interval", ">noise", "verdict"), rows, title)
+    return Table(("metric", ">original", f">{stage}", ">interval", ">noise floor", "verdict"), rows, title)
 
 
 def _measure_row(measure: Measure) -> tuple[str, ...]:

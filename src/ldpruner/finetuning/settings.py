@@ -23,16 +23,17 @@ class Training(Value):
         train_batch_size: examples in each step, over all processes together.
         gradient_accumulation_steps: passes in which each process goes through its share of a batch.
         learning_rate: peak learning rate of AdamW.
-        lr_scheduler, lr_warmup_steps: its schedule, of `diffusers.optimization.get_scheduler`, and warmup steps.
+        lr_scheduler: schedule of the learning rate, one of `diffusers.optimization.get_scheduler`.
+        lr_warmup_steps: steps in which the learning rate rises from 0.
         adam_weight_decay: weight decay.
         max_grad_norm: the gradient is clipped to this norm.
         ema_decay: largest decay of the exponential moving average of the weights; the average is what is kept.
         task_loss_weight: weight of the denoising loss. None is 1 with data and 0 without: on its own samples the
             teacher's output is the better target, and guided samples would teach more guidance.
-        output_kd_weight, feature_kd_weight: weights of the distillation losses, on the teacher's output and on its
-            features at each stage (BK-SDM, arXiv 2305.15798).
-        autoguidance_scale: strength of autoguidance (Karras et al. 2024, arXiv 2406.02507): the unfinetuned pruned
-            model serves as the weak model, and training moves the target away from it.
+        output_kd_weight: weight of the distillation loss on the teacher's output (BK-SDM, arXiv 2305.15798).
+        feature_kd_weight: weight of the distillation loss on the teacher's features at each stage.
+        autoguidance_scale: strength of autoguidance (Karras et al. 2024, arXiv 2406.02507): the model as it is
+            before this finetuning is the weak model, and training moves the target away from it.
         guidance_interval: lowest and highest noise level, in 0 to 1, at which autoguidance applies (Kynkäänniemi et
             al. 2024, arXiv 2404.07724).
         snr_weighting: whether the epsilon loss is weighted by 1/alpha, which raises high noise levels; these decide

@@ -16,9 +16,9 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.scoring.estimates import SPREAD
 from ldpruner.scoring.importance import Floats, Metric, power
-from ldpruner.scoring.results import Forecast, Scores
+from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import ScoringRun
-from ldpruner.scoring.worker import Executor, Task
+from ldpruner.scoring.worker import Executor
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def score_operators(  # noqa: PLR0913  (each is a choice of its own)
     ) as scoring:
         for _ in scoring if budgets is None else AdaptiveScorer(scoring, budgets):
             pass
-        return scoring.scores()
+        return scoring.finish()
 
 
 class AdaptiveScorer:
@@ -117,20 +117,6 @@ class AdaptiveScorer:
             self._batches += len(sampler.missing(self._counts(more)))
             yield from sampler.sample(self._counts(more))
             samples = more
-
-    def forecast(self, *, exhaustive: bool = False) -> Forecast:
-        """What the run will take, or that of all modifications on all samples, from one sample and the costs."""
-        scoring, latency_ms = self.scoring, self._known.costs.latency_ms
-        task = Task(scoring.denoiser.component, scoring.probe, None, (0,), 1)
-        ((_, outcome),) = scoring.sampler.executor.run([task])
-        everything = scoring.probe.samples * (1 + len(self._known.scores))
-        least, most = (everything, everything) if exhaustive else (1 + len(self._scores), self._allowed)
-        return Forecast(
-            operators=len(scoring.operators),
-            modifications=len(self._known.scores),
-            denoiser_calls=(least * outcome.calls, most * outcome.calls),
-            seconds=(least * latency_ms / 1000, most * latency_ms / 1000),
-        )
 
     @property
     def _first(self) -> NDArray[np.int64]:

@@ -51,7 +51,7 @@ class Score(Value):
     """
 
     operator: str
-    kind: str
+    module_type: str
     modification: str
     score: float
     standard_error: float | None = None
@@ -110,18 +110,3 @@ class Scores(Value):
             parts=[score.candidate.leaves for score in removable],
             count=budget.operators,
         )
-
-
-class Forecast(Value):
-    """What scoring will take: adaptive scoring that is settled at once, and one that uses all it may.
-
-    Attributes:
-        operators, modifications: how many.
-        denoiser_calls: least and most, counted for each sample.
-        seconds: least and most, sample by sample on this device; batches may be faster.
-    """
-
-    operators: int
-    modifications: int
-    denoiser_calls: tuple[int, int]
-    seconds: tuple[float, float]

@@ -99,7 +99,7 @@ class ScoringRun:
         scores = tuple(
             Score(
                 operator=candidate.operator,
-                kind=operator.module_type,
+                module_type=operator.module_type,
                 modification=candidate.modification,
                 score=values[candidate],
                 standard_error=standard_error(counts[candidate], metric) if math.isfinite(values[candidate]) else None,
@@ -122,6 +122,19 @@ class ScoringRun:
             scores=scores,
             rank_stability=rank_stability([score for score, _ in pairs], [error for _, error in pairs]),
         )
+
+    def finish(self, model: str | None = None) -> Scores:
+        """The scores, which are also kept in the run folder for the steps that follow.
+
+        Args:
+            model: the name from which later steps open the pipeline; None is where it was loaded from.
+        """
+        model = model or getattr(self.pipeline, "name_or_path", None)
+        if model:
+            self.store.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
+        scores = self.scores()
+        self.store.set_fact("scores", scores.model_dump(mode="json"))
+        return scores
 
     def _costs(self) -> tuple[Costs, dict[str, float]]:
         """Measured once, and kept in the store."""
