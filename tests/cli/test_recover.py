@@ -48,7 +48,7 @@ def test_a_pruned_pipeline_is_evaluated_then_finetuned_then_evaluated_as_recover
     assert lines[0].startswith("recovered: ")
     assert "of the parameters" in lines[0]
     header = next(line for line in lines if line.startswith("metric"))
-    assert header.split() == ["metric", "original", "recovered", "interval", "noise", "verdict"]
+    assert header.split() == ["metric", "original", "recovered", "interval", "noise", "floor", "verdict"]
     assert any(line.startswith("frechet_distance ↓") for line in lines)
     table = lines[lines.index(header) : -1]
     assert all(len(line) <= 80 for line in table)

@@ -127,14 +127,14 @@ def score_on(
 def test_a_run_that_was_killed_at_any_instant_comes_to_the_same_bits(
     tiny: DiffusionPipeline, operators: Operators, tmp_path: Path
 ) -> None:
-    chosen = tuple(operator for operator in operators if operator.macs > 0.02 * max(one.macs for one in operators))[:9]
+    chosen = tuple(operator for operator in operators if operator.macs > 0.02 * max(one.macs for one in operators))[:6]
     with ScoringRun(tiny, chosen, PROBE) as scoring:
         scoring.scores()
         costs = scoring.store.fact("costs")
     counter = Mortal(tiny, 1000)
     whole = score_on(tiny, chosen, None, costs, counter)
     tasks = 1000 - counter.lives
-    assert tasks > 15
+    assert tasks > 10
     assert len({score.samples for score in whole.scores}) > 2
     for instant in range(tasks):
         run = tmp_path / str(instant)

@@ -50,10 +50,8 @@ def test_the_paper_score_of_a_shift_and_a_stretch_is_known_in_closed_form() -> N
     assert stretched == pytest.approx(norm(centred.std(0, ddof=0)))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ["mean_std", "mse"])  # the variance itself is quadratic
 def test_a_cost_is_quadratic_in_how_far_latents_move(metric: Metric) -> None:
-    if metric == "mean_variance":
-        pytest.skip("the variance itself is quadratic")
     z = latents(0)
     single, double = (cost(importance(moments(z, z), moments(z + shift, z), metric), metric) for shift in (1.0, 2.0))
     assert double == pytest.approx(4 * single)
