@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--orders", type=int, default=20)
+    parser.add_argument("--first-order", type=int, default=0)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=tuple(RULES))
     parser.add_argument("--finetune", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,7 +75,7 @@ def main() -> None:
         if options.finetune and name == "satellite":
             _finetune(model, latents)
         else:
-            _replay(model, latents, options.orders)
+            _replay(model, latents, options)
 
 
 class Latents(NamedTuple):
@@ -186,10 +188,12 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def _replay(model: Model, latents: Latents, orders: int) -> None:
+def _replay(model: Model, latents: Latents, options: argparse.Namespace) -> None:
     budgets = [ldpruner.Budget(latency=kept) for kept in KEPT]
-    for rule in RULES:
-        settings = {**_settings(model, latents), "rule": rule, "orders": orders, "savings_deviation": DEVIATION}
+    orders = range(options.first_order, options.first_order + options.orders)
+    for rule in options.rules:
+        settings = {**_settings(model, latents), "rule": rule, "orders": len(orders), "savings_deviation": DEVIATION}
+        settings |= {"first_order": orders.start} if orders.start else {}
         cell("adaptive_replay", settings, partial(_replayed, latents, rule, budgets, orders))
 
 
@@ -199,10 +203,12 @@ def _settings(model: Model, latents: Latents) -> dict[str, Any]:
     return {**named, "samples": probe.samples, "steps": probe.steps, "seed": probe.seed}
 
 
-def _replayed(latents: Latents, rule: str, budgets: Sequence[ldpruner.Budget], orders: int) -> dict[str, Any]:
+def _replayed(
+    latents: Latents, rule: str, budgets: Sequence[ldpruner.Budget], orders: Sequence[int]
+) -> dict[str, Any]:
     """For each budget the excess cost and the share of the exhaustive calls, order by order."""
     result: dict[str, dict[str, list[float]]] = {}
-    for order in range(orders):
+    for order in orders:
         for kept, excess, share in _one_order(latents, rule, budgets, order):
             entry = result.setdefault(f"{kept:g}", {"excess": [], "calls_share": []})
             entry["excess"].append(excess)
@@ -297,7 +303,7 @@ def _rows() -> Iterator[list[str]]:
         shares = np.concatenate([entry["calls_share"] for entry in entries])
         yield [
             f"zoo:{record['settings']['model']}",
-            record["settings"]["rule"],
+            record["settings"]["rule"] + (", other orders" if "first_order" in record["settings"] else ""),
             *(f"{np.median(each):.1f} / {each.mean():.1f} / {np.quantile(each, 0.9):.1f} %" for each in excesses),
             f"{np.concatenate(excesses).mean():.1f} %",
             f"{shares.mean():.1%}",
