@@ -139,7 +139,7 @@ class Replayed(ScoringRun):
         self.metric, self.probe, self._known = scores.metric, scores.probe, scores
         self.denoiser = Denoiser(scores.component, nn.Linear(1, 1), (), {})
         self.operators = tuple(map(_operator, scores.scores))
-        self.store = RunStore(None)
+        self.store = RunStore(None, {})
         rows: dict[Removal | None, int] = {None: 0}
         rows |= {score.candidate.removal: row for row, score in enumerate(scores.scores, start=1)}
         executor = Replayer(latents, order, rows)

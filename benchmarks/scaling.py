@@ -209,7 +209,7 @@ def _store(options: argparse.Namespace) -> dict[str, Any]:
             mean, m2, errors = (random.normal(size=size) for size in (options.elements, options.elements, SAMPLES))
             scores = {metric: {1 << place: 1.0 for place in range(7)} for metric in CURVES}
             started = time.perf_counter()
-            with RunStore(folder) as store:
+            with RunStore(folder, {}) as store:
                 for place in range(MODIFICATIONS):
                     key, curve = (f"operator {place}", "identity"), Curve(errors**2, scores, 25 * SAMPLES)
                     store.record(key, curve, Moments(mean, m2, errors**2))

@@ -59,7 +59,7 @@ def test_what_is_not_there_names_the_command_that_makes_it(tmp_path: Path) -> No
 
 
 def test_scores_of_another_version_are_one_line(tmp_path: Path) -> None:
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         store.set_fact("scores", {"colour": 3})
         store.set_fact("model", "m")
     run = RunFolder(tmp_path)

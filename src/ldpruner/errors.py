@@ -77,6 +77,10 @@ class RunStoreError(LdPrunerError):
     """The store of a run folder is damaged, or belongs to another model or probe."""
 
 
+class RunFolderBusy(LdPrunerError):
+    """Another process is writing into the run folder."""
+
+
 class StorageError(LdPrunerError):
     """A file could not be written: the disk is full or read-only, or a permission is missing."""
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process at a time writes into."""
 
 import contextlib
 import os
@@ -6,7 +6,38 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldpruner.errors import StorageError
+from filelock import FileLock, Timeout
+
+from ldpruner.errors import RunFolderBusy, StorageError
+
+
+@contextlib.contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Holds a run folder inside a `with` block: no other process writes into it. The folder is made if need be.
+
+    The same thread may hold a folder several times. Of the processes of a launcher only the first one writes, so only
+    that one holds the folder. The system frees the lock when a process ends, however it ends.
+
+    Raises:
+        RunFolderBusy: another process holds it.
+        StorageError: the folder cannot be written.
+    """
+    path = Path(folder)
+    if int(os.environ.get("RANK", "0")) > 0:  # set by launchers
+        yield
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.resolve() / "run.lock", is_singleton=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunFolderBusy(f"another process is writing {path}; wait for it or choose another run folder") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another run folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

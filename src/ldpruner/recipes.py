@@ -22,7 +22,7 @@ from ldpruner.estimate import (
 )
 from ldpruner.evaluation.evaluate import MIN_SAMPLES, Evaluation
 from ldpruner.evaluation.media import read_picture
-from ldpruner.files import write_atomic
+from ldpruner.files import locked, write_atomic
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES
 from ldpruner.pipelines.probe import Probe
@@ -237,15 +237,16 @@ def carry_out(
 
 def _prune(recipe: Recipe, progress: Progress) -> Outcome:
     names = ("model", "component", "ignore", "targets", "metric", "rule", "batch_size", "exhaustive")
-    outcome = run(
-        open_pipeline(recipe.model, recipe.device, recipe.dtype),
-        recipe.budget,
-        run=recipe.run,
-        probe=recipe.resolved_probe(),
-        progress=progress,
-        **{name: getattr(recipe, name) for name in names},
-    )
-    recipe.mark_pruned()
+    with locked(recipe.run):
+        outcome = run(
+            open_pipeline(recipe.model, recipe.device, recipe.dtype),
+            recipe.budget,
+            run=recipe.run,
+            probe=recipe.resolved_probe(),
+            progress=progress,
+            **{name: getattr(recipe, name) for name in names},
+        )
+        recipe.mark_pruned()
     return outcome
 
 

@@ -1,7 +1,7 @@
 """Whole steps on a run folder, each one resumable call: what a command does, Python can do too.
 
 `run` scores, selects, prunes, saves and compares. `score_run`, `select_run` and `prune_run` are its parts,
-`finetune_run` and `evaluate_run` what follows. The same call again resumes.
+`finetune_run` and `evaluate_run` what follows. The same call again resumes. Each holds the run folder while it works.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from ldpruner.evaluation.evaluate import Evaluation, evaluate
 from ldpruner.evaluation.features import Features
 from ldpruner.evaluation.metrics import latent_shift, same_latents
 from ldpruner.evaluation.samples import write_samples
+from ldpruner.files import locked
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES, Finetuning
 from ldpruner.operators.discovery import find_operators
@@ -101,9 +102,10 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
 def select_run(run: Path | str, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
     """Selects what to remove from the scores of a run folder, and writes the plan there."""
     folder = RunFolder(run)
-    plan = select(folder.scores(), budget, rule=rule)
-    plan.write(folder.plan_file)
-    return plan
+    with locked(run):
+        plan = select(folder.scores(), budget, rule=rule)
+        plan.write(folder.plan_file)
+        return plan
 
 
 def prune_run(
@@ -120,9 +122,10 @@ def prune_run(
         original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
     """
     folder = RunFolder(run)
-    plan = folder.plan()
-    pipeline = _original(folder, original, device, dtype, progress)
-    reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan), folder.pruned))
+    with locked(run):
+        plan = folder.plan()
+        pipeline = _original(folder, original, device, dtype, progress)
+        reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan), folder.pruned))
     return plan
 
 
@@ -161,15 +164,16 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     folder = RunFolder(run)
     options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
     patterns = {"ignore": sorted(ignore), "targets": sorted(targets)}
-    with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
-        probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
-        if plan is not None and (exhaustive <= bool(plan.provenance["exhaustive"])):
-            return _finish(pipeline, prune(pipeline, plan), plan, probe, folder, progress)
-        scores = _score(scoring, model, None if exhaustive else [budget], progress)
-    pruned, plan = prune_to_budget(
-        pipeline, scores, budget, rule=rule, run=folder.path, provenance=patterns, progress=progress
-    )
-    return _finish(pipeline, pruned, plan, probe, folder, progress)
+    with locked(run):
+        with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
+            probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
+            if plan is not None and (exhaustive <= bool(plan.provenance["exhaustive"])):
+                return _finish(pipeline, prune(pipeline, plan), plan, probe, folder, progress)
+            scores = _score(scoring, model, None if exhaustive else [budget], progress)
+        pruned, plan = prune_to_budget(
+            pipeline, scores, budget, rule=rule, run=folder.path, provenance=patterns, progress=progress
+        )
+        return _finish(pipeline, pruned, plan, probe, folder, progress)
 
 
 def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
@@ -197,25 +201,25 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
         How training went; None in all processes of a launcher but the first.
     """
     folder = RunFolder(run)
-    folder.check_pruned()
-    scores = folder.scores()
-    teacher = _original(folder, original, device, dtype, progress)
-    pruned = open_pipeline(folder.pruned, "cpu", dtype)
-    probe = probe or scores.probe.replace(samples=SAMPLES)
-    probe.check(teacher)
-    options: dict[str, Any] = {"component": scores.component, "training": training, "report_to": report_to}
-    work = reported(
-        progress,
-        "preparing examples",
-        lambda: Finetuning(pruned, teacher, data, probe=probe, run=folder.path, **options),
-    )
-    for _ in (progress if work.is_first else unreported)(work, "finetuning"):
-        pass
-    history = work.finish()
-    if not work.is_first:
-        return None
-    save(pruned, folder.recovered)
-    return history
+    with locked(run):
+        folder.check_pruned()
+        scores = folder.scores()
+        teacher = _original(folder, original, device, dtype, progress)
+        pruned = open_pipeline(folder.pruned, "cpu", dtype)
+        probe = probe or scores.probe.replace(samples=SAMPLES)
+        probe.check(teacher)
+        options: dict[str, Any] = {"component": scores.component, "training": training, "report_to": report_to}
+        work = reported(
+            progress,
+            "preparing examples",
+            lambda: Finetuning(pruned, teacher, data, probe=probe, run=folder.path, **options),
+        )
+        for _ in (progress if work.is_first else unreported)(work, "finetuning"):
+            pass
+        history = work.finish()
+        if work.is_first:
+            save(pruned, folder.recovered)
+    return history if work.is_first else None
 
 
 def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
@@ -239,15 +243,17 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
         original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
     """
     folder = RunFolder(run)
-    scores = folder.scores()
-    folder.check_pruned()
-    reference = _original(folder, original, device, dtype, progress)
-    pipeline = reported(progress, "opening the pruned pipeline", lambda: open_pipeline(folder.latest(), device, dtype))
-    probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
-    probe.check(reference)
-    options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "batch_size": batch_size}
-    evaluation = evaluate(pipeline, reference, probe, component=scores.component, progress=progress, **options)
-    folder.write_evaluation(evaluation)
+    with locked(run):
+        scores = folder.scores()
+        folder.check_pruned()
+        reference = _original(folder, original, device, dtype, progress)
+        latest = folder.latest()
+        pipeline = reported(progress, "opening the pruned pipeline", lambda: open_pipeline(latest, device, dtype))
+        probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
+        probe.check(reference)
+        options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "batch_size": batch_size}
+        evaluation = evaluate(pipeline, reference, probe, component=scores.component, progress=progress, **options)
+        folder.write_evaluation(evaluation)
     return evaluation
 
 

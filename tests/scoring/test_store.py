@@ -1,16 +1,19 @@
 """The run store: what was finished is there, and a damaged file is one line."""
 
+import os
 import random
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ldpruner.errors import LdPrunerError, RunStoreError, StorageError
+from ldpruner.errors import LdPrunerError, RunFolderBusy, RunStoreError, StorageError
 from ldpruner.scoring.estimates import CURVES, Curve
 from ldpruner.scoring.importance import Moments, merged, moments
 from ldpruner.scoring.store import RunStore
@@ -37,11 +40,11 @@ def single(values: np.ndarray) -> np.ndarray:
 
 def test_what_was_recorded_is_there_when_opened_again(tmp_path: Path) -> None:
     known = some_moments(0)
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         record(store, KEY, known)
         store.record_failure(("mid_block", "zero"), "RuntimeError: no")
         store.set_fact("model", {"name": "größer", "values": [1, 2.5, None]})
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         curves, read = store.curves(), store.moments(KEY)
         assert list(curves) == [KEY]
         np.testing.assert_array_equal(curves[KEY].squared_errors, known.squared_errors)
@@ -56,7 +59,7 @@ def test_what_was_recorded_is_there_when_opened_again(tmp_path: Path) -> None:
 
 
 def test_one_running_moment_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         record(store, KEY, some_moments(0))
         running = merged(store.moments(KEY), some_moments(1, samples=3))
         record(store, KEY, running)
@@ -67,9 +70,9 @@ def test_one_running_moment_takes_the_place_of_the_one_before(tmp_path: Path) ->
 
 def test_baseline_latents_are_kept_by_sample_with_their_shape(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).normal(size=(8, 4, 2, 3))
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         store.record_baseline(dict(enumerate(latents)), 5)
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         baseline = store.baseline()
         np.testing.assert_array_equal(np.stack([baseline[sample] for sample in range(8)]), latents)
         assert store.denoiser_calls() == 40
@@ -78,7 +81,7 @@ def test_baseline_latents_are_kept_by_sample_with_their_shape(tmp_path: Path) ->
 def test_moments_that_are_not_finite_stay_so(tmp_path: Path) -> None:
     for value in (np.nan, np.inf, 1e300):
         known = Moments(np.full(4, value), np.full(4, value), np.full(2, value))
-        with RunStore(tmp_path) as store:
+        with RunStore(tmp_path, {}) as store:
             record(store, KEY, known)
             read = store.moments(KEY)
         assert not np.isfinite(read.mean).any()
@@ -86,7 +89,7 @@ def test_moments_that_are_not_finite_stay_so(tmp_path: Path) -> None:
 
 
 def test_samples_are_written_all_or_none(tmp_path: Path) -> None:
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         store._database.execute("CREATE TRIGGER no BEFORE INSERT ON moments BEGIN SELECT RAISE(ABORT, 'no'); END")
         with pytest.raises(RunStoreError):
             record(store, KEY, some_moments(0))
@@ -117,13 +120,44 @@ def test_another_identity_is_refused_with_the_difference(tmp_path: Path) -> None
 
 def test_a_second_driver_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
     with RunStore(tmp_path, {"model": "a"}) as first:
-        with pytest.raises(RunStoreError, match="another process is writing"):
-            RunStore(tmp_path, {"model": "a"})
+        with ThreadPoolExecutor() as threads, pytest.raises(RunFolderBusy, match="another process is writing"):
+            threads.submit(RunStore, tmp_path, {"model": "a"}).result()
         with RunStore(tmp_path) as reader:
             assert reader.fact("identity") == {"model": "a"}
         first.set_fact("costs", 1)
     with RunStore(tmp_path, {"model": "a"}) as second:
         assert second.fact("costs") == 1
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """An empty folder that anybody can reach; in the test it may be closed to writing, also for root."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        os.seteuid(os.getuid())
+        Path(folder).chmod(0o755)
+
+
+@pytest.mark.case(name="read-only-run-folder")
+def test_a_folder_that_cannot_be_written_can_be_read(read_only: Path) -> None:
+    with RunStore(read_only, {"model": "a"}) as store:
+        store.set_fact("costs", 1)
+    read_only.chmod(0o555)
+    (read_only / "run.sqlite").chmod(0o444)
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    with RunStore(read_only) as store:
+        assert store.fact("costs") == 1
+    with pytest.raises(StorageError, match="choose another run folder"):
+        RunStore(read_only, {"model": "a"})
+
+
+def test_an_empty_store_is_no_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "run.sqlite").touch()
+    with pytest.raises(RunStoreError, match="is empty; score again"):
+        RunStore(tmp_path)
+    with RunStore(tmp_path, {}) as store:
+        store.set_fact("costs", 1)
 
 
 def test_a_corrupt_store_is_one_line(tmp_path: Path) -> None:
@@ -198,7 +232,7 @@ def test_a_store_damaged_in_the_middle_is_one_line(tmp_path: Path) -> None:
     content, path = bytearray(filled(tmp_path)), tmp_path / "run.sqlite"
     content[4096:] = b"\xff" * (len(content) - 4096)
     path.write_bytes(content)
-    with pytest.raises(RunStoreError) as caught, RunStore(tmp_path) as store:
+    with pytest.raises(RunStoreError) as caught, RunStore(tmp_path, {}) as store:
         store.curves()
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
@@ -218,7 +252,7 @@ def test_a_foreign_database_is_refused_and_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
-    with RunStore(tmp_path):
+    with RunStore(tmp_path, {}):
         pass
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as database:
         database.execute("PRAGMA user_version = 99")
@@ -248,7 +282,7 @@ def test_a_full_disk_is_one_line_and_finished_samples_are_kept(tmp_path: Path) -
         for place in range(2000):
             record(store, (f"operator {place}", "identity"), some_moments(place))
 
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         (pages,) = store._database.execute("PRAGMA page_count").fetchone()
         store._database.execute(f"PRAGMA max_page_count = {pages + 8}").fetchone()
         with pytest.raises(StorageError) as caught:
@@ -257,7 +291,7 @@ def test_a_full_disk_is_one_line_and_finished_samples_are_kept(tmp_path: Path) -
     assert "full" in str(caught.value)
     assert str(tmp_path / "run.sqlite") in str(caught.value)
     assert "\n" not in str(caught.value)
-    with RunStore(tmp_path) as store:  # the limit is the connection's own
+    with RunStore(tmp_path, {}) as store:  # the limit is the connection's own
         assert len(store.curves()) == kept
         assert 0 < kept < 2000
         record(store, KEY, some_moments(0))
@@ -267,11 +301,11 @@ def test_a_store_of_a_large_model_is_small_and_opened_at_once(tmp_path: Path) ->
     """As many modifications as Stable Diffusion XL's; `benchmarks/scaling.py` has them in full size."""
     elements, modifications = 2048, 1300
     known = Moments(np.ones(elements), np.ones(elements), np.ones(64))
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         for place in range(modifications):
             record(store, (f"operator {place}", "identity"), known)
     started = time.monotonic()
-    with RunStore(tmp_path) as store:
+    with RunStore(tmp_path, {}) as store:
         curves = store.curves()
         assert store.denoiser_calls() == modifications * 640
     assert time.monotonic() - started < 2

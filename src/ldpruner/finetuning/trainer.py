@@ -5,6 +5,7 @@ with a generator seeded by its own number. So an interrupted run resumes bit-ide
 one.
 """
 
+import contextlib
 import copy
 import logging
 import math
@@ -21,6 +22,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, one_line
+from ldpruner.files import locked
 from ldpruner.finetuning.dataset import Rows, open_data
 from ldpruner.finetuning.distillation import DistillationLoss, prepare_distillation
 from ldpruner.finetuning.settings import History, Training
@@ -177,12 +179,14 @@ def finetune(
 
     Raises:
         FinetuningError: the pipeline, the data or the settings do not fit.
+        RunFolderBusy: another process is writing into the folder.
     """
     options: dict[str, Any] = {"component": component, "training": training, "run": run, "report_to": report_to}
-    work = Finetuning(pruned, teacher, data, probe=probe, **options)
-    for _ in work:
-        pass
-    return work.finish()
+    with locked(run) if run is not None else contextlib.nullcontext():
+        work = Finetuning(pruned, teacher, data, probe=probe, **options)
+        for _ in work:
+            pass
+        return work.finish()
 
 
 class Finetuning(Trainer):

@@ -6,6 +6,7 @@ carries a checksum.
 
 import contextlib
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ldpruner.errors import RunStoreError, StorageError
+from ldpruner.files import locked
 from ldpruner.scoring.estimates import Curve
 from ldpruner.scoring.importance import Floats, Moments
 
@@ -51,28 +52,31 @@ class RunStore:
 
     Args:
         folder: the run folder, made if need be.
-        identity: what the results depend on. A store with another identity is refused, and no other process can open
-            it with an identity until this one closes it. None opens a store for reading, whatever its identity.
+        identity: what the results depend on. A store with another identity is refused. The store holds the lock of
+            its folder. None opens a store for reading, whatever its identity.
 
     Raises:
-        RunStoreError: the file is damaged, belongs to another model or probe, or is in use by another process.
+        RunStoreError: the file is damaged, or belongs to another model or probe.
+        RunFolderBusy: another process is writing into the folder.
         StorageError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path | str | None, identity: Mapping[str, Any] | None = None) -> None:
         self.path = Path(folder) / "run.sqlite" if folder is not None else None
-        with self._writing():
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path) if self.path is not None and identity is not None else None
-            self._database = sqlite3.connect(self.path or ":memory:", isolation_level=None)
-        try:
-            self._prepare()
+        with contextlib.ExitStack() as stack:
+            if self.path is not None and identity is not None:
+                stack.enter_context(locked(self.path.parent))
+            with self._writing():
+                address = ":memory:" if self.path is None else _address(self.path, reads_only=identity is None)
+                self._database = sqlite3.connect(address, uri=True, isolation_level=None)
+            stack.callback(self._database.close)
+            is_new = self._check_format()
             if identity is not None:
+                self._prepare(is_new=is_new)
                 self._check_identity(json.loads(json.dumps(identity)))
-        except BaseException:
-            self.close()
-            raise
+            elif is_new:
+                raise RunStoreError(f"{self.path} is empty; score again")
+            self._resources = stack.pop_all()
 
     def __enter__(self) -> "RunStore":
         return self
@@ -82,9 +86,7 @@ class RunStore:
 
     def close(self) -> None:
         """Closes the file, so that another process may open it."""
-        self._database.close()
-        if self._lock is not None:
-            self._lock.release()
+        self._resources.close()
 
     def fact(self, name: str) -> Any:
         """A fact about the run; None if it is not known."""
@@ -158,7 +160,8 @@ class RunStore:
         with self._reading():
             return int(self._database.execute(query).fetchone()[0])
 
-    def _prepare(self) -> None:
+    def _check_format(self) -> bool:
+        """Whether the store is new; raises for what this version cannot read."""
         with self._reading():
             (application,) = self._database.execute("PRAGMA application_id").fetchone()
             (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -169,9 +172,12 @@ class RunStore:
             raise RunStoreError(
                 f"{self.path} has format {version}, this version of ld-pruner reads {FORMAT}; start a new run folder"
             )
+        return not tables
+
+    def _prepare(self, *, is_new: bool) -> None:
         with self._writing():
             self._database.execute("PRAGMA journal_mode = WAL")
-            if not tables:
+            if is_new:
                 marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
                 self._database.executescript(f"BEGIN; {marks} {_TABLES} COMMIT;")
 
@@ -254,14 +260,14 @@ def _single(values: Floats) -> NDArray[np.float32]:
         return values.astype(np.float32)
 
 
-def _locked(path: Path) -> FileLock:
-    """Held by the one process that may write; the system frees it when that process ends, however it ends."""
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunStoreError(f"another process is writing {path}; wait for it or choose another run folder") from error
-    return lock
+def _address(path: Path, *, reads_only: bool) -> str:
+    """The URI of a store's file. A folder that cannot be written must hold all of it in that file."""
+    if not reads_only:
+        return path.absolute().as_uri()
+    has_journal = path.with_name(f"{path.name}-wal").exists()
+    is_writable = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    is_frozen = not is_writable and not has_journal
+    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_frozen else ''}"
 
 
 def _differing(there: Any, here: Any) -> tuple[str, str]:
