@@ -43,6 +43,7 @@ def test_one_call_does_all_of_it_and_reports_every_part(tiny: DiffusionPipeline,
     assert watch.seen == [
         "measuring what each module costs",
         "scoring",
+        "timing plans",
         "saving the pruned pipeline",
         "timing original and pruned",
         "comparing latents",

@@ -15,10 +15,10 @@ class Budget(Value):
     """How much of each quantity may be left, as a fraction of the original: above 0 and at most 1.
 
     Attributes:
-        latency: time to generate the latents of one sample.
+        latency: time of one call of the pipeline on one sample.
         parameters: parameters of the denoiser.
         macs: multiply-accumulates of one denoiser call.
-        memory: peak memory while the latents are generated; only the weights count as savings.
+        memory: peak memory of such a call; only the weights count as savings.
         operators: how many operators to remove, as in the paper.
     """
 

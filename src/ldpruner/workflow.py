@@ -23,6 +23,7 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import force_eager
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.profiling.benchmark import Comparison, compare
+from ldpruner.profiling.machine import machine_of
 from ldpruner.progress import Progress, reported, unreported
 from ldpruner.pruning.fit import prune_to_budget
 from ldpruner.pruning.opening import open_pipeline
@@ -248,7 +249,7 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
         folder.check_pruned()
         reference = _original(folder, original, device, dtype, progress)
         latest = folder.latest()
-        pipeline = reported(progress, "opening the pruned pipeline", lambda: open_pipeline(latest, device, dtype))
+        pipeline = reported(progress, f"opening {latest.name}", lambda: open_pipeline(latest, device, dtype))
         probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
         probe.check(reference)
         options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "batch_size": batch_size}
@@ -281,7 +282,7 @@ def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | N
     reported(progress, "measuring what each module costs", lambda: scoring.scores())
     for _ in progress(scoring if budgets is None else AdaptiveScorer(scoring, budgets), "scoring"):
         pass
-    return scoring.finish(model)
+    return reported(progress, "timing plans", lambda: scoring.finish(model))
 
 
 def _finished_plan(
@@ -291,13 +292,12 @@ def _finished_plan(
     if not folder.plan_file.exists() or scoring.store.fact("scores") is None:
         return None
     plan = folder.plan()
-    made = {"budget": plan.budget, "rule": plan.rule, "component": plan.component, **plan.provenance}
+    made = {**dict(plan), **plan.provenance}
     asked = {
-        "budget": budget,
-        "rule": rule,
-        "component": scoring.denoiser.component,
+        **{"budget": budget, "rule": rule, "component": scoring.denoiser.component},
         "metric": scoring.metric,
         "probe": scoring.probe.model_dump(mode="json", exclude_none=True),
+        "machine": machine_of(scoring.denoiser.module).model_dump(),
         "measured": True,
         **patterns,
     }

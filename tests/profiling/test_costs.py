@@ -1,7 +1,6 @@
 """Each cost is checked against bounds that hold on any machine."""
 
 import math
-import time
 from collections.abc import Callable
 
 import pytest
@@ -17,8 +16,6 @@ from ldpruner.profiling.costs import (
     elapsed_ms,
     measure_costs,
     measure_latency,
-    module_shares,
-    normalize_shares,
     peak_memory,
 )
 
@@ -28,81 +25,9 @@ def denoiser(tiny: DiffusionPipeline) -> Denoiser:
     return find_denoiser(tiny)
 
 
-@pytest.fixture(scope="module")
-def shares(denoiser: Denoiser) -> dict[str, float]:
-    return module_shares(denoiser)
-
-
-def test_every_module_that_runs_has_a_share_of_the_time(denoiser: Denoiser, shares: dict[str, float]) -> None:
-    names: set[str] = set()
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: names.add(name))
-        for name, module in denoiser.module.named_modules()
-        if name
-    ]
-    denoiser()
-    for handle in handles:
-        handle.remove()
-    assert set(shares) == names
-    assert all(0 < share <= 1.1 for share in shares.values())
-
-
-def test_the_shares_of_children_add_up_to_no_more_than_their_parent(
-    denoiser: Denoiser, shares: dict[str, float]
-) -> None:
-    for name, module in denoiser.module.named_modules():
-        inside = sum(shares.get(f"{name}.{child}".strip("."), 0) for child, _ in module.named_children())
-        own = shares.get(name) if name else 1.0
-        if own is not None:  # a list of modules does not run itself
-            assert inside <= own + 1e-9, name
-
-
-def test_shares_that_exceed_those_of_their_module_are_scaled_down() -> None:
-    shares = normalize_shares({"a": 0.5, "a.0.x": 0.4, "a.0.y": 0.2, "a.0.y.z": 0.2, "b": 0.3, "b.w": 0.1})
-    expected = {"a": 0.5, "a.0.x": 1 / 3, "a.0.y": 1 / 6, "a.0.y.z": 1 / 6, "b": 0.3, "b.w": 0.1}
-    assert shares == pytest.approx(expected)
-    assert sum(normalize_shares({"a": 0.9, "b": 0.3}).values()) == pytest.approx(1)
-
-
-def test_convolutions_at_full_resolution_take_longer_than_an_activation(shares: dict[str, float]) -> None:
-    assert shares["up_blocks.1"] > shares["conv_act"]
-    assert sum(shares[name] for name in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0")) > 0.3
-
-
-def test_time_that_other_processes_take_counts_for_no_module(denoiser: Denoiser) -> None:
-    sleeping = denoiser.module.get_submodule("conv_act").register_forward_hook(lambda *_: time.sleep(0.1))
-    shares = module_shares(denoiser, repeats=1)
-    sleeping.remove()
-    assert shares["conv_act"] < shares["up_blocks.1"]
-
-
-@pytest.mark.parametrize(("sleep_of_three", "sleep_of_one", "expected"), [(0.0, 0.03, 3), (0.03, 0.0, 1)])
-def test_one_thread_is_used_where_three_are_no_faster(
-    denoiser: Denoiser, sleep_of_three: float, sleep_of_one: float, expected: int
-) -> None:
-    threads: list[int] = []
-
-    def sleep(*_: object) -> None:
-        threads.append(torch.get_num_threads())
-        time.sleep(sleep_of_three if threads[-1] > 1 else sleep_of_one)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    handle = denoiser.module.register_forward_hook(sleep)
-    module_shares(denoiser, repeats=1)
-    handle.remove()
-    assert (torch.get_num_threads(), threads[-1]) == (3, expected)
-    torch.set_num_threads(before)
-
-
 def call_of(pipeline: DiffusionPipeline, probe: ldpruner.Probe, samples: int = 1) -> Callable[[], None]:
     """A whole call of a pipeline, each time with new generators."""
     return lambda: run_pipeline(pipeline, probe.arguments(pipeline, range(samples)))
-
-
-def test_timing_leaves_no_hooks(denoiser: Denoiser, shares: dict[str, float]) -> None:
-    assert shares
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in denoiser.module.modules())
 
 
 def test_latency_is_positive_and_most_of_it_is_the_denoisers(tiny: DiffusionPipeline, denoiser: Denoiser) -> None:

@@ -23,8 +23,10 @@ import ldpruner
 from ldpruner.errors import NonFiniteLatents, OperatorNotFound, RunStoreError, StorageError
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.sampling import sample_latents
+from ldpruner.profiling.costs import Costs
 from ldpruner.scoring.importance import METRICS, Metric
 from ldpruner.scoring.runner import ScoringRun
+from ldpruner.scoring.store import RunStore
 from tests.families import FAMILIES
 
 FEW = 6  # operators where the claim does not depend on which
@@ -126,15 +128,68 @@ def test_scores_do_not_depend_on_the_order_to_the_bit(
     assert values(backwards) == values(scores)
 
 
-def test_scoring_decodes_nothing(
+def test_modifications_are_scored_without_decoding(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe
 ) -> None:
     decoded: list[int] = []
     fresh.vqvae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
-    score_all(fresh, operators[:FEW], probe)
+    with ScoringRun(fresh, operators[:FEW], probe) as scoring:
+        scoring.scores()
+        assert decoded  # a call is timed as a whole
+        decoded.clear()
+        for _ in scoring:
+            pass
+        scoring.finish()
     assert decoded == []
-    fresh(num_inference_steps=1)
-    assert decoded  # the hook works
+
+
+@pytest.mark.case(number=8)
+def test_what_was_measured_on_another_device_is_not_taken_up(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    with ScoringRun(tiny, operators[:FEW], probe, run=tmp_path) as scoring:
+        scoring.scores()
+        identity = scoring.store.fact("identity")
+    for name, other in {"device": "cuda", "precision": "torch.float16", "versions": {"torch": "1"}}.items():
+        with pytest.raises(RunStoreError, match=f"another {name}"):
+            RunStore(tmp_path, {**identity, name: other})
+
+
+def test_costs_are_measured_once_for_each_number_of_threads(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], probe: ldpruner.Probe, tmp_path: Path
+) -> None:
+    def costs() -> Costs:
+        with ScoringRun(tiny, operators[:FEW], probe, run=tmp_path) as scoring:
+            return scoring.scores().costs
+
+    first, threads = costs(), torch.get_num_threads()
+    assert first.machine is not None
+    assert (first.machine.device, first.machine.threads) == ("cpu", threads)
+    assert costs() == first
+    torch.set_num_threads(threads + 1)
+    try:
+        assert costs().machine == first.machine.replace(threads=threads + 1)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_plans_are_timed_once_for_the_same_scores(
+    tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
+) -> None:
+    def finished(samples: int) -> ldpruner.Scores:
+        with ScoringRun(tiny, operators, ldpruner.Probe(samples=samples, steps=1), run=tmp_path) as scoring:
+            for _ in scoring:
+                pass
+            return scoring.finish()
+
+    curve = finished(1).latency_curve
+    sums, saved = zip(*curve, strict=True)
+    assert (curve[0], curve[-1]) == ((0, 0), (1, 1))
+    assert len(curve) > 3
+    assert list(sums) == sorted(sums)
+    assert list(saved) == sorted(saved)
+    assert finished(1).latency_curve == curve
+    assert finished(2).latency_curve != curve
 
 
 def test_a_run_is_an_iterable_with_a_length(

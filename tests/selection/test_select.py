@@ -125,6 +125,20 @@ def test_the_knapsack_finds_what_brute_force_finds(seed: int, budget: dict[str, 
     assert wanted.operators is None or len(plan.removed) == wanted.operators
 
 
+def test_a_latency_budget_is_met_by_what_plans_were_measured_to_save() -> None:
+    scores = known(*(score(str(place), 1.0 + place, (str(place),), 100) for place in range(8)))
+    together = scores.replace(latency_curve=((0.0, 0.0), (0.4, 0.6), (1.0, 1.0)))
+    for kept, count in ((0.4, 4), (0.7, 2), (0.7001, 2), (0.6999, 3)):
+        plan = select(together, Budget(latency=kept))
+        assert len(plan.removed) == count
+        assert plan.predicted is not None
+        assert plan.predicted.latency == pytest.approx(1 - together.saved_together("latency", count / 10))
+        assert plan.predicted.macs == pytest.approx(1 - count / 10)
+        assert [planned.operator for planned in plan.removed] == [str(place) for place in range(count)]
+    with pytest.raises(BudgetError, match=r"leaves 0\.133; ask for latency=0\.134 or more"):
+        select(together, Budget(latency=0.1))
+
+
 def test_the_problems_of_the_brute_force_test_are_mostly_feasible() -> None:
     solved = [brute_force(random_scores(seed), Budget(**budget)) for seed in range(6) for budget in BUDGETS]
     assert sum(one is not None for one in solved) > len(solved) / 2

@@ -1,13 +1,12 @@
-"""Measures what sampling costs (parameters, MACs, latency, memory), and each module's share of the latency."""
+"""Measures what a call of a pipeline costs: parameters, MACs, latency, memory."""
 
 import contextlib
-import functools
 import itertools
 import statistics
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -21,25 +20,25 @@ from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import networks
-from ldpruner.pipelines.sampling import sample_latents
+from ldpruner.pipelines.running import networks, run_pipeline
+from ldpruner.profiling.machine import Machine, machine_of
 from ldpruner.values import Value
 
 Clock: TypeAlias = Callable[[], float]
 
 REPEATS = 7  # timings, of which the median is kept
-THREAD_REPEATS = 3  # pairs of calls that tell whether several threads are faster than one
 
 
 class Costs(Value):
-    """What sampling the latents of one sample costs. Decoding is left out: pruning does not change it.
+    """What one call of a pipeline on one sample costs, decoding included.
 
     Attributes:
         parameters: weights of the denoiser.
         macs: multiply-accumulates of one denoiser call on one sample, attention products included.
-        latency_ms: time from the pipeline's arguments to the final latents.
+        latency_ms: time of the whole call.
         denoiser_ms: the part of it that is spent in the denoiser.
         memory: bytes at the peak, weights of all components included.
+        machine: where the times were measured; None for times that were made up.
     """
 
     parameters: int
@@ -47,18 +46,23 @@ class Costs(Value):
     latency_ms: float
     denoiser_ms: float
     memory: int
+    machine: Machine | None = None
 
 
 def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:
-    """Measures what sampling the first sample of a probe costs."""
-    sample = functools.partial(sample_latents, pipeline, probe, [0])
-    total, share = measure_latency(sample, denoiser.module)
+    """Measures what a call of a pipeline on the first sample of a probe costs."""
+
+    def call() -> None:
+        run_pipeline(pipeline, probe.arguments(pipeline, [0]))  # new generators each time
+
+    total, share = measure_latency(call, denoiser.module)
     return Costs(
         parameters=count_parameters(denoiser.module),
         macs=denoiser_macs(denoiser),
         latency_ms=total,
         denoiser_ms=total * share,
-        memory=peak_memory(pipeline, sample),
+        memory=peak_memory(pipeline, call),
+        machine=machine_of(denoiser.module),
     )
 
 
@@ -66,88 +70,19 @@ def measure_latency(run: Callable[[], Any], denoiser: nn.Module, repeats: int = 
     """Median time of some runs in ms, after one that does not count, and the share of it spent in the denoiser."""
     totals, shares = [], []
     for repeat in range(repeats + 1):
-        with _timed_calls({"": denoiser}, module_device(denoiser)) as spans:
+        with timed_calls({"": denoiser}, module_device(denoiser)) as spans:
             total = elapsed_ms(run, module_device(denoiser))
         if repeat:
             totals.append(total)
-            shares.append(sum(itertools.starmap(_ms_between, spans[""])) / total)
+            shares.append(sum(itertools.starmap(ms_between, spans[""])) / total)
     return statistics.median(totals), statistics.median(shares)
-
-
-def module_shares(denoiser: Denoiser, repeats: int = REPEATS) -> dict[str, float]:
-    """For every submodule, the share of a denoiser call's time that is spent in it.
-
-    One depth of nesting is timed at a time, so that no module's time contains the timing of its own submodules. Then
-    the shares are normalised: without it, noise would make the parts of a block save more than the block.
-    """
-    by_depth: dict[int, dict[str, nn.Module]] = defaultdict(dict)
-    for name, module in denoiser.module.named_modules():
-        if name:
-            by_depth[name.count(".")][name] = module
-    shares: dict[str, float] = {}
-    denoiser()
-    with _effective_threads(denoiser):
-        for modules in by_depth.values():
-            shares |= _shares_at_depth(denoiser, modules, repeats)
-    return normalize_shares(shares)
-
-
-@contextlib.contextmanager
-def _effective_threads(denoiser: Denoiser) -> Iterator[None]:
-    """Uses one CPU thread where several make a call no faster, because other processes keep them waiting.
-
-    A thread's wait says nothing about the module, and many short modules wait longer than a long one.
-    """
-    device, threads = module_device(denoiser.module), torch.get_num_threads()
-    times: dict[int, list[float]] = defaultdict(list)
-    try:
-        for count in (threads, 1) * THREAD_REPEATS if device.type == "cpu" and threads > 1 else ():
-            torch.set_num_threads(count)
-            times[count].append(elapsed_ms(denoiser, device))
-        if times and statistics.median(times[threads]) < statistics.median(times[1]):
-            torch.set_num_threads(threads)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def normalize_shares(shares: Mapping[str, float]) -> dict[str, float]:
-    """Scales shares by module name, so that those inside a module add up to no more than its own; at the top, to 1."""
-    inside: dict[str, list[str]] = defaultdict(list)
-    for name in shares:
-        inside[_enclosing(name, shares)].append(name)
-    normalized = {"": 1.0, **shares}
-    for outer in sorted(inside):  # outer modules first
-        total = sum(normalized[name] for name in inside[outer])
-        if total > normalized[outer]:
-            normalized.update({name: normalized[name] * normalized[outer] / total for name in inside[outer]})
-    return {name: normalized[name] for name in shares}
-
-
-def _enclosing(name: str, shares: Mapping[str, float]) -> str:
-    """The innermost module around one that has a share; a list of modules has none."""
-    outer = name.rpartition(".")[0]
-    return outer if not outer or outer in shares else _enclosing(outer, shares)
-
-
-def _shares_at_depth(denoiser: Denoiser, modules: dict[str, nn.Module], repeats: int) -> dict[str, float]:
-    # On the CPU, time that other processes take is not counted: it would hit single modules.
-    device = module_device(denoiser.module)
-    clock = time.thread_time if device.type == "cpu" else time.perf_counter
-    shares: dict[str, list[float]] = defaultdict(list)
-    for _ in range(repeats):
-        with _timed_calls(modules, device, clock) as spans:
-            total = elapsed_ms(denoiser, device, clock)
-        for name, calls in spans.items():
-            shares[name].append(sum(itertools.starmap(_ms_between, calls)) / total)
-    return {name: statistics.median(values) for name, values in shares.items()}
 
 
 def elapsed_ms(function: Callable[[], Any], device: torch.device, clock: Clock = time.perf_counter) -> float:
     """How long a call takes in ms, including all its work on the device."""
     start = _moment(device, clock)
     function()
-    return _ms_between(start, _moment(device, clock))
+    return ms_between(start, _moment(device, clock))
 
 
 def _moment(device: torch.device, clock: Clock) -> Any:
@@ -159,7 +94,7 @@ def _moment(device: torch.device, clock: Clock) -> Any:
     return event
 
 
-def _ms_between(start: Any, stop: Any) -> float:
+def ms_between(start: Any, stop: Any) -> float:
     """The time between two moments of a device in ms."""
     if isinstance(start, float):
         return float(stop - start) * 1e3
@@ -168,7 +103,7 @@ def _ms_between(start: Any, stop: Any) -> float:
 
 
 @contextlib.contextmanager
-def _timed_calls(
+def timed_calls(
     modules: dict[str, nn.Module], device: torch.device, clock: Clock = time.perf_counter
 ) -> Iterator[dict[str, list[tuple[Any, Any]]]]:
     """Times every call of some modules of a network on `device`: for each module the moments of its calls."""

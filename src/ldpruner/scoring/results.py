@@ -15,15 +15,16 @@ from ldpruner.scoring.importance import Floats, Metric, cost
 from ldpruner.values import Value
 
 NORMAL = 1.96  # standard errors on both sides of a 95 % interval
+ADDITIVE = ((0.0, 0.0), (1.0, 1.0))  # the latency curve of savings that simply add up
 
 
 class Savings(Value):
-    """What a removal saves of sampling one latent.
+    """What a removal saves of one call of the pipeline.
 
     Attributes:
         parameters: weights of the denoiser.
         macs: multiply-accumulates of one denoiser call.
-        latency_ms: time, over all steps.
+        latency_ms: time, over all steps, if nothing else is removed.
         memory: bytes of weights.
     """
 
@@ -85,6 +86,8 @@ class Scores(Value):
         costs: of the original pipeline.
         denoiser_calls: what the scores took, counted for each sample.
         rank_stability: how much alike other seeds would rank (see `estimates.rank_stability`); None if not known.
+        latency_curve: points (sum, saved): the summed latency savings of several removals, and what they save together
+            where that was measured, as fractions of the latency; from (0, 0) to (1, 1).
         scores: one for each modification.
     """
 
@@ -96,6 +99,17 @@ class Scores(Value):
     denoiser_calls: int
     scores: tuple[Score, ...]
     rank_stability: float | None = None
+    latency_curve: tuple[tuple[float, float], ...] = ADDITIVE
+
+    def saved_together(self, quantity: Quantity, summed: float) -> float:
+        """The fraction of a quantity that several removals save, whose own savings have this sum."""
+        curve = np.array(self.latency_curve if quantity == "latency" else ADDITIVE)
+        return float(np.interp(summed, curve[:, 0], curve[:, 1]))
+
+    def _summed(self, quantity: Quantity, saved: float) -> float:
+        """The inverse of `saved_together`."""
+        curve = np.array(self.latency_curve if quantity == "latency" else ADDITIVE)
+        return float(np.interp(saved, curve[:, 1], curve[:, 0]))
 
     def removal_costs(self, removable: Sequence[Score]) -> Floats:
         """[removable] what each removal adds to the cost of a plan."""
@@ -106,7 +120,7 @@ class Scores(Value):
         savings = [[score.savings.fraction(self.costs, name) for score in removable] for name in budget.kept]
         return Knapsack(
             savings=np.array(savings).reshape(len(budget.kept), len(removable)),
-            needs=np.array([1 - fraction for fraction in budget.kept.values()]),
+            needs=np.array([self._summed(name, 1 - fraction) for name, fraction in budget.kept.items()]),
             parts=[score.candidate.leaves for score in removable],
             count=budget.operators,
         )

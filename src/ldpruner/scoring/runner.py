@@ -1,5 +1,7 @@
 """Scoring operators: every modification on every sample of the probe, as in the paper."""
 
+import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -8,21 +10,27 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from ldpruner.budget import Budget
 from ldpruner.errors import OperatorNotFound
 from ldpruner.operators.discovery import Candidate, Operator, operators_of
+from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
-from ldpruner.pipelines.offload import without_offload
+from ldpruner.pipelines.offload import module_device, without_offload
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
-from ldpruner.profiling.costs import Costs, measure_costs, module_shares
+from ldpruner.profiling.costs import Costs, measure_costs
+from ldpruner.profiling.machine import installed_versions, machine_of
+from ldpruner.profiling.shares import module_shares, saved_share
 from ldpruner.scoring.estimates import rank_stability, standard_error
 from ldpruner.scoring.importance import Metric
 from ldpruner.scoring.results import Savings, Score, Scores
 from ldpruner.scoring.sampler import Sampler, key_of
 from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Executor, LocalExecutor
+
+TIMED_PLANS = (0.8, 0.6, 0.4, 0.2)  # what each keeps of a denoiser call's time, by the sum of its savings
 
 logger = logging.getLogger(__name__)
 
@@ -133,17 +141,42 @@ class ScoringRun:
         if model:
             self.store.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
         scores = self.scores()
+        scores = scores.replace(latency_curve=self._latency_curve(scores))
         self.store.set_fact("scores", scores.model_dump(mode="json"))
         return scores
 
     def _costs(self) -> tuple[Costs, dict[str, float]]:
-        """Measured once, and kept in the store."""
+        """Measured once on a machine, and kept in the store."""
         fact = self.store.fact("costs")
-        if fact is None:
+        if fact is None or fact["costs"]["machine"] != machine_of(self.denoiser.module).model_dump():
             costs = measure_costs(self.pipeline, self.denoiser, self.probe)
             fact = {"costs": costs.model_dump(), "shares": module_shares(self.denoiser)}
             self.store.set_fact("costs", fact)
         return Costs(**fact["costs"]), fact["shares"]
+
+    def _latency_curve(self, scores: Scores) -> tuple[tuple[float, float], ...]:
+        """What plans save whose savings have some sums: measured once for the same scores, and kept in the store."""
+        basis = {"metric": scores.metric, "calls": scores.denoiser_calls, "costs": scores.costs.model_dump()}
+        fact = self.store.fact("latency_curve")
+        if fact is None or fact["basis"] != basis:
+            removable = [score for score in scores.scores if math.isfinite(score.score)]
+            points = list(itertools.chain([(0.0, 0.0)], self._timed_plans(scores, removable), [(1.0, 1.0)]))
+            sums, saved = zip(*points, strict=True)
+            fact = {"basis": basis, "curve": list(zip(sums, itertools.accumulate(saved, max), strict=True))}
+            self.store.set_fact("latency_curve", fact)
+        return tuple(tuple(point) for point in fact["curve"])
+
+    def _timed_plans(self, scores: Scores, removable: Sequence[Score]) -> Iterator[tuple[float, float]]:
+        """The summed savings of plans, and what they save together, as fractions of the latency."""
+        denoising = scores.costs.denoiser_ms / scores.costs.latency_ms
+        for kept in TIMED_PLANS:
+            knapsack = scores.knapsack(removable, Budget(latency=1 - denoising * (1 - kept)))
+            plan = knapsack.solve(scores.removal_costs(removable))
+            if plan is None:
+                return
+            removals = [score.candidate.removal for score in itertools.compress(removable, plan)]
+            with contextlib.suppress(*MISFITS):  # removals that fit alone, and not together
+                yield float(knapsack.savings[0] @ plan), denoising * saved_share(self.denoiser, removals)
 
     def _savings(self, candidate: Candidate, costs: Costs, shares: dict[str, float]) -> Savings:
         share = sum(shares.get(name, 0.0) for name in (candidate.operator, *candidate.cascaded))
@@ -188,6 +221,8 @@ class ScoringRun:
             "architecture": architecture(self.denoiser.module).model_dump(),
             "weights": weights,
             "precision": str(module_dtype(self.denoiser.module)),
+            "device": module_device(self.denoiser.module).type,
+            "versions": installed_versions(),
             "scheduler": [repr((type(stepper).__name__, _own_settings(stepper))) for stepper in steppers],
             "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
         }

@@ -35,7 +35,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
     """
     removable = [score for score in scores.scores if math.isfinite(score.score)]
     knapsack, costs = scores.knapsack(removable, budget), scores.removal_costs(removable)
-    _check_reachable(knapsack, budget)
+    _check_reachable(scores, knapsack, budget)
     if rule == "knapsack":
         chosen = _cheapest(knapsack, costs, budget)
         frequencies: list[float | None] = [*_selection_frequencies(knapsack, costs, _errors(scores, removable))]
@@ -65,12 +65,14 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
 def predict(scores: Scores, chosen: Iterable[Score]) -> Predicted:
     """What is left of the original once some operators are removed, as kept fractions."""
     savings = [score.savings for score in chosen]
-    return Predicted(**{name: 1 - sum(saved.fraction(scores.costs, name) for saved in savings) for name in QUANTITIES})
+    sums = {name: sum(saved.fraction(scores.costs, name) for saved in savings) for name in QUANTITIES}
+    return Predicted(**{name: 1 - scores.saved_together(name, summed) for name, summed in sums.items()})
 
 
-def _check_reachable(knapsack: Knapsack, budget: Budget) -> None:
+def _check_reachable(scores: Scores, knapsack: Knapsack, budget: Budget) -> None:
     """Raises BudgetError where even the largest removal leaves too much."""
-    for (name, kept), saved in zip(budget.kept.items(), knapsack.most_saved(), strict=True):
+    for (name, kept), summed in zip(budget.kept.items(), knapsack.most_saved(), strict=True):
+        saved = scores.saved_together(name, summed)
         if 1 - saved > kept + TOLERANCE:
             reachable = math.ceil((1 - saved) * 1000) / 1000
             raise BudgetError(
@@ -123,6 +125,7 @@ def _provenance(scores: Scores) -> dict[str, object]:
         "exhaustive": _is_exhaustive(scores),
         "denoiser_calls": scores.denoiser_calls,
         "rank_stability": scores.rank_stability,
+        "machine": scores.costs.machine.model_dump() if scores.costs.machine is not None else None,
     }
 
 

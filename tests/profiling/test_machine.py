@@ -1,0 +1,16 @@
+"""Where something was measured."""
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.profiling.machine import machine_of
+
+
+def test_a_machine_is_told_by_its_device_precision_threads_and_versions(fresh: DiffusionPipeline) -> None:
+    network = find_denoiser(fresh).module
+    machine = machine_of(network)
+    assert machine == machine_of(network)
+    assert str(machine) == f"cpu with {torch.get_num_threads()} threads in float32"
+    assert machine.versions["torch"] == torch.__version__
+    assert machine_of(network.half()).precision == "float16"
