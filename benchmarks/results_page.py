@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from benchmarks import adaptive_replay, coverage, demo, metric_design, selection_rules, tasks
+from benchmarks import adaptive_replay, coverage, demo, latency_predictions, metric_design, selection_rules, tasks
 from benchmarks.baselines import LONG_RUNS, TRIALS, LongRun
 from benchmarks.comparison import (
     AUTOGUIDED,
@@ -55,6 +55,7 @@ def main() -> None:
         "experiments/adaptive-scoring.md: replays": adaptive_replay.table,
         "experiments/adaptive-scoring.md: finetuned": adaptive_replay.finetuned_table,
         "experiments/selection-rules.md: rules": selection_rules.table,
+        "experiments/latency-predictions.md: latency": latency_predictions.table,
         "experiments/end-to-end.md: demo": demo.table,
         "experiments/end-to-end.md: tasks": tasks.table,
         "experiments/coverage.md: coverage": coverage.table,

@@ -111,6 +111,7 @@ def test_ctrl_c_in_a_command_is_one_line_and_130(run: Run, monkeypatch: pytest.M
     assert run("operators", "zoo:satellite") == (130, "", f"{STOPPED}\n")
 
 
+@pytest.mark.case(number=1)
 @pytest.mark.parametrize("words", [("operators", "zoo:satellite"), ("bench", "zoo:satellite", "--rounds", "1000")])
 def test_ctrl_c_at_any_instant_is_one_line_and_130(words: tuple[str, ...]) -> None:
     """Also while torch is imported: most of a command's first seconds."""

@@ -37,6 +37,16 @@ def test_latency_is_positive_and_most_of_it_is_the_denoisers(tiny: DiffusionPipe
     assert 0 < share < 1
 
 
+@pytest.mark.case(name="device-is-synchronized")
+def test_a_device_that_works_on_its_own_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    elapsed_ms(lambda: None, torch.device("cpu"))
+    assert waited == []
+    elapsed_ms(lambda: None, torch.device("mps"))
+    assert waited == [torch.device("mps")] * 2
+
+
 def test_more_steps_take_longer(tiny: DiffusionPipeline) -> None:
     few, many = ldpruner.Probe(steps=1), ldpruner.Probe(steps=30)
     call_of(tiny, few)()

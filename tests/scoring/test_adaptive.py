@@ -124,6 +124,7 @@ def score_on(
         return scoring.scores()
 
 
+@pytest.mark.case(number=6)
 def test_a_run_that_was_killed_at_any_instant_comes_to_the_same_bits(
     tiny: DiffusionPipeline, operators: Operators, tmp_path: Path
 ) -> None:

@@ -211,6 +211,7 @@ def damaged(content: bytes, seed: int) -> bytes:
     return content[:place] + bytes([content[place] ^ (1 << generator.randrange(8))]) + content[place + 1 :]
 
 
+@pytest.mark.case(name="damaged-store")
 def test_a_damaged_store_is_one_line_or_answers_as_before(tmp_path: Path) -> None:
     path, content = tmp_path / "run.sqlite", filled(tmp_path)
     expected, refused = list(answers(tmp_path)), 0

@@ -86,12 +86,14 @@ def elapsed_ms(function: Callable[[], Any], device: torch.device, clock: Clock =
 
 
 def _moment(device: torch.device, clock: Clock) -> Any:
-    """The time on the CPU; on CUDA an event, which does not wait for the device and so slows nothing around it."""
-    if device.type != "cuda":
-        return clock()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+    """The time once a device has done its work; on CUDA an event, which waits for nothing and so slows nothing."""
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))
+        return event
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return clock()
 
 
 def ms_between(start: Any, stop: Any) -> float:
@@ -132,12 +134,13 @@ def peak_memory(pipeline: DiffusionPipeline, run: Callable[[], Any]) -> int:
     """
     components = networks(pipeline).values()
     weights = {id(weight): weight for part in components for weight in (*part.parameters(), *part.buffers())}
-    on_cuda = [weight.nbytes for weight in weights.values() if weight.is_cuda]
+    on_cuda = [weight for weight in weights.values() if weight.is_cuda]
     if on_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()  # includes other pipelines' weights
+        device = on_cuda[0].device
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)  # includes other pipelines' weights
         run()
-        return sum(on_cuda) + torch.cuda.max_memory_allocated() - before
+        return sum(weight.nbytes for weight in on_cuda) + torch.cuda.max_memory_allocated(device) - before
     counter = _StorageCounter()
     with counter:
         run()
