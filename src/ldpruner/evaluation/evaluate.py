@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
@@ -307,5 +308,6 @@ def _protocol(
         "pipeline": type(reference).__name__,
         "device": str(reference.device),
         "precision": str(reference.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in PACKAGES if name != "torchmetrics" or find_spec(name)},
     }

@@ -15,6 +15,7 @@ from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import run_pipeline
 from ldpruner.profiling.costs import elapsed_ms, peak_memory
+from ldpruner.profiling.machine import Machine, machine_of
 from ldpruner.progress import Progress, unreported
 from ldpruner.values import Value
 
@@ -64,11 +65,13 @@ class Comparison(Value):
         pipelines: the cost of each.
         latency_ratio: latency of the second over that of the first, pair by pair.
         rounds: timings of each pipeline.
+        machine: where the first one was timed.
     """
 
     pipelines: tuple[PipelineCost, ...]
     latency_ratio: Percentiles | None = None
     rounds: int = 0
+    machine: Machine | None = None
 
     @property
     def ratio(self) -> float:
@@ -132,7 +135,12 @@ def compare(
     ]
     ratios = [second / first for first, second in zip(*counted.values(), strict=True)] if len(counted) == 2 else []
     latency_ratio = Percentiles.of(ratios) if ratios else None
-    return Comparison(pipelines=tuple(measured), latency_ratio=latency_ratio, rounds=len(next(iter(counted.values()))))
+    return Comparison(
+        pipelines=tuple(measured),
+        latency_ratio=latency_ratio,
+        rounds=len(next(iter(counted.values()))),
+        machine=machine_of(next(iter(denoisers.values())).module),
+    )
 
 
 def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:
