@@ -16,7 +16,7 @@ import ldpruner
 from ldpruner.operators.discovery import Operator
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import ScoringRun
-from tests.families import FAMILIES, Family
+from tests.families import FAMILIES, Family, unusual
 from tests.families.parts import PROMPTS
 
 # `make test-extensive` runs the others.
@@ -84,7 +84,14 @@ def scored(pipeline: DiffusionPipeline, family: Family) -> Scores:
 
 
 def each_family() -> list[Any]:
-    return [pytest.param(name, marks=[] if name in IN_DEFAULT_RUN else pytest.mark.extensive) for name in FAMILIES]
+    return [pytest.param(name, marks=list(_marks(name))) for name in FAMILIES]
+
+
+def _marks(name: str) -> Iterator[pytest.MarkDecorator]:
+    if name in unusual.FAMILIES:
+        yield pytest.mark.case(name=name)
+    elif name not in IN_DEFAULT_RUN:
+        yield pytest.mark.extensive
 
 
 @pytest.mark.parametrize("name", each_family())

@@ -20,6 +20,10 @@ class DenoiserNotFound(LdPrunerError):
     """The pipeline could not be run, or its denoising loop calls no network."""
 
 
+class WeightsNeeded(DenoiserNotFound):
+    """The pipeline or its denoiser cannot be watched on the meta device."""
+
+
 class OperatorNotFound(LdPrunerError):
     """The denoiser has no operator of this name."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from tests.families import transformers, unets
+from tests.families import transformers, unets, unusual
 from tests.families.parts import PROMPTS
 
 
@@ -51,4 +51,5 @@ class Family:
 FAMILIES = {
     **{name: Family(*entry) for name, entry in unets.FAMILIES.items()},
     **{name: Family(*entry) for name, entry in transformers.FAMILIES.items()},
+    **{name: Family(*entry) for name, entry in unusual.FAMILIES.items()},
 }

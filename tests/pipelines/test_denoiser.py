@@ -1,13 +1,17 @@
 """The denoiser of a pipeline is found by running its first step."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
+from torch import nn
 
-from ldpruner.errors import DenoiserNotFound
+from ldpruner.errors import DenoiserNotFound, WeightsNeeded
 from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pruning.serialization import load_meta
+from tests.families import FAMILIES
 
 
 class Empty(DiffusionPipeline):
@@ -83,6 +87,64 @@ def test_a_pipeline_without_a_denoiser_is_refused() -> None:
 def test_a_pipeline_that_cannot_be_run_is_refused_in_one_line() -> None:
     assert_not_found(Demanding(DDIMScheduler()), "Demanding", "no such melody: ode", call={"melody": "ode"})
     assert_not_found(Demanding(DDIMScheduler()), "Demanding", "melody", "call=")
+
+
+class Choosy(Empty):
+    """A pipeline that needs one of two arguments, neither of which is required by its signature."""
+
+    def __call__(self, image: Any = None, image_embeds: Any = None, strength: float = 0.5) -> None:  # type: ignore[override]
+        raise ValueError("Provide either `image` or `image_embeds`, with strength.")
+
+
+class Taking(Empty):
+    """A pipeline whose network pops from a list and writes into a tensor."""
+
+    class Network(nn.Module):
+        def forward(self, sample: torch.Tensor, residuals: list[torch.Tensor]) -> torch.Tensor:
+            return sample.add_(residuals.pop())
+
+    def __init__(self, scheduler: DDIMScheduler) -> None:
+        super().__init__(scheduler)
+        self.network = self.Network()
+
+    def __call__(self, num_inference_steps: int = 2) -> torch.Tensor:
+        self.scheduler.set_timesteps(num_inference_steps)
+        output = self.network(torch.zeros(1, 4, 8, 8), [torch.ones(1)])
+        assert isinstance(output, torch.Tensor)
+        return output
+
+
+@pytest.mark.case(name="lacking-argument")
+def test_the_arguments_that_a_call_lacks_are_named() -> None:
+    demanding = r"^Demanding could not be run: its call lacks melody; give .*Probe\(call=\{...\}\)"
+    with pytest.raises(DenoiserNotFound, match=demanding):
+        find_denoiser(Demanding(DDIMScheduler()))
+    with pytest.raises(DenoiserNotFound, match=r"^Choosy could not be run: its call may lack image, image_embeds "):
+        find_denoiser(Choosy(DDIMScheduler()))
+
+
+@pytest.mark.case(name="kandinsky-2.2-img2img")
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_pipeline_of_diffusers_says_what_its_call_lacks() -> None:
+    pipeline = FAMILIES["kandinsky-2.2-img2img"].pipeline()
+    with pytest.raises(DenoiserNotFound, match="its call lacks image_embeds, image, negative_image_embeds; give"):
+        find_denoiser(pipeline)
+
+
+@pytest.mark.case(name="hunyuan-dit-controlnet")
+def test_a_network_that_changes_its_arguments_can_be_called_again() -> None:
+    denoiser = find_denoiser(Taking(DDIMScheduler()))
+    for _ in range(2):
+        assert torch.equal(denoiser(), torch.ones(1, 4, 8, 8))
+    assert torch.equal(denoiser.arguments[0], torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.case(name="any-flow")
+def test_a_pipeline_that_needs_its_weights_says_so(tmp_path: Path) -> None:
+    family = FAMILIES["any-flow"]
+    family.pipeline().save_pretrained(tmp_path)
+    with pytest.raises(WeightsNeeded, match=r"^AnyFlowFARPipeline computes something that needs its weights"):
+        find_denoiser(load_meta(tmp_path), call=dict(family.call))
 
 
 def test_an_unknown_component_is_refused(tiny: DiffusionPipeline) -> None:

@@ -102,6 +102,30 @@ def test_rows_of_a_tensor_belong_to_samples(tiny_text: DiffusionPipeline) -> Non
     assert torch.equal(rows, embeddings[[0, 1, 0]])
 
 
+@pytest.mark.case(name="kandinsky-2.2-img2img")
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_tensors_in_a_list_are_one_each_and_stay_a_list() -> None:
+    pipeline = FAMILIES["kandinsky-2.2-img2img"].pipeline()
+    images, embeddings = torch.rand(2, 3, 16, 16), torch.rand(2, 16)
+    probe = Probe(call={"image": list(images), "image_embeds": list(embeddings), "negative_image_embeds": embeddings})
+    (image,), (row,) = (probe.arguments(pipeline, [3])[name] for name in ("image", "image_embeds"))
+    assert image is probe.call["image"][1]
+    assert row is probe.call["image_embeds"][1]
+    assert torch.equal(probe.arguments(pipeline, [3])["negative_image_embeds"], embeddings[1:])
+
+
+def test_labels_may_be_a_tensor(tiny_transformer: DiffusionPipeline) -> None:
+    probe = Probe(call={"class_labels": torch.tensor([4, 2])})
+    assert probe.arguments(tiny_transformer, [0, 1, 2])["class_labels"] == [4, 2, 4]
+
+
+def test_the_images_of_an_adapter_are_the_same_for_all_samples(tiny_text: DiffusionPipeline) -> None:
+    adapters = [torch.rand(2, 1, 16), torch.rand(2, 1, 16)]
+    for value in (adapters, [RED, BLUE]):
+        name = "ip_adapter_image_embeds" if value is adapters else "ip_adapter_image"
+        assert Probe(call={name: value}).arguments(tiny_text, [1])[name] == value
+
+
 def test_the_probe_says_what_each_latent_was_made_from() -> None:
     probe = Probe(samples=3, prompts=("a cat", "the sea"))
     assert [row["prompt"] for row in probe.sample_settings()] == ["a cat", "the sea", "a cat"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from ldpruner.pipelines.patches import patched_method
+from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.running import StopPipeline, accepted_arguments, networks, run_pipeline, schedulers
 
 
@@ -37,5 +37,5 @@ def test_a_stopped_run_returns_none(fresh: DiffusionPipeline) -> None:
     def stop(*_: object) -> None:
         raise StopPipeline
 
-    with patched_method(fresh.vqvae, "decode", stop):
+    with patched(fresh.vqvae, decode=stop):
         assert run_pipeline(fresh, {"num_inference_steps": 1}) is None

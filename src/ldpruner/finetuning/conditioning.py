@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ldpruner.errors import FinetuningError
-from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
-from ldpruner.pipelines.patches import patched_step
+from ldpruner.pipelines.denoiser import Denoiser, copied, find_denoiser
+from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import Arguments, StopPipeline, networks, run_pipeline, schedulers
 
@@ -165,7 +165,7 @@ def record_steps(pipeline: DiffusionPipeline, component: str, arguments: Argumen
     steps: list[Step] = []
 
     def record(module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append(named_arguments(Denoiser(component, module, args, kwargs)))
+        calls.append(named_arguments(Denoiser(component, module, *copied((args, kwargs)))))
 
     def recording(original: Any) -> Any:
         signature = inspect.signature(original)
@@ -185,7 +185,7 @@ def record_steps(pipeline: DiffusionPipeline, component: str, arguments: Argumen
         hook = networks(pipeline)[component].register_forward_pre_hook(record, with_kwargs=True)
         stack.callback(hook.remove)
         for scheduler in schedulers(pipeline):
-            stack.enter_context(patched_step(scheduler, recording(type(scheduler).step)))
+            stack.enter_context(patched(scheduler, step=recording(scheduler.step)))
         run_pipeline(pipeline, dict(arguments))
     if not steps:
         raise FinetuningError(f"{type(pipeline).__name__} takes no step in which its denoiser is called")

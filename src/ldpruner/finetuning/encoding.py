@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError
 from ldpruner.pipelines.offload import module_device
-from ldpruner.pipelines.patches import patched_method, preserved_dtype
+from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import StopPipeline, networks
 from ldpruner.pipelines.sampling import sample_decoded
+from ldpruner.pipelines.state import evaluation_mode
 
 TOLERANCE = 1e-3  # relative error of the inversion, where the precision allows
 
@@ -45,7 +46,7 @@ class Encoder:
         processor: Any = VaeImageProcessor(vae_scale_factor=1, do_convert_grayscale=channels == 1)
         converted = [picture.convert("L" if channels == 1 else "RGB") for picture in pictures]
         pixels = processor.preprocess(converted, height, width, resize_mode="crop")
-        with preserved_dtype(self.autoencoder):
+        with evaluation_mode(self.autoencoder):
             self.autoencoder.to(self.precision)
             encode: Any = self.autoencoder.encode
             encoded = encode(pixels.to(module_device(self.autoencoder), self.precision))
@@ -95,8 +96,7 @@ def _record_decoding(pipeline: DiffusionPipeline, probe: Probe) -> tuple[Tensor,
     with contextlib.ExitStack() as stack:
         for part in networks(pipeline).values():
             if hasattr(part, "encode") and hasattr(part, "decode"):
-                stack.enter_context(preserved_dtype(part))
-                stack.enter_context(patched_method(part, "decode", recording(part)))
+                stack.enter_context(patched(part, decode=recording(part)))
         last, _ = sample_decoded(pipeline, probe, [0])
     if not decodings:
         raise FinetuningError(f"{type(pipeline).__name__} decodes nothing that it could encode; finetune without data")

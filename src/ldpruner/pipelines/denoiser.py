@@ -2,15 +2,19 @@
 
 import contextlib
 import functools
+import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from torch.utils._pytree import tree_map
 
-from ldpruner.errors import DenoiserNotFound, one_line
-from ldpruner.pipelines.patches import patched_step
+from ldpruner.errors import DenoiserNotFound, WeightsNeeded, one_line
+from ldpruner.pipelines.meta import is_meta
+from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.running import (
     ORIGINAL_MODULE,
     Arguments,
@@ -21,6 +25,7 @@ from ldpruner.pipelines.running import (
     run_pipeline,
     schedulers,
 )
+from ldpruner.pipelines.state import evaluation_mode
 
 # Arguments of the call that finds the denoiser, where the pipeline names them. Only one step runs, but an
 # image-to-image pipeline rounds few steps to none, and a multistep scheduler needs several.
@@ -51,8 +56,15 @@ class Denoiser:
 
     def __call__(self) -> Any:
         """Repeats the recorded call."""
-        with torch.no_grad(), force_eager():
-            return self.module(*self.arguments, **self.options)
+        arguments, options = copied((self.arguments, self.options))
+        mode = evaluation_mode if self.module.training else contextlib.nullcontext
+        with torch.no_grad(), force_eager(), mode(self.module):
+            return self.module(*arguments, **options)
+
+
+def copied(values: Any) -> Any:
+    """A copy of a nest of lists and dictionaries with its tensors: networks pop from lists and write into tensors."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, values)
 
 
 def _is_batch(value: Any) -> bool:
@@ -103,7 +115,7 @@ def _record_calls(pipeline: DiffusionPipeline, component: str | None, arguments:
     calls: list[Denoiser] = []
 
     def record(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append(Denoiser(name, module, args, kwargs))
+        calls.append(Denoiser(name, module, *copied((args, kwargs))))
         if name == component:
             raise StopPipeline
 
@@ -116,15 +128,37 @@ def _record_calls(pipeline: DiffusionPipeline, component: str | None, arguments:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         for scheduler in schedulers(pipeline) if component is None else ():
-            stack.enter_context(patched_step(scheduler, stop))
+            stack.enter_context(patched(scheduler, step=stop))
         try:
             run_pipeline(pipeline, arguments)
         except Exception as error:
-            raise DenoiserNotFound(
-                f"{type(pipeline).__name__} could not be run with {sorted(arguments)}: {one_line(error)}; "
-                "give what its call needs as Probe(call={...}), or as --pipeline-arg name=value"
-            ) from error
+            if is_meta(pipeline) and "meta" in str(error).lower():
+                raise WeightsNeeded(
+                    f"{type(pipeline).__name__} computes something that needs its weights ({one_line(error)}); "
+                    "open the pipeline with them"
+                ) from error
+            raise DenoiserNotFound(_why_not_run(pipeline, arguments, error)) from error
     return calls
+
+
+def _why_not_run(pipeline: DiffusionPipeline, arguments: Arguments, error: Exception) -> str:
+    """What the call of a pipeline lacks, by its signature; else by the arguments that the error names."""
+    advice = "give what its call needs as Probe(call={...}), or as --pipeline-arg name=value"
+    name, parameters = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
+    absent = {key: value.default for key, value in parameters.items() if key not in ("self", *arguments)}
+    required = [
+        key for key, default in absent.items() if default is inspect.Parameter.empty and _is_named(parameters[key])
+    ]
+    if required:
+        return f"{name} could not be run: its call lacks {', '.join(required)}; {advice}"
+    words = dict.fromkeys(re.findall(r"\w+", str(error)))
+    if named := [word for word in words if word in absent and absent[word] is None]:
+        return f"{name} could not be run: its call may lack {', '.join(named)} ({one_line(error)}); {advice}"
+    return f"{name} could not be run with {', '.join(sorted(arguments)) or 'no argument'}: {one_line(error)}; {advice}"
+
+
+def _is_named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
 
 
 def _check_compiled(denoiser: Denoiser) -> None:

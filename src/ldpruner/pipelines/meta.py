@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,18 @@ from typing import Any
 import diffusers
 import tokenizers
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ldpruner.errors import PipelineNotFound, one_line
+from ldpruner.errors import PipelineNotFound
+from ldpruner.pipelines.index import index_components, pipeline_class, read_index
 from ldpruner.pipelines.library_logs import without_chatter
 from ldpruner.pipelines.offload import is_offloaded
-from ldpruner.pipelines.patches import patched_class
+from ldpruner.pipelines.patches import patched
 from ldpruner.runtime import pruned_class
 
-INDEX = "model_index.json"
 VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model")
 SAFETY_CHECKER = "SafetyChecker"  # runs after the last step
 PREPROCESSORS = ("ImageProcessor", "FeatureExtractor")  # may be followed by Fast or Pil
@@ -34,43 +35,6 @@ PREPROCESSORS = ("ImageProcessor", "FeatureExtractor")  # may be followed by Fas
 COMPONENT_MODULES = ("diffusers.pipelines.{}", "diffusers.pipelines.deprecated.{}")
 CLIP_TOKENS = 77  # the text length of CLIP, where a configuration names none
 MAX_TOKENS = 512  # some tokenizers have no limit
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """Reads the model_index.json of a pipeline folder.
-
-    Raises:
-        PipelineNotFound: the file is not JSON, or names no pipeline class.
-    """
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PipelineNotFound(f"{folder / INDEX} is not JSON: {one_line(error)}") from error
-    if not isinstance(index, dict) or "_class_name" not in index:
-        raise PipelineNotFound(f"{folder / INDEX} names no pipeline class")
-    return index
-
-
-def pipeline_class(folder: Path) -> Any:
-    """The class of diffusers that a folder's model_index.json names.
-
-    Raises:
-        PipelineNotFound: diffusers has no such class.
-    """
-    name = str(read_index(folder)["_class_name"])
-    build = getattr(diffusers, name, None)
-    if build is None:
-        raise PipelineNotFound(
-            f"{folder / INDEX} names pipeline class {name!r}, unknown to diffusers {diffusers.__version__}"
-        )
-    return build
-
-
-def index_components(folder: Path) -> dict[str, tuple[Any, Any]]:
-    """The library and the class name of each component that the pipeline's constructor takes."""
-    accepted = inspect.signature(pipeline_class(folder).__init__).parameters
-    entries = {name: entry for name, entry in read_index(folder).items() if name in accepted}
-    return {name: tuple(entry) for name, entry in entries.items() if isinstance(entry, list) and len(entry) == 2}
 
 
 def open_meta(folder: Path) -> DiffusionPipeline:
@@ -83,11 +47,12 @@ def open_meta(folder: Path) -> DiffusionPipeline:
         build = pipeline_class(folder)
         accepted = inspect.signature(build.__init__).parameters
         components = {name: _component(folder / name, *entry) for name, entry in index_components(folder).items()}
-        settings = {name: value for name, value in read_index(folder).items() if name in accepted}
-        missing = {name: None for name, parameter in accepted.items() if _is_required(parameter)}
+        index = {name: value for name, value in read_index(folder).items() if value != [None, None]}
+        settings = {name: value for name, value in index.items() if name in accepted}
+        absent = {name: None for name, parameter in accepted.items() if _is_required(parameter)}
         if "requires_safety_checker" in accepted:
             settings["requires_safety_checker"] = False
-        pipeline = build(**{**missing, **settings, **components})
+        pipeline = build(**{**absent, **settings, **components})
     assert isinstance(pipeline, DiffusionPipeline)
     return pipeline
 
@@ -97,13 +62,15 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return not has_default and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "self"
 
 
-def _component(folder: Path, library: str | None, class_name: str | None) -> Any:
+def _component(folder: Path, library: str, class_name: str) -> Any:
     """One component built from its configuration; None where the denoising loop does without it."""
-    if library is None or class_name is None or class_name.endswith(SAFETY_CHECKER):
+    if class_name.endswith(SAFETY_CHECKER):
         return None
     component_class = special_class(library, class_name) or _library_class(library, class_name)
     if component_class is None:
         return None
+    if issubclass(component_class, (nn.Module, SchedulerMixin)) and not folder.is_dir():
+        raise PipelineNotFound(f"{folder} is missing: it would hold the component {folder.name} ({class_name})")
     if issubclass(component_class, nn.Module):
         return _meta_network(component_class, folder)
     if "Tokenizer" in class_name:
@@ -117,10 +84,21 @@ def _component(folder: Path, library: str | None, class_name: str | None) -> Any
 def special_class(library: str, class_name: str) -> Any:
     """The class of a component that diffusers cannot load by its entry: pruned, or moved since. None for others."""
     if library.startswith("pruned"):
-        return pruned_class(getattr(diffusers, class_name.removeprefix("Pruned")))
+        return pruned_class(_diffusers_class(class_name.removeprefix("Pruned")))
     here, deprecated = (module.format(library) for module in COMPONENT_MODULES)
     is_moved = library.isidentifier() and not _exists(here) and _exists(deprecated)
     return getattr(importlib.import_module(deprecated), class_name, None) if is_moved else None
+
+
+def _diffusers_class(name: str) -> Any:
+    """A network class of diffusers, or of one pipeline alone, whose module is loaded with the pipeline's."""
+    if hasattr(diffusers, name):
+        return getattr(diffusers, name)
+    modules = [module for path, module in sys.modules.items() if path.startswith("diffusers.pipelines.")]
+    network = next((vars(module)[name] for module in modules if name in vars(module)), None)
+    if network is None:
+        raise PipelineNotFound(f"diffusers {diffusers.__version__} has no network class {name!r}")
+    return network
 
 
 def _library_class(library: str, class_name: str) -> Any:
@@ -200,12 +178,12 @@ def running_on_meta(pipeline: DiffusionPipeline) -> Iterator[None]:
 
     The pipeline sees the CPU as its device. Inputs of a network become meta tensors, its outputs become zeros.
     """
-    on_cpu = property(lambda _: torch.device("cpu"))
+    cpu = torch.device("cpu")
     with contextlib.ExitStack() as stack:
         for network in filter(_is_on_meta, pipeline.components.values()):
             stack.callback(network.register_forward_pre_hook(_to_meta, with_kwargs=True).remove)
             stack.callback(network.register_forward_hook(_to_zeros).remove)
-        stack.enter_context(patched_class(pipeline, device=on_cpu, _execution_device=on_cpu))
+        stack.enter_context(patched(pipeline, device=cpu, _execution_device=cpu))
         stack.enter_context(shapes_only())
         yield
 
@@ -226,12 +204,15 @@ def _to_zeros(_: nn.Module, __: Any, outputs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def shapes_only() -> Iterator[None]:
-    """Lets networks run on the meta device, even if they read values back or use autocast on their device."""
+def shapes_only(*, masks: bool = True) -> Iterator[None]:
+    """Lets networks run on the meta device, even if they read values back or use autocast on their device.
+
+    With `masks`, a mask selects everything; otherwise an error says that the network needs values.
+    """
     original = torch.autocast
     setattr(torch, "autocast", _Autocast)  # noqa: B010  (a class, to mypy)
     try:
-        with _ShapesOnly():
+        with _ShapesOnly(masks):
             yield
     finally:
         setattr(torch, "autocast", original)  # noqa: B010
@@ -246,11 +227,22 @@ class _Autocast(torch.autocast):
         super().__init__(device_type, *args, **kwargs)
 
 
+_NONZERO = torch.ops.aten.nonzero.default
 # The results of operations that need values. A mask selects everything.
 _PLACEHOLDERS: dict[Any, Callable[[torch.Tensor], Any]] = {
     torch.ops.aten._local_scalar_dense.default: lambda tensor: torch.zeros((), dtype=tensor.dtype).item(),
-    torch.ops.aten.nonzero.default: lambda mask: mask.new_empty((mask.numel(), mask.ndim), dtype=torch.int64),
+    _NONZERO: lambda mask: mask.new_empty((mask.numel(), mask.ndim), dtype=torch.int64),
 }
+_INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
+
+def _without_masks(indices: Any) -> list[torch.Tensor | None]:
+    """Indices of all elements in the place of each mask among some indices."""
+    parts: list[torch.Tensor | None] = []
+    for index in indices:
+        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        parts += [*_PLACEHOLDERS[_NONZERO](index).unbind(1)] if is_mask else [index]
+    return parts
 
 
 class _ShapesOnly(TorchDispatchMode):
@@ -259,16 +251,19 @@ class _ShapesOnly(TorchDispatchMode):
     A result computed with a meta tensor is meta. A value that is read from it or copied to a device is zero.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, masks: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._masks = masks
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         on_meta = [leaf.is_meta for leaf in tree_leaves((args, options)) if isinstance(leaf, torch.Tensor)]
         if not any(on_meta):
             return function(*args, **options)
-        if function in _PLACEHOLDERS:
+        if function in _PLACEHOLDERS and (self._masks or function is not _NONZERO):
             return _PLACEHOLDERS[function](args[0])
+        if function in _INDEXING and self._masks:
+            args = (args[0], _without_masks(args[1]), *args[2:])
         if function is torch.ops.aten._to_copy.default and options.get("device") not in (None, torch.device("meta")):
             return torch.zeros_like(args[0], dtype=options.get("dtype"), device=options["device"])
         if all(on_meta):

@@ -1,50 +1,80 @@
-"""Temporary changes to a pipeline's parts. Each is a context manager that restores exactly."""
+"""Watches the parts of a pipeline without changing their types: pipelines ask for them."""
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+_LOCK = threading.Lock()
+_ABSENT = object()
+
+
+class _Switch:
+    """A class attribute that has another value for some instances; for all others it is what it was."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.original = inspect.getattr_static(owner, name)
+        self.is_own = name in vars(owner)
+        self.values: dict[int, Any] = {}  # by the id of the instance
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if id(instance) in self.values:
+            return self.values[id(instance)]
+        get = getattr(type(self.original), "__get__", None)
+        return self.original if get is None else get(self.original, instance, owner)
 
 
 @contextlib.contextmanager
-def patched_class(instance: Any, **attributes: Any) -> Iterator[None]:
-    """Gives an object a subclass of its class for a while, under the same name: libraries ask for names of classes."""
-    original = type(instance)
-    body = {"__module__": original.__module__, **attributes}
-    instance.__class__ = type(original.__name__, (original,), body)
-    try:
+def patched(instance: Any, **attributes: Any) -> Iterator[None]:
+    """Gives one object other attributes for a while. Its type, its copies and all other objects stay as they are.
+
+    A method is replaced by a function without `self`, which gets the signature of the method: pipelines inspect it.
+    The class looks the attributes up, so that a copy of the object does not hold them, and `__call__` can be one.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, value in attributes.items():
+            new = _with_signature(value, getattr(instance, name)) if inspect.isfunction(value) else value
+            patch = _patched_instance if name in vars(instance) else _patched_class
+            stack.enter_context(patch(instance, name, new))
         yield
-    finally:
-        instance.__class__ = original
 
 
-def patched_step(scheduler: Any, step: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
-    """Replaces a scheduler's `step` for a while. The class is patched, because a pipeline may copy the scheduler."""
-    step.__signature__ = inspect.signature(type(scheduler).step)  # type: ignore[attr-defined]
-    return patched_class(scheduler, step=step)
+def _with_signature(function: Callable[..., Any], method: Any) -> Callable[..., Any]:
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    vars(replacement)["__signature__"] = inspect.signature(method)
+    return replacement
 
 
 @contextlib.contextmanager
-def patched_method(instance: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replaces a method of one object for a while. The signature stays, because pipelines inspect it."""
-    original, is_own = getattr(instance, name), name in vars(instance)
-    function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    setattr(instance, name, function)
+def _patched_instance(instance: Any, name: str, value: Any) -> Iterator[None]:
+    """For what the object itself holds, such as a method that its user has compiled."""
+    original = vars(instance)[name]
+    vars(instance)[name] = value
     try:
         yield
     finally:
-        setattr(instance, name, original) if is_own else delattr(instance, name)
+        vars(instance)[name] = original
 
 
 @contextlib.contextmanager
-def preserved_dtype(network: nn.Module) -> Iterator[None]:
-    """Restores the dtype of every weight: some pipelines upcast their autoencoder while it decodes."""
-    dtypes = [(weight, weight.dtype) for weight in network.parameters()]
+def _patched_class(instance: Any, name: str, value: Any) -> Iterator[None]:
+    owner: Any = type(instance)
+    with _LOCK:
+        switch = vars(owner).get(name)
+        if not isinstance(switch, _Switch):
+            switch = _Switch(owner, name)
+            setattr(owner, name, switch)
+        earlier = switch.values.get(id(instance), _ABSENT)
+        switch.values[id(instance)] = value
     try:
         yield
     finally:
-        for weight, dtype in dtypes:
-            if weight.dtype != dtype:
-                weight.data = weight.data.to(dtype)
+        with _LOCK:
+            del switch.values[id(instance)]
+            if earlier is not _ABSENT:
+                switch.values[id(instance)] = earlier
+            if not switch.values:
+                setattr(owner, name, switch.original) if switch.is_own else delattr(owner, name)

@@ -17,6 +17,7 @@ from ldpruner.errors import ProbeError, one_line
 from ldpruner.pipelines.running import accepted_arguments
 from ldpruner.values import Value
 
+ROWS = ("prompt", "embed", "latents")  # in the names of tensors with a row for each sample
 CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
 
 # For text pipelines without prompts. With an empty prompt, guidance and all that reads the text would do nothing.
@@ -161,26 +162,33 @@ class Probe(Value):
 
 def _is_of_samples(name: str, value: Any) -> bool:
     """Whether an argument has a value for each sample: texts, labels, rows, and images except those of an adapter."""
-    if isinstance(value, torch.Tensor):
-        return value.ndim >= 4 or (value.ndim >= 2 and ("prompt" in name or "embed" in name))
     first = value[0] if isinstance(value, (list, tuple, range)) and len(value) else value
+    if name == "class_labels":
+        return isinstance(first, (int, torch.Tensor))
+    if isinstance(value, torch.Tensor):
+        return value.ndim >= 4 or (value.ndim >= 2 and any(part in name for part in ROWS))
+    if name.startswith("ip_adapter"):
+        return False
+    if isinstance(first, torch.Tensor):
+        return any(part in name for part in (*ROWS, "image"))
     is_text = isinstance(first, str) and name.startswith(("prompt", "negative_prompt"))
-    is_image = isinstance(first, Image.Image) and "image" in name and not name.startswith("ip_adapter")
-    return is_text or is_image or (name == "class_labels" and isinstance(first, int))
+    return is_text or (isinstance(first, Image.Image) and "image" in name)
 
 
 def _of_samples(name: str, value: Any, samples: Sequence[int]) -> Any:
     """The values of some samples, from one value for all or from several that are used in turn.
 
-    A single sample gets a bare value, as some pipelines take no lists; labels are always a list.
+    A single sample gets a bare value, as some pipelines take no lists; labels and lists of tensors stay lists.
     """
     if not _is_of_samples(name, value):
         return value
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and name != "class_labels":
         return value[[index % len(value) for index in samples]]
-    values = value if isinstance(value, (list, tuple, range)) else [value]
+    values = value.flatten().tolist() if isinstance(value, torch.Tensor) else value
+    values = values if isinstance(values, (list, tuple, range)) else [values]
     chosen = [values[index % len(values)] for index in samples]
-    return chosen[0] if len(chosen) == 1 and name != "class_labels" else chosen
+    is_bare = len(chosen) == 1 and name != "class_labels" and not isinstance(chosen[0], torch.Tensor)
+    return chosen[0] if is_bare else chosen
 
 
 def _as_json(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch.utils import _pytree as pytree
 
-from ldpruner.pipelines.patches import patched_class
+from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.running import networks
 
 MAX_BYTES = 2**29
@@ -37,7 +37,7 @@ class CallCache:
             for name, network in networks(pipeline).items():
                 if name != component:
                     cached = self._cached_call(name, functools.partial(type(network).__call__, network))
-                    stack.enter_context(patched_class(network, __call__=cached))  # `forward` may be a hook's
+                    stack.enter_context(patched(network, __call__=cached))  # `forward` may be a hook's
             denoiser = networks(pipeline)[component]
             handle = denoiser.register_forward_pre_hook(lambda *_: stack.close(), prepend=True)
             try:
@@ -46,7 +46,7 @@ class CallCache:
                 handle.remove()
 
     def _cached_call(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def cached(_: Any, *args: Any, **kwargs: Any) -> Any:
+        def cached(*args: Any, **kwargs: Any) -> Any:
             leaves, structure = pytree.tree_flatten((args, kwargs))
             if not _are_plain(leaves):
                 return call(*args, **kwargs)

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ldpruner.pipelines.meta import is_meta, running_on_meta
+from ldpruner.pipelines.state import all_parts, known_state
 
 Arguments = Mapping[str, Any]
 ORIGINAL_MODULE = "_orig_mod"  # where the wrapper that `torch.compile` returns keeps the module
@@ -21,14 +22,14 @@ class StopPipeline(BaseException):
 
 def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     """The networks of a pipeline by component name. A network that `torch.compile` wrapped is unwrapped."""
-    components = {name: getattr(part, ORIGINAL_MODULE, part) for name, part in pipeline.components.items()}
-    return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+    parts = {name: getattr(part, ORIGINAL_MODULE, part) for name, part in all_parts(pipeline).items()}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def schedulers(pipeline: DiffusionPipeline) -> list[Any]:
     """The schedulers of a pipeline."""
-    components = pipeline.components.values()
-    return [part for part in components if hasattr(part, "set_timesteps") and hasattr(part, "step")]
+    parts = all_parts(pipeline).values()
+    return [part for part in parts if hasattr(part, "set_timesteps") and hasattr(part, "step")]
 
 
 def accepted_arguments(pipeline: DiffusionPipeline, arguments: Arguments) -> dict[str, Any]:
@@ -42,23 +43,23 @@ def force_eager() -> contextlib.AbstractContextManager[Any]:
     return cast(contextlib.AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
 
 
-def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments, *, compiled: bool = False) -> Any:
-    """Calls a pipeline without gradients and without a progress bar; returns None when StopPipeline ends the call.
+def run_pipeline(pipeline: DiffusionPipeline, arguments: Arguments, *, seed: int = 0, compiled: bool = False) -> Any:
+    """Calls a pipeline without gradients and in a known state; returns None when StopPipeline ends the call.
 
-    The weights may be on the meta device. Compiled networks run eagerly, unless `compiled`.
+    The weights may be on the meta device. Compiled networks run eagerly, unless `compiled`. Afterwards the pipeline
+    and all random states are as before.
     """
-    progress_bar = dict(getattr(pipeline, "_progress_bar_config", {}))
-    pipeline.set_progress_bar_config(disable=True)
     on_device = running_on_meta if is_meta(pipeline) else contextlib.nullcontext
-    try:
-        with (
-            torch.no_grad(),
-            on_device(pipeline),
-            contextlib.nullcontext() if compiled else force_eager(),
-            contextlib.suppress(StopPipeline),
-        ):
+    with (
+        torch.no_grad(),
+        known_state(pipeline, seed),
+        on_device(pipeline),
+        contextlib.nullcontext() if compiled else force_eager(),
+    ):
+        try:
             return cast(Callable[..., Any], pipeline)(**arguments)
-        pipeline.maybe_free_model_hooks()  # as a pipeline does at the end of its call
-        return None
-    finally:
-        pipeline.set_progress_bar_config(**progress_bar)
+        except BaseException as error:
+            pipeline.maybe_free_model_hooks()  # as a pipeline does at the end of its call
+            if not isinstance(error, StopPipeline):
+                raise
+    return None

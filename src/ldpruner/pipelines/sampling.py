@@ -2,14 +2,14 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.errors import ProbeError
-from ldpruner.pipelines.patches import patched_method, patched_step, preserved_dtype
+from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers
 
@@ -29,17 +29,12 @@ def sample_latents(
     Raises:
         ProbeError: the pipeline returns another number of samples.
     """
-    with contextlib.ExitStack() as stack:
-        for network in networks(pipeline).values():
-            if hasattr(network, "decode"):
-                stack.enter_context(preserved_dtype(network))
-                stack.enter_context(patched_method(network, "decode", _stop))
-        return _sample(pipeline, probe, samples, on_step_end)[0]
+    return _sample(pipeline, probe, samples, on_step_end)[0]
 
 
 def sample_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
     """Samples latents as `sample_latents` does, and also returns the pipeline's own output, such as images."""
-    return _sample(pipeline, probe.without("output_type"), samples)
+    return _sample(pipeline, probe.without("output_type"), samples, decodes=True)
 
 
 def largest_batch(pipeline: DiffusionPipeline, probe: Probe, limit: int) -> int:
@@ -61,19 +56,23 @@ def largest_batch(pipeline: DiffusionPipeline, probe: Probe, limit: int) -> int:
     return limit if is_same or not alone.isfinite().all() else 1
 
 
-def _stop(*_: Any, **__: Any) -> None:
-    raise StopPipeline
-
-
 def _sample(
-    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], on_step_end: StepCallback | None = None
+    pipeline: DiffusionPipeline,
+    probe: Probe,
+    samples: Sequence[int],
+    on_step_end: StepCallback | None = None,
+    *,
+    decodes: bool = False,
 ) -> tuple[torch.Tensor, Any]:
     recorder = _StepRecorder(len(samples), on_step_end)
     with contextlib.ExitStack() as stack:
         for scheduler in schedulers(pipeline):
-            stack.enter_context(patched_step(scheduler, recorder.step_of(scheduler)))
-        stack.enter_context(_global_seed(pipeline, probe.sample_seed(samples[0])))
-        output = run_pipeline(pipeline, probe.arguments(pipeline, samples))
+            stack.enter_context(patched(scheduler, step=recorder.recorded(scheduler.step)))
+        for network in networks(pipeline).values():
+            if hasattr(network, "decode"):
+                decode = recorder.before_decoding(network.decode if decodes else None)
+                stack.enter_context(patched(network, decode=decode))
+        output = run_pipeline(pipeline, probe.arguments(pipeline, samples), seed=probe.sample_seed(samples[0]))
     latents = recorder.latents()
     if latents is None:
         raise ProbeError(
@@ -84,29 +83,44 @@ def _sample(
 
 
 class _StepRecorder:
-    """Keeps the first input and the last output of a pipeline's schedulers."""
+    """Keeps the first input and the last output of a pipeline's schedulers; else what is decoded.
+
+    Some pipelines step copies of their scheduler, one for each frame, and put the latents together themselves.
+    """
 
     def __init__(self, samples: int, on_step_end: StepCallback | None) -> None:
         self._samples, self._on_step_end = samples, on_step_end
         self._first: torch.Tensor | None = None
         self._last: torch.Tensor | None = None
 
-    def step_of(self, scheduler: Any) -> Callable[..., Any]:
-        """The scheduler's own `step`, recorded. Copies of the scheduler are not: they step something else."""
-        original = type(scheduler).step
-        signature = inspect.signature(original)
+    def recorded(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A scheduler's step, recorded."""
+        signature = inspect.signature(step)
 
-        def step(self_: Any, *args: Any, **kwargs: Any) -> Any:
-            output = original(self_, *args, **kwargs)
-            if self_ is scheduler:
-                if self._first is None:
-                    self._first = signature.bind(self_, *args, **kwargs).arguments.get("sample")
-                self._last = output[0] if isinstance(output, tuple) else output.prev_sample
-                if self._on_step_end is not None and (latents := self.latents()) is not None:
-                    self._on_step_end(latents)
+        def recorded_step(*args: Any, **kwargs: Any) -> Any:
+            output = step(*args, **kwargs)
+            if self._first is None:
+                self._first = signature.bind(*args, **kwargs).arguments.get("sample")
+            self._last = output[0] if isinstance(output, tuple) else output.prev_sample
+            if self._on_step_end is not None and (latents := self.latents()) is not None:
+                self._on_step_end(latents)
             return output
 
-        return step
+        return recorded_step
+
+    def before_decoding(self, decode: Any) -> Callable[..., Any]:
+        """An autoencoder's `decode`, recorded; None stops the pipeline instead."""
+
+        def recorded_decode(*args: Any, **kwargs: Any) -> Any:
+            if self._last is None:
+                self._last = next(
+                    (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None
+                )
+            if decode is None:
+                raise StopPipeline
+            return decode(*args, **kwargs)
+
+        return recorded_decode
 
     def latents(self) -> torch.Tensor | None:
         """The last latents [samples, ...]; None if their rows cannot be assigned to samples.
@@ -122,12 +136,3 @@ class _StepRecorder:
         if torch.equal(first[:samples], first[samples : 2 * samples]):
             return last[:samples]
         return last.reshape(samples, -1, *last.shape[1:])
-
-
-@contextlib.contextmanager
-def _global_seed(pipeline: DiffusionPipeline, seed: int) -> Iterator[None]:
-    """Seeds the global random state for a while: some pipelines use it beside their generator."""
-    device = pipeline.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

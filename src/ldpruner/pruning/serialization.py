@@ -17,8 +17,9 @@ from packaging.version import Version
 from safetensors import SafetensorError
 
 from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile, one_line
+from ldpruner.pipelines.index import INDEX, check_folders, index_components, read_index
 from ldpruner.pipelines.library_logs import without_chatter
-from ldpruner.pipelines.meta import INDEX, index_components, open_meta, read_index, special_class
+from ldpruner.pipelines.meta import open_meta, special_class
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # the old name warns
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -69,6 +70,7 @@ def load(model: Path | str, *, torch_dtype: torch.dtype | None = None) -> Diffus
         UnsafeFile: weights are not safetensors.
     """
     folder = find_folder(model)
+    check_folders(folder)
     _check_weights(folder)
     with translate_errors(model), without_chatter():
         components = _load_special(folder, torch_dtype)
