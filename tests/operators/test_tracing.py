@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldpruner.errors import DenoiserNotFound
+from ldpruner.errors import DenoiserNotFound, WeightsNeeded
 from ldpruner.operators.discovery import Operator, operators_of
 from ldpruner.operators.patching import modified
 from ldpruner.operators.tracing import Dataflow, trace
@@ -278,10 +278,76 @@ def test_what_a_network_caches_while_it_is_traced_stays_in_the_copy() -> None:
     assert network(torch.ones(2, 5, 6)).isfinite().all()
 
 
-def test_a_network_that_needs_its_weights_is_refused_in_one_line() -> None:
+class Selecting(nn.Module):
+    """Looks for the rows that a mask selects; caches a table."""
+
+    table: torch.Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.dropout, self.heads = nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.table = torch.ones(6)
+        self.register_buffer("angles", torch.ones(6), persistent=False)
+        rows = values[values[..., 0] > 0]
+        rows = rows + self.dropout(self.branch(rows))
+        queries = self.heads(rows)[None, None]
+        attended: torch.Tensor = nn.functional.scaled_dot_product_attention(queries, queries, queries)
+        return attended[0, 0]
+
+
+def test_a_network_that_needs_values_is_traced_with_its_weights_and_restored() -> None:
+    network, values = Selecting().train(), torch.randn(2, 5, 6)
+    values[..., 0] = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    flow = trace(Denoiser("network", network, (values,), {}))
+    assert flow.calls["branch"][0].results[0].shape == (6, 6)  # the rows that the mask selects
+    assert flow.macs(flow.nodes_of("branch")) == 6 * 6 * 6
+    assert flow.macs(range(len(flow.nodes))) == 2 * 6 * 6 * 6 + 2 * 6 * 6 * 6  # two linear layers, two products
+    assert network.training
+    assert network.table is None
+    assert not dict(network.named_buffers())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_the_trace_on_the_meta_device_and_with_the_weights_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Guided()
+    expected = trace(denoiser(network, inputs=2))
+
+    def unavailable(_: nn.Module) -> nn.Module:
+        raise RuntimeError
+
+    monkeypatch.setattr("ldpruner.operators.tracing._meta_copy", unavailable)
+    assert trace(denoiser(network, inputs=2)) == expected
+
+
+def test_without_weights_a_mask_selects_everything() -> None:
+    flow = trace(Denoiser("network", Selecting().to("meta"), (torch.empty(2, 5, 6, device="meta"),), {}))
+    assert flow.calls["branch"][0].results[0].shape == (10, 6)
+
+
+def test_a_network_that_needs_its_weights_and_has_none_is_refused_in_one_line() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(1, 1, device="meta")
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            raise ValueError("needs a\nvalue")
+
+    with pytest.raises(
+        WeightsNeeded, match=r"^network \(Branching\) .*its weights \(ValueError: needs a value\)"
+    ) as caught:
+        trace(denoiser(Branching()))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_call_that_cannot_be_repeated_is_refused_in_one_line() -> None:
     class Branching(nn.Module):
         def forward(self, values: torch.Tensor) -> torch.Tensor:
             raise ValueError("needs a\nvalue")
 
-    with pytest.raises(DenoiserNotFound, match=r"^network cannot run without its weights: ValueError: needs a value$"):
+    with pytest.raises(
+        DenoiserNotFound, match=r"^network \(Branching\) cannot repeat its call: ValueError: needs a value$"
+    ):
         trace(denoiser(Branching()))

@@ -1,6 +1,7 @@
 """Commands that measure pipelines: what can be removed, and what they cost."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -29,17 +30,24 @@ def operators(
     if dry_run:
         call = parsing.pairs(pipeline_arg or [], "--pipeline-arg")
         return settings(model=model, component=component, call=call, ignore=ignore or [], targets=targets or [])
+    from ldpruner.errors import WeightsNeeded
     from ldpruner.operators.discovery import denoiser_macs, matching, operators_of
     from ldpruner.operators.tracing import trace
     from ldpruner.pipelines.denoiser import find_denoiser
     from ldpruner.pipelines.fingerprints import count_parameters
     from ldpruner.pipelines.probe import Probe
-    from ldpruner.pruning.serialization import load_meta
+    from ldpruner.pruning.serialization import load, load_meta
 
     probe = Probe(samples=1, call=parsing.call_arguments(pipeline_arg))
     pipeline = load_meta(model)
-    denoiser = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
-    flow = trace(denoiser)
+    try:
+        denoiser = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
+        flow = trace(denoiser)
+    except WeightsNeeded:
+        if not Path(model).is_dir():  # the weights of a Hub id are not downloaded unasked
+            raise
+        denoiser = find_denoiser(load(model), component, probe.arguments(pipeline, [0]))
+        flow = trace(denoiser)
     listed = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
     rows = [

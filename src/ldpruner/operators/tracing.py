@@ -4,7 +4,9 @@ The network runs once on the meta device: shapes only, no memory, no arithmetic.
 Every call of a submodule is the interval of nodes that ran inside it.
 """
 
+import contextlib
 import copy
+import weakref
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ldpruner.errors import DenoiserNotFound, one_line
-from ldpruner.pipelines.denoiser import Denoiser
+from ldpruner.errors import DenoiserNotFound, WeightsNeeded, one_line
+from ldpruner.pipelines.denoiser import Denoiser, copied
 from ldpruner.pipelines.meta import shapes_only, to_meta
-from ldpruner.pipelines.offload import hook_placeholders
+from ldpruner.pipelines.offload import hook_placeholders, is_offloaded
 from ldpruner.pipelines.running import force_eager
+from ldpruner.pipelines.state import evaluation_mode, without_caches
 
 Selector = int | str
 ADDITIONS = {"add", "add_", "addcmul", "addcmul_"}
@@ -33,6 +36,10 @@ PASSING = {
 # Operations that read only the shape of their input.
 SHAPE_ONLY = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones")
+}
+# Operations with the same inputs and as many multiply-accumulates as one that `torch.utils.flop_counter` knows.
+ALIKE = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
 }
 
 
@@ -207,22 +214,41 @@ class Dataflow:
 def trace(denoiser: Denoiser) -> Dataflow:
     """Repeats the recorded call of a denoiser on the meta device and records what it computes.
 
+    Where that needs values, such as those of a mask, the call runs on the network itself: it takes as long as a call
+    does, and as much memory. Without weights, masks select everything, so that MACs are upper bounds.
+
     Raises:
-        DenoiserNotFound: the network computes something that needs its weights.
+        WeightsNeeded: the network has no weights and computes something that needs them.
+        DenoiserNotFound: the network cannot repeat its call.
     """
-    network = _meta_copy(denoiser.module)
-    recorder = _Recorder()
-    for name, module in network.named_modules():
-        if name:
-            module.register_forward_pre_hook(recorder.open_call(name), with_kwargs=True)
-            module.register_forward_hook(recorder.close_call, with_kwargs=True)
-    attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    args, kwargs = to_meta((denoiser.arguments, denoiser.options))
+    name = f"{denoiser.component} ({type(denoiser.module).__name__})"
+    has_weights = is_offloaded(denoiser.module) or not any(weight.is_meta for weight in denoiser.module.parameters())
     try:
-        with torch.no_grad(), force_eager(), attention, shapes_only(), recorder:
-            output = network(*args, **kwargs)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), shapes_only(masks=not has_weights):
+            network = _meta_copy(denoiser.module).eval()
+            return _record(network, *to_meta((denoiser.arguments, denoiser.options)))
     except Exception as error:
-        raise DenoiserNotFound(f"{denoiser.component} cannot run without its weights: {one_line(error)}") from error
+        if not has_weights:
+            raise WeightsNeeded(
+                f"{name} computes something that needs its weights ({one_line(error)}); open the pipeline with them"
+            ) from error
+    try:
+        with evaluation_mode(denoiser.module), without_caches(denoiser.module):
+            return _record(denoiser.module, *copied((denoiser.arguments, denoiser.options)))
+    except Exception as error:
+        raise DenoiserNotFound(f"{name} cannot repeat its call: {one_line(error)}") from error
+
+
+def _record(network: nn.Module, args: Any, kwargs: Any) -> Dataflow:
+    recorder = _Recorder()
+    with contextlib.ExitStack() as stack:
+        for name, module in network.named_modules():
+            if name:
+                opened = module.register_forward_pre_hook(recorder.open_call(name), with_kwargs=True)
+                stack.callback(opened.remove)
+                stack.callback(module.register_forward_hook(recorder.close_call, with_kwargs=True).remove)
+        with torch.no_grad(), force_eager(), recorder:
+            output = network(*args, **kwargs)
     recorder.flow.results = {recorder.value(tensor).node for tensor in _tensors(output)}
     return recorder.flow
 
@@ -247,26 +273,29 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 class _Recorder(TorchDispatchMode):
-    """Builds a dataflow while tensors are computed. It keeps the tensors alive, so that their ids stay unique."""
+    """Builds a dataflow while tensors are computed. It keeps none of them alive: a network's would fill the memory."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flow = Dataflow()
-        self._makers: dict[int, int] = {}
-        self._writers: dict[int, int] = {}  # the last node that wrote into a storage, also through a view
-        self._tensors: list[torch.Tensor] = []
+        self._makers: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}  # by the id of the tensor
+        # The last node that wrote into a storage, also through a view. A new storage in the place of a freed one does
+        # no harm: its tensors were made later.
+        self._writers: dict[int, int] = {}
         self._open: list[Call] = []
 
     def value(self, tensor: torch.Tensor) -> Value:
         """The tensor's shape and maker; a tensor from outside gets a node of its own."""
-        if id(tensor) not in self._makers:
-            self._set_maker(tensor, self.flow.add(Node("outside"), self._owner()))
-        writer = self._writers.get(_storage(tensor), 0)
-        return Value(tuple(tensor.shape), max(writer, self._makers[id(tensor)]))
+        reference, maker = self._makers.get(id(tensor), (None, 0))
+        if reference is None or reference() is not tensor:  # an earlier tensor had the id
+            maker = self.flow.add(Node("outside"), self._owner())
+            self._set_maker(tensor, maker)
+        return Value(tuple(tensor.shape), max(self._writers.get(_storage(tensor), 0), maker))
 
     def _set_maker(self, tensor: torch.Tensor, node: int) -> None:
-        self._makers[id(tensor)] = node
-        self._tensors.append(tensor)
+        self._makers[id(tensor)] = weakref.ref(tensor), node
 
     def _owner(self) -> str:
         return self._open[-1].module if self._open else ""
@@ -274,19 +303,19 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         output = function(*args, **options)
-        packet = function.overloadpacket
-        count_flops = flop_registry.get(packet)
+        packet = getattr(function, "overloadpacket", function)  # FlexAttention has none
+        count_flops = flop_registry.get(ALIKE.get(packet, packet))
         flops = count_flops(*args, **options, out_val=output) if count_flops else 0
         name = packet.__name__
         reads = [] if name in SHAPE_ONLY else _tensors((args, options))
         inputs = tuple(dict.fromkeys(self.value(tensor).node for tensor in reads))
         node = self.flow.add(Node(name, inputs, flops // 2), self._owner())
-        tensors = _tensors(output)
+        tensors, is_mutable = _tensors(output), packet is not function and function._schema.is_mutable
         for tensor in tensors:
             # Each part of a split gets a node: a reader of one part does not depend on the others.
             part = self.flow.add(Node("part", (node,)), self._owner()) if len(tensors) > 1 else node
             self._set_maker(tensor, part)
-            if function._schema.is_mutable:
+            if is_mutable:
                 self._writers[_storage(tensor)] = part
         return output
 

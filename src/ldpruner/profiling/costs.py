@@ -150,6 +150,8 @@ def peak_memory(pipeline: DiffusionPipeline, run: Callable[[], Any]) -> int:
 class _StorageCounter(TorchDispatchMode):
     """Counts the bytes of the storages that were made while it is active and are not yet freed."""
 
+    supports_higher_order_operators = True  # such as FlexAttention
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive, self.peak = 0, 0
