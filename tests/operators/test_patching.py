@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ldpruner.errors import LdPrunerError, OperatorNotFound
+from ldpruner.errors import LdPrunerError, OperatorNotFound, PlanMismatch
 from ldpruner.operators.discovery import Operator, Removal, find_operators
-from ldpruner.operators.patching import is_out_of_memory, modified
+from ldpruner.operators.patching import check_removals, is_out_of_memory, modified
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 
 
@@ -195,6 +196,59 @@ def test_impossible_removals_are_refused_and_nothing_is_modified(
     assert "\n" not in str(caught.value)
     assert values[1].operator in str(caught.value)
     before.check()
+
+
+@pytest.mark.case(name="removal-source")
+@pytest.mark.parametrize(
+    ("modification", "source"),
+    [
+        ("identity", -1),
+        ("identity", 10**9),
+        ("zero", "no such input"),
+        ("identity", (0, 77)),
+        ("shortcut", 0),
+        ("shortcut", ("conv_shortcut",)),
+    ],
+)
+def test_a_source_that_the_operator_does_not_have_is_refused_in_one_line(
+    denoiser: Denoiser, modification: Any, source: Any
+) -> None:
+    before = Snapshot(denoiser)
+    removal = Removal(operator="mid_block.resnets.0", modification=modification, source=source)
+    with pytest.raises(PlanMismatch, match=r"^operator 'mid_block.resnets.0': source ") as caught:
+        check_removals(denoiser.module, [removal])
+    assert repr(source) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PlanMismatch), modified(denoiser.module, [removal]):
+        pass
+    before.check()
+
+
+@pytest.mark.case(name="removal-source")
+@pytest.mark.parametrize("source", [2, "hidden", (0, "hidden")])
+def test_an_input_that_the_signature_does_not_have_is_refused(source: Any) -> None:
+    network = nn.Sequential(nn.MultiheadAttention(2, 1), nn.SiLU())
+    with pytest.raises(PlanMismatch, match=r"operator '1': .*\(its inputs: input\)"):
+        check_removals(network, [Removal(operator="1", modification="identity", source=source)])
+
+
+def test_sources_by_position_and_by_name_are_accepted(denoiser: Denoiser) -> None:
+    for source in (0, "input_tensor", (0, None), 1, "surplus"):
+        check_removals(
+            denoiser.module, [Removal(operator="mid_block.resnets.0", modification="identity", source=source)]
+        )
+
+
+@pytest.mark.case(name="many-removals")
+def test_twenty_thousand_removals_are_checked_and_made_in_seconds() -> None:
+    network = nn.ModuleList(nn.Identity() for _ in range(20_000))
+    removals = [Removal(operator=str(place), modification="identity") for place in range(20_000)]
+    start = time.thread_time()
+    with pytest.raises(PlanMismatch, match="'19999' and '19999' overlap"):
+        check_removals(network, [*removals, removals[-1]])
+    with modified(network, removals[:2000]):
+        assert type(network[1999]).__module__ == "ldpruner.runtime"
+    assert time.thread_time() - start < 5
 
 
 def test_a_shared_module_is_modified_wherever_it_is_registered() -> None:
