@@ -7,7 +7,7 @@ from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.profiling.machine import machine_of
 
 
-def test_a_machine_is_told_by_its_device_precision_threads_and_versions(fresh: DiffusionPipeline) -> None:
+def test_a_machine_has_a_device_a_precision_threads_and_versions(fresh: DiffusionPipeline) -> None:
     network = find_denoiser(fresh).module
     machine = machine_of(network)
     assert machine == machine_of(network)
