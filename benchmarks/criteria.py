@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 import ldpruner
-from ldpruner.errors import BudgetError
+from ldpruner.errors import BudgetError, is_out_of_memory
 from ldpruner.knapsack import TOLERANCE
 from ldpruner.operators.discovery import Candidate
-from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
+from ldpruner.operators.patching import MISFITS, modified
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch, sample_latents
 from ldpruner.runtime import replacement
 from ldpruner.scoring.results import Score, Scores

@@ -3,6 +3,12 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# What an error says that is not of a type of its own: of the CPU, the system, oneDNN, MPS, cuBLAS and cuDNN.
+OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "annot allocate memory", "bad_alloc", "could not create a primitive"),
+    *("out of memory", "ALLOC_FAILED"),
+)
+
 
 class LdPrunerError(Exception):
     """The parent of all errors that a user can fix. The command line prints it as one line."""
@@ -93,3 +99,9 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """The error of another library in one line, with its type."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has a type for it on some devices only."""
+    has_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return has_type or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -130,9 +130,13 @@ def test_ctrl_c_at_any_instant_is_one_line_and_130(words: tuple[str, ...]) -> No
     assert "Traceback" not in err
 
 
-def test_a_process_without_memory_says_so_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.case(name="out-of-memory-at-start")
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("could not create a primitive")])
+def test_a_process_without_memory_says_so_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def full(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("ldpruner.pruning.serialization.load_meta", full)
     code, _, err = run("operators", "zoo:satellite")

@@ -13,7 +13,7 @@ from torch import nn
 
 from ldpruner.errors import LdPrunerError, OperatorNotFound, PlanMismatch
 from ldpruner.operators.discovery import Operator, Removal, find_operators
-from ldpruner.operators.patching import check_removals, is_out_of_memory, modified
+from ldpruner.operators.patching import check_removals, modified
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 
 
@@ -270,16 +270,3 @@ def test_a_shared_module_is_modified_wherever_it_is_registered() -> None:
         assert torch.equal(network(values), values)
     assert network.first is network.second
     assert torch.equal(network(values), before)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("no memory"), True),
-        (RuntimeError("MPS backend out of memory"), True),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), True),
-        (RuntimeError("shapes do not match"), False),
-    ],
-)
-def test_running_out_of_memory_is_recognised(error: RuntimeError, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected

@@ -10,7 +10,7 @@ from ldpruner import __version__
 from ldpruner.cli import STOPPED, demo, inspect, prune, recipe, recover
 from ldpruner.cli.answer import command
 from ldpruner.cli.console import terminal
-from ldpruner.errors import LdPrunerError, one_line
+from ldpruner.errors import LdPrunerError, is_out_of_memory, one_line
 
 COMMANDS = {
     "Prune": (inspect.operators, prune.score, prune.select, prune.prune, prune.run),
@@ -56,7 +56,9 @@ def run_app() -> int:
         code = app(standalone_mode=False, prog_name="ldpruner")
     except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except (ClickError, LdPrunerError, OSError, MemoryError) as error:
+    except (ClickError, LdPrunerError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         terminal.note(f"error: {_problem(error)}", "red")
         return 2 if isinstance(error, ClickError) else 1
     if code == 130:  # typer turns Ctrl-C into an exit code
@@ -68,7 +70,7 @@ def _problem(error: Any) -> str:
     """What went wrong, in one line."""
     if isinstance(error, ClickError):
         return str(error.format_message())
-    if isinstance(error, MemoryError):
+    if isinstance(error, (MemoryError, RuntimeError)):
         return "out of memory; try --batch-size 1 or --dtype float16"
     # the others are of the system: a full disk, a missing permission, a name that is too long
     return str(error) if isinstance(error, LdPrunerError) else one_line(error)

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from ldpruner.errors import OperatorNotFound, PlanMismatch
@@ -19,7 +18,6 @@ from ldpruner.runtime import replacements
 MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 MAX_INPUTS = 64  # of a module that takes any number
 SELECT_AGAIN = "select again"
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU, MPS, cuBLAS and cuDNN
 
 
 @contextlib.contextmanager
@@ -107,8 +105,3 @@ def _inputs(forward: Callable[..., Any]) -> tuple[list[str], set[str], bool]:
 
 def _source(removal: Removal) -> str:
     return f"operator {removal.operator!r}: source {removal.source!r}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has a type for it on some devices only."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

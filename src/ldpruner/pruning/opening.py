@@ -12,6 +12,8 @@ from diffusers import DiffusionPipeline
 from ldpruner.errors import DeviceError, one_line
 from ldpruner.pruning.serialization import load
 
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
 
 def open_pipeline(model: Path | str, device: str | None = None, dtype: str | None = None) -> DiffusionPipeline:
     """Opens a pipeline on a device, without the libraries' loading bars.
@@ -25,9 +27,9 @@ def open_pipeline(model: Path | str, device: str | None = None, dtype: str | Non
         DeviceError: the device or the precision does not exist here.
         PipelineNotFound: there is no such pipeline.
     """
-    precision = getattr(torch, dtype, None) if dtype else None
-    if dtype and not isinstance(precision, torch.dtype):
-        raise DeviceError(f"dtype {dtype!r} is no precision; choose float32, float16 or bfloat16")
+    if dtype and dtype not in PRECISIONS:
+        raise DeviceError(f"dtype {dtype!r} cannot be computed in; choose {', '.join(PRECISIONS)}")
+    precision = PRECISIONS[dtype] if dtype else None
     place = device or _default_device()
     try:
         torch.ones(1, device=place).tolist()  # before the weights are read; the meta device has no values

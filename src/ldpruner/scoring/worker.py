@@ -13,9 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ldpruner.errors import one_line
+from ldpruner.errors import is_out_of_memory, one_line
 from ldpruner.operators.discovery import Removal
-from ldpruner.operators.patching import MISFITS, is_out_of_memory, modified
+from ldpruner.operators.patching import MISFITS, modified
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.prompt_cache import CallCache
 from ldpruner.pipelines.running import networks
