@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ldpruner.finetuning.trainer import finetune
     from ldpruner.operators.discovery import Operator, find_operators
     from ldpruner.pipelines.probe import Probe
-    from ldpruner.pruning.serialization import load, save
+    from ldpruner.pruning.saving import save
+    from ldpruner.pruning.serialization import load
     from ldpruner.pruning.surgery import prune, prune_
     from ldpruner.scoring.adaptive import score_operators
     from ldpruner.scoring.results import Score, Scores
@@ -53,7 +54,8 @@ _MODULES = {
     "finetuning.trainer": ("finetune",),
     "operators.discovery": ("Operator", "find_operators"),
     "pipelines.probe": ("Probe",),
-    "pruning.serialization": ("load", "save"),
+    "pruning.saving": ("save",),
+    "pruning.serialization": ("load",),
     "pruning.surgery": ("prune", "prune_"),
     "scoring.adaptive": ("score_operators",),
     "scoring.results": ("Score", "Scores"),

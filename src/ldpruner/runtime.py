@@ -6,16 +6,22 @@ installed. It must import nothing of ld-pruner.
 
 import functools
 import inspect
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
+import huggingface_hub
 import torch
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-WEIGHTS_NAME = "pruned_model.safetensors"  # not the name that the unpruned class looks for
+# Weights, or their index, as diffusers names them, and as a pruned network does: the unpruned class would find the
+# former, and fill what is missing with random values. DiffusionPipeline downloads both.
+PLAIN_NAME, PRUNED_NAME = "diffusion_pytorch_model.", "model."
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 SOURCE_FILE = Path(__file__)
 SETTING_TYPES = (bool, int, float, str, type(None))
 CLASS_MARKER = "# The class of this folder"
@@ -126,59 +132,152 @@ def pruned_class(base: Any) -> Any:
     operators again, then load the weights strictly.
     """
 
-    def build(self: Any, *args: Any, removals: Iterable[Mapping[str, Any]] = (), **kwargs: Any) -> None:
+    name = f"Pruned{base.__name__}"
+    module = name.lower()  # the file in the folder, which diffusers writes to model_index.json
+
+    def build(self: Any, *args: Any, removals: Any = (), auto_map: Any = None, **kwargs: Any) -> None:
         base.__init__.__wrapped__(self, *args, **kwargs)
         remove_(self, removals)
 
     # diffusers takes the entries of a configuration from the signature.
     signature: Any = inspect.signature(base.__init__)
-    removals = inspect.Parameter("removals", inspect.Parameter.KEYWORD_ONLY, default=())
-    cast(Any, build).__signature__ = signature.replace(parameters=[*signature.parameters.values(), removals])
-    name = f"Pruned{base.__name__}"
+    auto_map = {"AutoModel": f"{module}.{name}"}  # where diffusers' AutoModel looks for the class
+    entries = {"removals": (), "auto_map": auto_map}
+    added = [inspect.Parameter(entry, inspect.Parameter.KEYWORD_ONLY, default=entries[entry]) for entry in entries]
+    cast(Any, build).__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])
     body = {
         "__init__": register_to_config(build),
-        "__module__": name.lower(),  # the file in the folder, which diffusers writes to model_index.json
+        "__module__": module,
         "__doc__": f"{base.__name__} with some operators removed.",
-        "save_pretrained": save_pretrained,
+        "unpruned_class": base,
+        "auto_map": auto_map,
+        "from_config": classmethod(cast(Any, from_config)),
         "from_pretrained": classmethod(cast(Any, from_pretrained)),
+        "save_pretrained": save_pretrained,
+        "__reduce_ex__": reduce_ex,
     }
     return type(name, (base,), body)
 
 
-def save_pretrained(self: Any, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
-    """Writes the configuration, the weights under their own file name, and the code that loads them."""
+def from_config(cls: Any, config: Any = None, return_unused_kwargs: bool = False, **changes: Any) -> Any:
+    """Builds a network without its weights' values; `changes` replace entries of the configuration.
+
+    Raises:
+        TypeError: neither the configuration nor diffusers knows an argument.
+    """
+    parameters = inspect.signature(cls.__init__).parameters
+    unknown = sorted(set(changes) - set(parameters))
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        raise TypeError(f"{cls.__name__} takes no argument {', '.join(map(repr, unknown))}")
+    return cast(Any, ConfigMixin.from_config).__func__(cls, config, return_unused_kwargs, **changes)
+
+
+def from_pretrained(cls: Any, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+    """Loads a pruned network with the options of diffusers' `from_pretrained`.
+
+    Raises:
+        TypeError: an option does not exist.
+        ValueError: a weight is missing, left over, or of another shape.
+    """
+    with_info = options.pop("output_loading_info", False)
+    folder = _local_folder(pretrained_model_name_or_path, options.pop("subfolder", None) or "", options)
+    with tempfile.TemporaryDirectory() as plain:
+        for path in filter(Path.is_file, folder.iterdir()):
+            _link(path, Path(plain, _renamed(path.name, PRUNED_NAME, PLAIN_NAME)))
+        load = cast(Any, ModelMixin.from_pretrained).__func__
+        try:
+            model, info = load(cls, plain, output_loading_info=True, **options)
+        except OSError as error:
+            message = str(error).replace(plain, str(folder)).replace(PLAIN_NAME, PRUNED_NAME)
+            raise OSError(message) from error
+    model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+    problems = [f"{len(info[kind])} {kind.partition('_')[0]} ({info[kind][0]})" for kind in info if info[kind]]
+    if problems:
+        raise ValueError(f"the weights in {folder} do not fit {cls.__name__}: {', '.join(problems)}")
+    return (model, info) if with_info else model
+
+
+def save_pretrained(
+    self: Any,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    safe_serialization: bool = True,
+    variant: str | None = None,
+    max_shard_size: int | str = "10GB",
+) -> None:
+    """Writes the configuration, the weights under their own file name, and the code that loads them.
+
+    Raises:
+        ValueError: weights that loading would not find again: of an adapter, quantised, or no safetensors.
+    """
+    check_savable(self)
+    if not safe_serialization:
+        raise ValueError("a pruned network is saved as safetensors only")
     if not is_main_process:
         return
-    folder = Path(save_directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    self.save_config(folder)
-    state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-    safetensors.torch.save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    cls, base = type(self), type(self).__bases__[0]
+    folder, cls, base = Path(save_directory), type(self), self.unpruned_class
     code = SOURCE_FILE.read_text(encoding="utf-8").split(f"\n{CLASS_MARKER}\n")[0]
     code += f"\n{CLASS_MARKER}\nfrom {base.__module__} import {base.__name__}\n\n"
     code += f"{cls.__name__} = pruned_class({base.__name__})\n"
-    (folder / f"{cls.__module__}.py").write_text(code, encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as plain:
+        cast(Any, ModelMixin.save_pretrained)(self, plain, variant=variant, max_shard_size=max_shard_size)
+        Path(plain, f"{cls.__module__}.py").write_text(code, encoding="utf-8")
+        label = f"{variant}." if variant else ""
+        for name in (f"safetensors.index.{label}json", f"{label}safetensors"):  # of an earlier save
+            (folder / f"{PRUNED_NAME}{name}").unlink(missing_ok=True)
+        for path in Path(plain).iterdir():
+            path.replace(folder / _renamed(path.name, PLAIN_NAME, PRUNED_NAME))
 
 
-def from_pretrained(
-    cls: Any,
-    pretrained_model_name_or_path: str | Path,
-    subfolder: str | None = None,
-    torch_dtype: torch.dtype | None = None,
-    **_: Any,
-) -> Any:
-    """Loads a pruned network from a local folder.
+def reduce_ex(self: Any, protocol: Any) -> Any:
+    """Pickles and copies a network by its base class, as no module holds its own."""
+    _, _, *state = cast(Any, object.__reduce_ex__(self, protocol))
+    return _blank, (self.unpruned_class,), *state
 
-    Raises:
-        RuntimeError: a weight is missing, left over, or of another shape.
-    """
-    folder = Path(pretrained_model_name_or_path, subfolder or "")
-    model = cls.from_config(cls.load_config(folder))
-    model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_NAME), strict=True)
-    if torch_dtype is not None:
-        cast_(model, torch_dtype)
-    return model.eval()
+
+def _blank(base: Any) -> Any:
+    """A pruned network without contents, for pickle to fill."""
+    cls = pruned_class(base)
+    return cls.__new__(cls)
+
+
+def _renamed(name: str, old: str, new: str) -> str:
+    """The name of a file, with another start; shards keep theirs, as their index names them."""
+    return new + name.removeprefix(old) if name.startswith(old) and "-of-" not in name else name
+
+
+def _local_folder(model: str | Path, subfolder: str, options: Mapping[str, Any]) -> Path:
+    """The folder of a network; one of the Hub is downloaded."""
+    if Path(model).is_dir():
+        return Path(model, subfolder).resolve()
+    wanted = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
+    pattern = f"{subfolder}/*" if subfolder else "*"
+    return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=pattern, **wanted), subfolder)
+
+
+def _link(file: Path, link: Path) -> None:
+    try:
+        link.symlink_to(file)
+    except OSError:  # Windows allows links to some users only
+        shutil.copyfile(file, link)
+
+
+def check_savable(network: nn.Module) -> None:
+    """Raises ValueError if the file of a network could not be read again: with an adapter, or quantised in place."""
+    adapter = next((name for name, _ in network.named_modules() if name.endswith(".base_layer")), None)
+    if adapter is not None:
+        raise ValueError(
+            f"{type(network).__name__} has an adapter at {adapter.removesuffix('.base_layer')!r}; "
+            "fuse it and unload it, or only unload it, before saving"
+        )
+    if getattr(network, "hf_quantizer", None) is None:  # diffusers knows which of its quantised weights it can save
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if type(tensor) not in (torch.Tensor, nn.Parameter):
+                raise ValueError(
+                    f"{type(network).__name__} holds {type(tensor).__name__} at {name!r}, perhaps quantised; "
+                    "save it before, and quantise after loading"
+                )
 
 
 def cast_(model: Any, dtype: torch.dtype) -> None:

@@ -27,7 +27,7 @@ from ldpruner.profiling.machine import machine_of
 from ldpruner.progress import Progress, reported, unreported
 from ldpruner.pruning.fit import prune_to_budget
 from ldpruner.pruning.opening import open_pipeline
-from ldpruner.pruning.serialization import save
+from ldpruner.pruning.saving import save
 from ldpruner.pruning.surgery import prune
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.adaptive import DEFAULT_BUDGETS, AdaptiveScorer

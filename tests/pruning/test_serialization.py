@@ -1,4 +1,4 @@
-"""Pipelines are saved whole or not at all, and opened exactly, strictly and without pickles."""
+"""Pipelines are opened exactly, strictly and without pickles."""
 
 import copy
 import json
@@ -15,53 +15,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers.pipelines.pipeline_loading_utils import is_safetensors_compatible, variant_compatible_siblings
 from safetensors.torch import load_file, save_file
 
 import ldpruner
-from ldpruner.errors import LdPrunerError, PipelineNotFound, StorageError, UnsafeFile
-from ldpruner.operators.discovery import Candidate
+from ldpruner.errors import LdPrunerError, PipelineNotFound, UnsafeFile
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.pruning.serialization import load_meta
-from tests.conftest import planned
 from tests.families import FAMILIES
-
-PROBE = ldpruner.Probe(samples=2, steps=2, prompts=("a cat", "the sea"))
-
-
-def some_plan(pipeline: DiffusionPipeline) -> ldpruner.Plan:
-    """Removals of every modification that the pipeline allows, no two inside one another."""
-    chosen: list[Candidate] = []
-    for operator in ldpruner.find_operators(pipeline):
-        (candidate,) = operator.candidates
-        alike = [other for other in chosen if other.modification == candidate.modification]
-        is_free = all(set(candidate.leaves).isdisjoint(other.leaves) for other in chosen)
-        runs = operator.name != "transformer_blocks.0"  # DiT reads this block's norm from outside
-        if len(alike) < 3 and is_free and runs and candidate.parameters:
-            chosen.append(candidate)
-    return ldpruner.Plan(removed=tuple(map(planned, chosen)))
-
-
-def pruned_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    return ldpruner.prune(pipeline, some_plan(pipeline))
-
-
-def latents(pipeline: DiffusionPipeline) -> torch.Tensor:
-    return sample_latents(pipeline, PROBE, range(PROBE.samples))
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny: DiffusionPipeline) -> DiffusionPipeline:
-    return pruned_copy(tiny)
-
-
-@pytest.fixture(scope="module")
-def saved(pruned: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pruned tiny pipeline on disk; not to be changed."""
-    path = tmp_path_factory.mktemp("pruned") / "pipeline"
-    ldpruner.save(pruned, path)
-    return path
+from tests.pruning.conftest import PROBE, assert_one_line, latents, pruned_copy
 
 
 @pytest.fixture
@@ -218,6 +181,102 @@ def test_operators_of_a_pruned_folder_are_found_without_its_weights(saved: Path,
     assert ldpruner.find_operators(meta) == ldpruner.find_operators(pruned)
 
 
+# Options
+
+
+@pytest.mark.case(number=46)
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"torch_dtype": {"unet": torch.float16, "default": torch.float32}}, torch.float16),
+        ({"device_map": "cpu"}, torch.float32),
+        ({"device_map": "balanced"}, torch.float32),
+        ({"low_cpu_mem_usage": False}, torch.float32),
+    ],
+)
+def test_options_do_what_they_do_in_diffusers(saved: Path, options: dict[str, Any], dtype: torch.dtype) -> None:
+    pipeline = ldpruner.load(saved, **options)
+    assert pipeline.unet.dtype == dtype
+    assert pipeline.config["_name_or_path"] == str(saved)
+
+
+@pytest.mark.case(number=45)
+def test_variants_and_shards_are_opened(pruned: DiffusionPipeline, tmp_path: Path) -> None:
+    pruned.save_pretrained(tmp_path / "parts", variant="fp16", max_shard_size="20KB")
+    assert torch.equal(latents(ldpruner.load(tmp_path / "parts", variant="fp16")), latents(pruned))
+
+
+@pytest.mark.case(number=46)
+@pytest.mark.parametrize(
+    ("options", "error", "parts"),
+    [
+        ({"device_map": "toaster"}, PipelineNotFound, ("toaster", "balanced")),
+        ({"variant": "fp16"}, PipelineNotFound, ("fp16",)),
+        ({"torch_dtpye": torch.float16}, TypeError, ("torch_dtpye", "torch_dtype")),
+        ({"trust_remote_code": True}, TypeError, ("trust_remote_code",)),
+        ({"tokenizer": None}, TypeError, ("tokenizer",)),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_one_line(
+    saved: Path, options: dict[str, Any], error: type[Exception], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(error) as caught:
+        ldpruner.load(saved, **options)
+    assert_one_line(caught.value, *parts)
+
+
+@pytest.mark.case(number=46)
+def test_a_component_is_replaced_when_a_folder_is_opened(
+    broken: Path, tiny: DiffusionPipeline, pruned: DiffusionPipeline
+) -> None:
+    shutil.rmtree(broken / "unet")
+    assert torch.equal(latents(ldpruner.load(broken, unet=pruned.unet)), latents(pruned))
+    assert torch.equal(latents(ldpruner.load(broken, unet=tiny.unet)), latents(tiny))
+
+
+def test_a_revision_of_the_hub_is_asked_for(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(_: str, **options: Any) -> str:
+        asked.update(options)
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    ldpruner.load("owner/name", revision="v1", cache_dir="here")
+    assert (asked["revision"], asked["cache_dir"]) == ("v1", "here")
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}])
+def test_diffusers_downloads_the_weights_of_a_pushed_pipeline(
+    pruned: DiffusionPipeline, tmp_path: Path, shards: dict[str, str]
+) -> None:
+    """Of a repository on the Hub it takes only files whose names it knows."""
+    pruned.save_pretrained(tmp_path, **shards)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    weights = {name for name in names if ".safetensors" in name}
+    assert is_safetensors_compatible(names)
+    assert set(variant_compatible_siblings(names)[0]) == weights
+
+
+PICKLED = """
+import pickle, sys, torch
+network, call, expected = pickle.load(open(sys.argv[1], "rb"))
+with torch.no_grad():
+    assert torch.equal(network(**call).sample, expected)
+"""
+
+
+@pytest.mark.extensive
+@pytest.mark.case(number=46)
+def test_a_pruned_network_is_pickled_for_another_process(pruned: DiffusionPipeline, tmp_path: Path) -> None:
+    call = recorded_call(pruned, torch.float32)
+    with torch.no_grad():
+        content = (pruned.unet, call, pruned.unet(**call).sample)
+    (tmp_path / "network.pkl").write_bytes(pickle.dumps(content))
+    subprocess.run([sys.executable, "-c", PICKLED, str(tmp_path / "network.pkl")], check=True)
+
+
 # A pruned folder cannot be mistaken for the unpruned one
 
 
@@ -236,7 +295,7 @@ def rewrite(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     """Changes the weights of a pruned folder."""
 
     def apply(folder: Path) -> None:
-        path = folder / "unet" / "pruned_model.safetensors"
+        path = folder / "unet" / "model.safetensors"
         state = load_file(path)
         change(state)
         save_file(state, path)
@@ -258,7 +317,7 @@ def without_removals(folder: Path) -> None:
         rewrite(lambda state: state.update(extra=torch.zeros(1))),
         rewrite(lambda state: state.update({"conv_in.bias": torch.zeros(3)})),
         without_removals,
-        lambda folder: (folder / "unet" / "pruned_model.safetensors").unlink(),
+        lambda folder: (folder / "unet" / "model.safetensors").unlink(),
         lambda folder: (folder / "unet" / "config.json").unlink(),
     ],
     ids=["missing weight", "extra weight", "other shape", "no removals", "no weights", "no configuration"],
@@ -268,72 +327,7 @@ def test_a_damaged_pruned_folder_is_refused(broken: Path, breaking: Callable[[Pa
     assert_refused(broken, PipelineNotFound)
 
 
-# Whole or not at all
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_saving_over_a_pipeline_replaces_it_whole(folder: Path, pruned: DiffusionPipeline, tmp_path: Path) -> None:
-    target = Path(shutil.copytree(folder, tmp_path / "target"))
-    ldpruner.save(pruned, target)
-    assert torch.equal(latents(ldpruner.load(target)), latents(pruned))
-    assert not (target / "unet" / "diffusion_pytorch_model.safetensors").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
-
-
-def test_a_folder_that_is_no_pipeline_is_not_replaced(pruned: DiffusionPipeline, tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(StorageError) as caught:
-        ldpruner.save(pruned, tmp_path / "thesis")
-    assert_one_line(caught.value, "thesis")
-    assert contents(tmp_path) == {"thesis/chapter.txt": b"years of work"}
-
-
-def test_a_file_is_not_replaced(pruned: DiffusionPipeline, tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("years of work")
-    with pytest.raises(StorageError) as caught:
-        ldpruner.save(pruned, tmp_path / "notes")
-    assert_one_line(caught.value, "notes")
-    assert (tmp_path / "notes").read_text() == "years of work"
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("no")])
-def test_a_save_that_fails_leaves_the_old_folder_intact(
-    tiny: DiffusionPipeline, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    target = Path(shutil.copytree(saved, tmp_path / "target"))
-    before = contents(target)
-    pipeline = pruned_copy(tiny)
-
-    def failing(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(pipeline.vqvae, "save_pretrained", failing)  # after other parts have been written
-    with pytest.raises((StorageError, KeyboardInterrupt, RuntimeError)):
-        ldpruner.save(pipeline, target)
-    assert contents(target) == before
-    monkeypatch.undo()
-    ldpruner.save(pipeline, target)
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
-
-
-@pytest.mark.parametrize("place", ["/dev/null/pipeline", "/proc/ld-pruner-pipeline"])
-def test_a_place_that_cannot_be_written_is_refused(pruned: DiffusionPipeline, place: str) -> None:
-    with pytest.raises(StorageError) as caught:
-        ldpruner.save(pruned, place)
-    assert_one_line(caught.value, place)
-
-
 # What is no pipeline, and what would have to be unpickled
-
-
-def assert_one_line(error: BaseException, *parts: str) -> None:
-    message = str(error)
-    assert "\n" not in message
-    assert all(part in message for part in parts), message
 
 
 def assert_refused(folder: Path | str, error: type[LdPrunerError], *parts: str) -> None:
@@ -379,6 +373,82 @@ def test_an_unknown_pipeline_class_is_refused(broken_plain: Path) -> None:
     assert_refused(broken_plain, PipelineNotFound, "TeaPotPipeline")
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.case(name="corrupt-configuration")
+@pytest.mark.parametrize("opening", [ldpruner.load, load_meta])
+@pytest.mark.parametrize("component", ["unet/config.json", "vqvae/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("content", ["{", '"removals"', "[]", NESTED, '{"removals":' + NESTED, "\xff", "", "NaN"])
+def test_a_corrupt_configuration_is_one_line(
+    broken: Path, component: str, content: str, opening: Callable[[Path], DiffusionPipeline]
+) -> None:
+    (broken / component).write_bytes(content.encode("latin-1"))
+    with pytest.raises(PipelineNotFound) as caught:
+        opening(broken)
+    assert_one_line(caught.value, str(broken / component))
+
+
+def rewrite_removals(folder: Path, change: Callable[[list[Any]], Any]) -> None:
+    path = folder / "unet" / "config.json"
+    configuration = json.loads(path.read_text())
+    path.write_text(json.dumps({**configuration, "removals": change(configuration["removals"])}))
+
+
+@pytest.mark.case(name="wrong-removals")
+@pytest.mark.parametrize("opening", [ldpruner.load, load_meta])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda removals: 3,
+        lambda removals: "all",
+        lambda removals: {"operator": "conv_in"},
+        lambda removals: ["conv_in"],
+        lambda removals: [{}],
+        lambda removals: [{**removals[0], "operator": 3}],
+        lambda removals: [{**removals[0], "operator": "no.such.module"}],
+        lambda removals: [{**removals[0], "modification": "halve"}],
+        lambda removals: [{**removals[0], "source": {"a": 1}}],
+        lambda removals: [{**removals[0], "source": 77}],
+        lambda removals: [{**removals[0], "source": "no_such_input"}],
+        lambda removals: [{**removals[0], "cascaded": ["no.such.module"]}],
+        lambda removals: [{**removals[0], "more": 1}],
+        lambda removals: removals * 2,
+        lambda removals: removals * 5000,
+    ],
+)
+def test_removals_that_mean_nothing_are_one_line(
+    broken: Path, change: Callable[[list[Any]], Any], opening: Callable[[Path], DiffusionPipeline]
+) -> None:
+    rewrite_removals(broken, change)
+    with pytest.raises(LdPrunerError) as caught:
+        opening(broken)
+    assert_one_line(caught.value)
+
+
+@pytest.mark.case(name="long-model-name")
+@pytest.mark.parametrize("name", ["x" * 5000, "owner/" + "x" * 5000, "/x" * 2500, "zoo:" + "x" * 5000, "a\0/b", ""])
+@pytest.mark.parametrize("opening", [ldpruner.load, load_meta])
+def test_a_name_that_can_be_no_model_is_one_short_line(name: str, opening: Callable[[str], DiffusionPipeline]) -> None:
+    with pytest.raises(PipelineNotFound) as caught:
+        opening(name)
+    assert_one_line(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.case(name="out-of-memory-at-start")
+@pytest.mark.parametrize("message", ["could not create a primitive", "DefaultCPUAllocator: can't allocate memory"])
+def test_running_out_of_memory_is_no_fault_of_the_model(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    def from_pretrained(*_: Any, **__: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
+    with pytest.raises(MemoryError, match=message):
+        ldpruner.load(saved)
+
+
 WEIGHTS = ("unet", "diffusion_pytorch_model.safetensors")
 
 
@@ -406,6 +476,18 @@ def test_a_pickle_named_safetensors_is_refused(broken_plain: Path) -> None:
 def test_garbage_named_safetensors_is_refused(broken_plain: Path, content: bytes) -> None:
     path = broken_plain.joinpath(*WEIGHTS)
     path.write_bytes(content)
+    assert_refused(broken_plain, UnsafeFile, path.name)
+
+
+@pytest.mark.case(name="weights-are-no-file")
+@pytest.mark.parametrize("kind", ["folder", "dangling link"])
+def test_weights_that_are_no_file_are_refused(broken_plain: Path, kind: str) -> None:
+    path = broken_plain.joinpath(*WEIGHTS)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(broken_plain / "nowhere")
     assert_refused(broken_plain, UnsafeFile, path.name)
 
 

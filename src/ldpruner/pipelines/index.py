@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,12 @@ def index_components(folder: Path) -> dict[str, tuple[str, str]]:
     return components
 
 
-def check_folders(folder: Path) -> None:
+def check_folders(folder: Path, replaced: Container[str] = ()) -> None:
     """Checks that each component has a folder; diffusers would look for its files beside the index, then on the Hub.
+
+    Args:
+        folder: of the pipeline.
+        replaced: components that need none.
 
     Raises:
         PipelineNotFound: a folder is missing.
@@ -84,7 +89,7 @@ def check_folders(folder: Path) -> None:
     if any(folder.glob("*config.json")):  # of a component that lies beside the index
         return
     for name, (_, class_name) in index_components(folder).items():
-        if not (folder / name).is_dir():
+        if name not in replaced and not (folder / name).is_dir():
             raise PipelineNotFound(
                 f"{folder / name} is missing: {INDEX} lists the component {name} ({class_name}); get the folder again"
             )

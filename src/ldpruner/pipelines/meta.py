@@ -92,11 +92,11 @@ def special_class(library: str, class_name: str) -> Any:
 
 def _diffusers_class(name: str) -> Any:
     """A network class of diffusers, or of one pipeline alone, whose module is loaded with the pipeline's."""
-    if hasattr(diffusers, name):
-        return getattr(diffusers, name)
-    modules = [module for path, module in sys.modules.items() if path.startswith("diffusers.pipelines.")]
-    network = next((vars(module)[name] for module in modules if name in vars(module)), None)
+    network: Any = getattr(diffusers, name, None)
     if network is None:
+        modules = [module for path, module in sys.modules.items() if path.startswith("diffusers.pipelines.")]
+        network = next((vars(module)[name] for module in modules if name in vars(module)), None)
+    if not (inspect.isclass(network) and issubclass(network, ModelMixin)):
         raise PipelineNotFound(f"diffusers {diffusers.__version__} has no network class {name!r}")
     return network
 

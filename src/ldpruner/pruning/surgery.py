@@ -81,8 +81,9 @@ def _replace_components(pipeline: DiffusionPipeline, replacements: Mapping[int, 
 def register_removals_(denoiser: Any, removals: Iterable[Removal]) -> None:
     """Records removals in a denoiser's class and configuration, so that it saves and loads as it is."""
     base: Any = type(denoiser)
-    earlier = list(denoiser.config.get("removals", ()))
-    if earlier or base.__name__.startswith("Pruned"):
-        base = base.__bases__[0]
-    denoiser.__class__ = pruned_class(base)
-    denoiser.register_to_config(removals=[*earlier, *(removal.model_dump(mode="json") for removal in removals)])
+    cls = pruned_class(getattr(base, "unpruned_class", base))
+    earlier = denoiser.config.get("removals", ())
+    denoiser.__class__ = cls
+    denoiser.register_to_config(
+        removals=[*earlier, *(removal.model_dump(mode="json") for removal in removals)], auto_map=cls.auto_map
+    )
