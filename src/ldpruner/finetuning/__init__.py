@@ -4,6 +4,7 @@ trainer             the training loop
 distillation        the teacher, its examples, and the losses of a student
 conditioning        how the pipeline calls its denoiser
 examples            latents and conditions, kept on disk
+conditions          each distinct condition once
 dataset, encoding   pictures and sounds, and their latents
 objectives          adding noise, and the target of the prediction
 losses              distances of predictions and of features

@@ -59,10 +59,10 @@ class Distillation:
     @cached_property
     def copy_shares(self) -> Tensor:
         """How often each copy of the conditions is trained on, [copies]; unconditional ones less often."""
-        first = self.examples.chunks[0]
         unconditional = torch.ones(self.copies, dtype=torch.bool)
-        for name in self.examples.names:
-            unconditional &= (first[name] == first[name][:1]).flatten(2).all(2).all(0)
+        for distinct in self.examples.conditions:
+            first = distinct.digests[0]
+            unconditional &= (first == first[:1]).all(2).all(0)
         if unconditional.all() or not unconditional.any():
             return torch.full((self.copies,), 1 / self.copies)
         conditional_share = (1 - UNCONDITIONAL_SHARE) / (~unconditional).sum()

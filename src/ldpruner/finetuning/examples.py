@@ -1,6 +1,8 @@
 """Training examples: latents and their conditions, sampled or encoded once and kept on disk."""
 
+import bisect
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,16 +14,17 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import ConcatDataset, StackDataset
 
-from ldpruner.errors import FinetuningError
-from ldpruner.finetuning.conditioning import CallSignature, named_arguments, record_steps
+from ldpruner.errors import FinetuningError, one_line
+from ldpruner.finetuning.conditioning import UNSUPPORTED, CallSignature, named_arguments, record_steps
+from ldpruner.finetuning.conditions import DistinctConditions, chunk_conditions, split_conditions
 from ldpruner.finetuning.dataset import Item, Rows, items
 from ldpruner.finetuning.encoding import Encoder, find_encoder
 from ldpruner.finetuning.state import read_tensors, write_tensors
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import weights_digest
 from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.prompt_cache import CallCache
 from ldpruner.pipelines.running import networks
 from ldpruner.pipelines.sampling import sample_latents
 
@@ -37,38 +40,39 @@ class Examples:
     """Examples in chunks, memory-mapped from their files: a large set need not fit into memory.
 
     Attributes:
-        chunks: latents as the scheduler steps them, [examples, ...], and conditions, [examples, copies, rows, ...].
+        latents: of each chunk, as the scheduler steps them, [examples, ...].
+        conditions: of each argument that holds some.
         digest: identifies the examples.
     """
 
-    chunks: tuple[dict[str, Tensor], ...]
+    latents: tuple[Tensor, ...]
+    conditions: tuple[DistinctConditions, ...]
     digest: str
 
     @cached_property
-    def _dataset(self) -> ConcatDataset[dict[str, Tensor]]:
-        return ConcatDataset(StackDataset(**chunk) for chunk in self.chunks)  # type: ignore[arg-type]
+    def _ends(self) -> list[int]:
+        """How many examples there are up to the end of each chunk."""
+        return list(itertools.accumulate(map(len, self.latents)))
 
     def __len__(self) -> int:
-        return len(self._dataset)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the conditions."""
-        return [name for name in self.chunks[0] if name != LATENTS]
+        return self._ends[-1]
 
     @property
     def shape(self) -> torch.Size:
         """The shape of one example's latents."""
-        return self.chunks[0][LATENTS].shape[1:]
+        return self.latents[0].shape[1:]
 
     def batch(self, indices: Tensor, copies: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Latents [batch, ...] of some examples, and one copy of the conditions of each, [batch, rows, ...]."""
-        examples = [self._dataset[index] for index in indices.tolist()]
-        conditions = [
-            torch.stack([example[name][copy] for example, copy in zip(examples, copies, strict=True)])
-            for name in self.names
-        ]
-        return torch.stack([example[LATENTS] for example in examples]).float(), conditions
+        places = [self._place(index) for index in indices.tolist()]
+        wanted = [(*place, copy) for place, copy in zip(places, copies.tolist(), strict=True)]
+        latents = torch.stack([self.latents[chunk][example] for chunk, example in places])
+        return latents.float(), [distinct.batch(wanted) for distinct in self.conditions]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The chunk of an example, and its row there."""
+        chunk = bisect.bisect_right(self._ends, index)
+        return chunk, index - (self._ends[chunk - 1] if chunk else 0)
 
 
 @dataclass(frozen=True)
@@ -90,38 +94,53 @@ class Source:
             StorageError: the folder cannot be written.
         """
         digest = self._digest()
-        chunks = tuple(self._chunks(folder / digest if folder is not None and digest is not None else None))
-        if not chunks:
+        signature = self.call_signature
+        arguments = len(signature.condition_places) + (signature.appended is not None)
+        conditions = tuple(DistinctConditions() for _ in range(arguments))
+        chunks = self._chunks(folder / digest if folder is not None and digest is not None else None, conditions)
+        latents = tuple(chunk[LATENTS] for chunk in chunks)
+        if not latents:
             raise FinetuningError("the data holds no example")
-        return Examples(chunks, digest or f"{sum(len(chunk[LATENTS]) for chunk in chunks)} of memory")
+        return Examples(latents, conditions, digest or f"{sum(map(len, latents))} of memory")
 
-    def _chunks(self, folder: Path | None) -> Iterator[dict[str, Tensor]]:
+    def _chunks(self, folder: Path | None, conditions: Sequence[DistinctConditions]) -> Iterator[dict[str, Tensor]]:
+        """Yields the chunks in their order; their conditions are added to those of the chunks before."""
         total = self.probe.samples if self.rows is None else len(self.rows)
         for first in range(0, total, CHUNK):
             path = folder / f"{first:07d}.safetensors" if folder is not None else None
-            chunk = _read(path) if path is not None else None
+            chunk = _read(path, conditions) if path is not None else None
             if chunk is None:
                 logger.info("%s %d of %d", "sampling" if self.rows is None else "encoding", first, total)
-                chunk = self._chunk(range(first, min(first + CHUNK, total)))
+                chunk = self._chunk(range(first, min(first + CHUNK, total)), conditions)
                 if path is not None:
                     write_tensors(path, chunk)
-                    chunk = _read(path) or chunk  # from now on in the file, not in memory
+                    chunk = _read(path, conditions) or chunk  # from now on in the file, not in memory
+            for argument, distinct in enumerate(conditions):
+                distinct.add(*chunk_conditions(chunk, argument))
             yield chunk
 
-    def _chunk(self, indices: range) -> dict[str, Tensor]:
+    def _chunk(self, indices: range, conditions: Sequence[DistinctConditions]) -> dict[str, Tensor]:
         """Samples some examples, or encodes some rows, in batches."""
         probe, chosen = self.probe, []
         if self.rows is not None:
             chosen = list(items([self.rows[index] for index in indices], self.teacher))
             probe, indices = _probe_of(chosen, probe), range(len(chosen))
         batches = [indices[first : first + self.batch] for first in range(0, len(indices), self.batch)]
-        if self.rows is None:
-            latents = [sample_latents(self.teacher, probe, batch).cpu() for batch in batches]
-        else:
-            latents = [self._encoder([chosen[index].picture for index in batch]) for batch in batches]
-        conditions = zip(*(self._conditions(probe, batch) for batch in batches), strict=True)
-        tensors = {f"conditions.{place}": torch.cat(parts) for place, parts in enumerate(conditions)}
-        return {LATENTS: torch.cat(latents), **tensors}
+        latents, parts = [], []
+        for batch in batches:
+            if self.rows is None:
+                with self._cache.before_denoising(self.teacher, self.component):
+                    latents.append(sample_latents(self.teacher, probe, batch).cpu())
+            else:
+                latents.append(self._encoder([chosen[index].picture for index in batch]))
+            parts.append(self._conditions(probe, batch))
+        tensors = [_joined(tensors, type(self.teacher).__name__) for tensors in zip(*parts, strict=True)]
+        return {LATENTS: torch.cat(latents), **split_conditions(tensors, conditions)}
+
+    @cached_property
+    def _cache(self) -> CallCache:
+        """Keeps the embeddings of the last prompts: sampling needs them, then their conditions."""
+        return CallCache()
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -132,10 +151,11 @@ class Source:
         if not self.call_signature.condition_places and self.call_signature.appended is None:
             return []
         arguments = probe.arguments(self.teacher, batch)
-        if self.call_signature.calls == 1:
-            calls = [named_arguments(find_denoiser(self.teacher, self.component, arguments))]
-        else:
-            calls = record_steps(self.teacher, self.component, arguments, 1)[0].calls
+        with self._cache.before_denoising(self.teacher, self.component):
+            if self.call_signature.calls == 1:
+                calls = [named_arguments(find_denoiser(self.teacher, self.component, arguments))]
+            else:
+                calls = record_steps(self.teacher, self.component, arguments, 1)[0].calls
         return [tensor.cpu() for tensor in self.call_signature.conditions(calls, len(batch))]
 
     def _digest(self) -> str | None:
@@ -157,12 +177,27 @@ def _probe_of(chosen: Sequence[Item], probe: Probe) -> Probe:
     return probe.replace(samples=len(chosen), prompts=prompts, call={**probe.call, **arguments})
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """A chunk; None where no file can be read."""
+def _joined(batches: Sequence[Tensor], pipeline: str) -> Tensor:
+    """The conditions of some batches; all have the same size."""
+    if len(sizes := {tensor.shape[1:] for tensor in batches}) > 1:
+        first, second = sorted(sizes)[:2]
+        raise FinetuningError(
+            f"{pipeline} gives its denoiser conditions of sizes {tuple(first)} and {tuple(second)}; {UNSUPPORTED}"
+        )
+    return torch.cat(list(batches))
+
+
+def _read(path: Path, conditions: Sequence[DistinctConditions]) -> dict[str, Tensor] | None:
+    """A chunk whose conditions are in it or in those before; None where it has to be made."""
     try:
-        return read_tensors(path)[0]
+        chunk = read_tensors(path)[0]
+        parts = [(distinct, *chunk_conditions(chunk, argument)) for argument, distinct in enumerate(conditions)]
+        if all(distinct.holds_all(digests, held) for distinct, digests, _, held in parts) and LATENTS in chunk:
+            return chunk
+        problem = "is incomplete, or of an earlier version"
     except FileNotFoundError:
         return None
-    except SafetensorError:
-        logger.warning("%s is damaged and is made again", path)
-        return None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        problem = f"is damaged ({one_line(error)})"
+    logger.warning("%s %s, and is made again", path, problem)
+    return None
