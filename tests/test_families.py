@@ -17,7 +17,6 @@ from ldpruner.operators.discovery import Operator
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import ScoringRun
 from tests.families import FAMILIES, Family, unusual
-from tests.families.parts import PROMPTS
 
 # `make test-extensive` runs the others.
 IN_DEFAULT_RUN = {"stable-diffusion-controlnet", "dit", "wan-two-denoisers-2"}
@@ -57,7 +56,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
 
 
 def probe_of(family: Family) -> ldpruner.Probe:
-    return ldpruner.Probe(samples=2, steps=2, prompts=PROMPTS, call=dict(family.call))
+    return ldpruner.Probe(samples=2, steps=2, prompts=family.prompts, call=dict(family.call))
 
 
 def two_of_each(operators: Sequence[Operator]) -> list[Operator]:

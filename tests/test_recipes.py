@@ -91,7 +91,10 @@ def test_an_unconditional_pipeline_has_no_clip_score(tiny: DiffusionPipeline) ->
     ("change", "words"),
     [
         ({"colour": 3}, "recipe has no 'colour' (=3)"),
-        ({"training": {"learning_rat": 1}}, "training has no 'learning_rat' (=1); use one of learning_rate"),
+        (
+            {"training": {"learning_rat": 1}},
+            "training has no 'learning_rat' (=1); did you mean 'learning_rate'? accepted: max_train_steps",
+        ),
         ({"training": {"learning_rate": -1}}, "training learning_rate=-1: Input should be greater than 0"),
         ({"training": {"learning_rate": float("inf")}}, "too large"),
         ({"training": 7}, "training"),

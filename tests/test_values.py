@@ -63,15 +63,19 @@ def test_mypy_rejects_every_misuse_of_a_constructor(tmp_path: Path) -> None:
         (
             lambda: ldpruner.Probe.model_validate({"sampels": 3}),
             ProbeError,
-            "probe has no 'sampels' (=3); use one of samples",
+            "probe has no 'sampels' (=3); did you mean 'samples'? accepted: samples, steps, seed",
         ),
         (
             lambda: ldpruner.Budget.model_validate({"speed": 2}),
             BudgetError,
-            "budget has no 'speed' (=2); use one of latency",
+            "budget has no 'speed' (=2); accepted: latency, parameters",
         ),
         (lambda: ldpruner.Budget.model_validate({"latency": True}), BudgetError, "budget latency=True"),
-        (lambda: ldpruner.Training.model_validate({"learning_rates": 1}), FinetuningError, "use one of learning_rate"),
+        (
+            lambda: ldpruner.Training.model_validate({"learning_rates": 1}),
+            FinetuningError,
+            "did you mean 'learning_rate'? accepted: max_train_steps, ",
+        ),
         (lambda: ldpruner.Probe(samples=0), ProbeError, "probe samples=0"),
     ],
 )

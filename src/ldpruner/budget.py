@@ -5,13 +5,13 @@ from typing import Literal, TypeAlias, get_args
 from pydantic import Field, model_validator
 
 from ldpruner.errors import BudgetError
-from ldpruner.values import Value
+from ldpruner.values import MAX_COUNT, Settings, Value
 
 Quantity: TypeAlias = Literal["latency", "parameters", "macs", "memory"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
-class Budget(Value):
+class Budget(Settings):
     """How much of each quantity may be left, as a fraction of the original: above 0 and at most 1.
 
     Attributes:
@@ -29,7 +29,7 @@ class Budget(Value):
     parameters: float | None = Field(default=None, strict=True)
     macs: float | None = Field(default=None, strict=True)
     memory: float | None = Field(default=None, strict=True)
-    operators: int | None = Field(default=None, strict=True)
+    operators: int | None = Field(default=None, strict=True, le=MAX_COUNT)
 
     @model_validator(mode="after")
     def _check(self) -> "Budget":

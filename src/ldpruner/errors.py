@@ -95,6 +95,23 @@ class StorageError(LdPrunerError):
     """A file could not be written: the disk is full or read-only, or a permission is missing."""
 
 
+def accepted_names(name: str, accepted: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest accepted one, and all of them."""
+    names = list(accepted)
+    nearest = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}accepted: {', '.join(names) or 'none'}"
+
+
+def shown(value: object, limit: int = 100) -> str:
+    """A value as an error shows it, shortened."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in itself
+        text = f"a {type(value).__name__} that is too large to print"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The error of another library in one line, with its type."""
     text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,12 +1,21 @@
 """Frozen, validated values with JSON in and out."""
 
-from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
-from ldpruner.errors import LdPrunerError
+from ldpruner.errors import LdPrunerError, accepted_names, shown
+
+MAX_COUNT = 10**12  # of samples, steps and the like
 
 
 class Value(BaseModel):
@@ -37,15 +46,37 @@ class Value(BaseModel):
         return type(self)(**{**dict(self), **changes})
 
 
+class Settings(Value):
+    """The parent of what a user sets: no infinity, no NaN, no true or false for a number."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(item, bool) for item in values):
+            types = _types(cls.model_fields[str(info.field_name)].annotation)
+            if types & {int, float} and bool not in types:
+                raise ValueError("Input should be a number, not true or false")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """All types in an annotation, such as those of a union."""
+    parts = get_args(annotation)
+    return {annotation} if not parts else {kind for part in parts for kind in _types(part)}
+
+
 def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """The first wrong field in one line: its name, the value seen, and what is accepted."""
     fault = error.errors()[0]
     # pydantic also puts the names of its validators there, such as `function-wrap[...]`
     field = ".".join(part for part in map(str, fault["loc"]) if part.isidentifier() or part.isdigit())
+    value = shown(fault["input"])
     if fault["type"] == "missing":
         return f"lacks {field!r}; add it"
     if fault["type"] == "extra_forbidden" and model is not None:
         name = str(fault["loc"][-1])
-        nearest = get_close_matches(name, model.model_fields, n=3)
-        return f"has no {field!r} (={fault['input']!r}); use one of {', '.join(nearest or model.model_fields)}"
-    return f"{field}={fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+        return f"has no {shown(name)} (={value}); {accepted_names(name, model.model_fields)}"
+    return f"{field}={value}: {fault['msg'].removeprefix('Value error, ')}"

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import ldpruner
 from tests.cli.conftest import PROBE, Run
+from tests.families import FAMILIES
 
 TRAINING = ("--max-train-steps", "2", "--train-batch-size", "2", "--validation-steps", "1", "--samples", "4")
 
@@ -74,3 +76,26 @@ def test_a_tracker_that_is_not_there_is_one_line(run: Run, place: Path) -> None:
     code, _, err = run("finetune", "--run", place, "--report-to", "abacus", *TRAINING, "--quiet")
     assert (code, err.count("\n")) == (1, 1)
     assert "abacus" in err
+
+
+@pytest.mark.case(number=12)
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_the_image_of_a_run_is_asked_for_again_and_recognised(run: Run, tmp_path: Path) -> None:
+    model, place, image, other = (tmp_path / name for name in ("model", "run", "a.png", "b.png"))
+    FAMILIES["stable-diffusion-img2img"].pipeline().save_pretrained(model)
+    Image.new("RGB", (16, 16), "red").save(image)
+    Image.new("RGB", (16, 16), "blue").save(other)
+    words = ("--budget", "parameters=0.95", "--targets", "mid_block*", *PROBE)
+    code, _, err = run("run", model, "--run", place, *words, "--pipeline-arg", f"image={image}")
+    assert code == 0, err
+    for command in ("finetune", "evaluate"):
+        code, out, err = run(command, "--run", place, "--dry-run")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "give it again: --pipeline-arg image=PATH" in err
+        code, out, err = run(command, "--run", place, "--pipeline-arg", f"image={other}", "--dry-run")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "is not what the run was made with" in err
+    given = ("--pipeline-arg", f"image={image}", "--samples", "5")
+    code, out, err = run("evaluate", "--run", place, *given, "--json")
+    assert code == 0, err
+    assert json.loads(out)["protocol"]["probe"]["call"]["image"].keys() == {"type", "digest"}

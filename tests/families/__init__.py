@@ -1,5 +1,6 @@
 """Small pipelines of many families with random weights, built and run as the real ones."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from ldpruner.pipelines.running import accepted_arguments
 from tests.families import transformers, unets, unusual
 from tests.families.parts import PROMPTS
 
@@ -27,6 +29,11 @@ class Family:
             torch.manual_seed(0)
             pipeline: DiffusionPipeline = self.build()
         return pipeline
+
+    @functools.cached_property
+    def prompts(self) -> tuple[str, ...] | None:
+        """Some prompts, if the pipeline takes any."""
+        return PROMPTS if accepted_arguments(self.pipeline(), {"prompt": ""}) else None
 
     def sample(self, pipeline: Any) -> torch.Tensor:
         """The latents of one plain call, or the arrays of a pipeline that cannot leave out decoding."""

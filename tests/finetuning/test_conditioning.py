@@ -11,7 +11,6 @@ from ldpruner.finetuning.conditioning import named_arguments, watch_call_signatu
 from ldpruner.finetuning.trainer import Finetuning
 from ldpruner.pipelines.denoiser import find_denoiser
 from tests.families import FAMILIES
-from tests.families.parts import PROMPTS
 
 # Every way in which a pipeline gives its denoiser more than latents and noise levels.
 SUPPORTED = (
@@ -52,7 +51,7 @@ REFUSED = {
 def test_a_call_is_repeated_as_the_pipeline_makes_it(name: str) -> None:
     family = FAMILIES[name]
     pipeline = family.pipeline()
-    probe = ldpruner.Probe(samples=3, steps=3, prompts=PROMPTS, call=dict(family.call))
+    probe = ldpruner.Probe(samples=3, steps=3, prompts=family.prompts, call=dict(family.call))
     component = find_denoiser(pipeline, family.component, probe.arguments(pipeline, [0])).component
     signature = watch_call_signature(pipeline, component, probe, batches=True)
     recorded = named_arguments(find_denoiser(pipeline, component, probe.arguments(pipeline, [1, 2])))
@@ -77,7 +76,7 @@ def test_a_call_is_repeated_as_the_pipeline_makes_it(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_unsupported_pipeline_is_refused_in_one_line(name: str) -> None:
     family = FAMILIES[name]
-    probe = ldpruner.Probe(samples=4, steps=3, prompts=PROMPTS, call=dict(family.call))
+    probe = ldpruner.Probe(samples=4, steps=3, prompts=family.prompts, call=dict(family.call))
     with pytest.raises(FinetuningError, match=REFUSED[name]) as caught:
         Finetuning(family.pipeline(), family.pipeline(), probe=probe, component=family.component)
     assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ def test_encoding_inverts_decoding(tiny_text: DiffusionPipeline, tiny: Diffusion
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
     for pipeline, name in ((tiny_text, "vae"), (tiny, "vqvae")):
-        encoder = find_encoder(pipeline, ldpruner.Probe(samples=1, steps=2, prompts=("a cat",)))
+        encoder = find_encoder(pipeline, ldpruner.Probe(samples=1, steps=2))
         autoencoder: Any = networks(pipeline)[name]
         factor = autoencoder.config.scaling_factor
         torch.testing.assert_close(encoder.scale.flatten(), torch.full((4,), 1 / factor).double(), rtol=1e-4, atol=0)

@@ -16,7 +16,8 @@ from ldpruner.finetuning import Training
         ({"lr_scheduler": "staircase"}, "training lr_scheduler='staircase'"),
         ({"speed": 3}, "training has no 'speed'"),
         ({"task_loss_weight": 0, "output_kd_weight": 0, "feature_kd_weight": 0}, "leaves no loss"),
-        ({"guidance_interval": (0.5, 0.4)}, "give two noise levels"),
+        ({"guidance_interval": (0.5, 0.6)}, "needs an autoguidance_scale above 0"),
+        ({"guidance_interval": (0.5, 0.4), "autoguidance_scale": 1.0}, "give two noise levels"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """The probe sets the samples and the arguments of the pipeline's call for each."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+import ldpruner
 from ldpruner.errors import ProbeError
+from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.probe import GENERAL_PROMPTS, Probe
+from ldpruner.pipelines.sampling import sample_latents
 from tests.families import FAMILIES
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -157,7 +161,7 @@ def test_a_seed_is_the_same_on_every_machine() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"call": {"colour": 1}}, "LDMPipeline takes no argument 'colour'; it takes batch_size, generator, eta"),
+        ({"call": {"colour": 1}}, "LDMPipeline takes no argument 'colour'; accepted: eta, output_type"),
         ({"prompts": ("a cat",)}, "takes no prompts"),
         ({"guidance": 2.0}, "takes no guidance; leave out guidance"),
     ],
@@ -172,3 +176,109 @@ def test_an_argument_that_the_pipeline_lacks_is_refused(
 def test_a_pipeline_is_not_called_with_an_argument_that_it_does_not_have(tiny: DiffusionPipeline) -> None:
     with pytest.raises(ProbeError, match="no argument 'colour'"):
         Probe(call={"colour": 1}).arguments(tiny, [0])
+
+
+@pytest.mark.case(number=12)
+def test_a_probe_from_json_asks_for_its_image_in_one_line_and_recognises_it() -> None:
+    probe = Probe(samples=2, call={"image": RED, "strength": 0.5})
+    stored = Probe.model_validate_json(probe.model_dump_json())
+    assert stored.model_dump(mode="json") == probe.model_dump(mode="json")
+    pipeline = FAMILIES["stable-diffusion-img2img"].pipeline()
+    line = r"made with image=Image, which its files do not hold; give it again: --pipeline-arg image=PATH"
+    for use in (stored.check_complete, lambda: stored.check(pipeline), lambda: stored.arguments(pipeline, [0])):
+        with pytest.raises(ProbeError, match=line):
+            use()
+    assert stored.with_call({"image": RED.copy()}).arguments(pipeline, [0])["image"] == RED
+    with pytest.raises(ProbeError, match=r"is not what the run was made with; give the same"):
+        stored.with_call({"image": BLUE})
+    assert stored.with_call({"strength": 0.4}).call["strength"] == 0.4
+
+
+@pytest.mark.case(number=11)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prompts": ("a cat",)}, "takes no prompts"),
+        ({"guidance": 2.0}, "takes no guidance"),
+        ({"call": {"heigth": 64}}, "takes no argument 'heigth'; accepted: "),
+        ({"call": {"eta_": 1}}, r"did you mean 'eta'\? accepted: eta"),
+    ],
+)
+def test_no_use_of_a_probe_ignores_an_argument(tiny: DiffusionPipeline, settings: dict[str, Any], words: str) -> None:
+    probe = Probe(samples=2, steps=2, **settings)
+    uses: tuple[Callable[[], Any], ...] = (
+        lambda: ldpruner.score_operators(tiny, probe=probe),
+        lambda: ldpruner.finetune(tiny, tiny, probe=probe),
+        lambda: ldpruner.evaluate(tiny, tiny, probe.replace(samples=8)),
+        lambda: find_denoiser(tiny, call=probe.arguments(tiny, [0])),
+        lambda: sample_latents(tiny, probe, [0]),
+    )
+    for use in uses:
+        with pytest.raises(ProbeError, match=words):
+            use()
+
+
+@pytest.mark.case(number=11)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"call": {"num_inference_steps": 3}},
+        {"call": {"generator": torch.Generator()}},
+        {"call": {"batch_size": 2}},
+        {"call": {"return_dict": False}},
+        {"prompts": ("a",), "call": {"prompt": "b"}},
+        {"guidance": 2.0, "call": {"guidance_scale": 3.0}},
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ProbeError) as caught:
+        Probe(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.case(name="numbers-that-mean-nothing")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"samples": True},
+        {"samples": -1},
+        {"samples": 10**400},
+        {"samples": 10**5000},
+        {"steps": False},
+        {"seed": 2**64},
+        {"seed": -1},
+        {"guidance": float("nan")},
+        {"guidance": float("inf")},
+        {"guidance": True},
+        {"call": {"eta": float("inf")}},
+        {"call": {"eta": [0.0, float("nan")]}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_number_that_means_nothing_is_one_short_line(settings: dict[str, Any]) -> None:
+    with pytest.raises(ProbeError, match=r"^probe ") as caught:
+        Probe(**settings)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.case(name="prompts-unicode-lines")
+def test_only_a_line_break_ends_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("line\u2028two\nnel\x85two\r\nvt\x0bthree\n".encode())
+    assert Probe(prompts=file).prompts == ("line\u2028two", "nel\x85two", "vt\x0bthree")
+
+
+@pytest.mark.case(name="prompts-byte-order-mark")
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"\xef\xbb\xbfa cat\n")
+    assert Probe(prompts=file).prompts == ("a cat",)
+
+
+@pytest.mark.parametrize("data", ["a cat".encode("utf-16"), "a cat".encode("utf-16-le"), b"\xff\xfe\n", b"a\0b"])
+def test_a_prompts_file_of_another_encoding_is_refused(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(data)
+    with pytest.raises(ProbeError, match=r"prompts\.txt"):
+        Probe(prompts=file)

@@ -1,5 +1,6 @@
 """Each sample depends on nothing but its seed, and nothing is decoded."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,9 +74,18 @@ def test_the_latents_of_a_decoded_sample_are_the_same(tiny: DiffusionPipeline, p
     assert [image.size for image in output.images] == [(16, 16)] * 2
 
 
-def test_a_pipeline_that_returns_too_few_samples_is_refused(tiny: DiffusionPipeline) -> None:
-    with pytest.raises(ProbeError, match=r"LDMPipeline did not return 2 samples.*'batch_size'"):
-        sample_latents(tiny, Probe(steps=1, call={"batch_size": 1, "generator": torch.Generator()}), [0, 1])
+def test_a_pipeline_that_returns_too_few_samples_is_refused(
+    tiny: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = type(tiny).__call__
+
+    @functools.wraps(call)
+    def single(self: Any, batch_size: int = 1, generator: Any = None, **options: Any) -> Any:
+        return call(self, 1, **options)
+
+    monkeypatch.setattr(type(tiny), "__call__", single)
+    with pytest.raises(ProbeError, match=r"LDMPipeline did not return 2 samples; .*\['eta'\]"):
+        sample_latents(tiny, Probe(steps=1, call={"eta": 0.0}), [0, 1])
 
 
 def test_nothing_is_decoded(fresh: DiffusionPipeline, probe: Probe) -> None:

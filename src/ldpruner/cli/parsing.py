@@ -52,8 +52,9 @@ def budget_of(texts: Sequence[str]) -> "Budget":
 
 def changed(probe: "Probe", samples: int, prompts: Path | None, pipeline_arg: list[str] | None) -> "Probe":
     """A run's probe with another number of samples, other prompts and other arguments of the call."""
-    call = {**probe.call, **call_arguments(pipeline_arg)}
-    return probe.replace(samples=samples, prompts=prompts or probe.prompts, call=call)
+    probe = probe.with_call(call_arguments(pipeline_arg))
+    probe.check_complete()
+    return probe.replace(samples=samples, prompts=prompts or probe.prompts)
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """Conditions of examples, each distinct one kept once: all samples share one empty prompt.
 
-A condition is what one argument of the denoiser's call holds for one sample, such as the embedding of a prompt. It is
-earlier by its digest. Every chunk of examples names the digests of its conditions, and holds those that no earlier chunk
-holds.
+A condition is what one argument of the denoiser's call holds for one sample, such as the embedding of a prompt. Its
+digest identifies it. Each chunk of examples names the digests of its conditions, and holds those that are new.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ldpruner.errors import FinetuningError
-from ldpruner.values import Value
+from ldpruner.values import MAX_COUNT, Settings, Value
 
 
 def _as_written(precision: Any) -> Any:
@@ -13,7 +13,7 @@ def _as_written(precision: Any) -> Any:
     return "no" if precision is False else precision
 
 
-class Training(Value):
+class Training(Settings):
     """How long, how fast and by which losses a pruned denoiser is trained.
 
     The names are those of diffusers' training scripts.
@@ -51,11 +51,11 @@ class Training(Value):
     noun = "training"
     error = FinetuningError
 
-    max_train_steps: int = Field(default=1000, ge=1)
-    train_batch_size: int = Field(default=16, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    max_train_steps: int = Field(default=1000, ge=1, le=MAX_COUNT)
+    train_batch_size: int = Field(default=16, ge=1, le=MAX_COUNT)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=MAX_COUNT)
     learning_rate: float = Field(default=1e-4, gt=0)
-    lr_warmup_steps: int = Field(default=50, ge=0)
+    lr_warmup_steps: int = Field(default=50, ge=0, le=MAX_COUNT)
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
     adam_weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -71,9 +71,9 @@ class Training(Value):
     gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0, lt=2**32)
     validation_fraction: float = Field(default=0.05, gt=0, lt=1)
-    validation_steps: int = Field(default=100, ge=1)
+    validation_steps: int = Field(default=100, ge=1, le=MAX_COUNT)
     early_stopping_patience: int | None = Field(default=5, ge=1)
-    checkpointing_steps: int = Field(default=100, ge=1)
+    checkpointing_steps: int = Field(default=100, ge=1, le=MAX_COUNT)
 
     @model_validator(mode="after")
     def _check(self) -> "Training":
@@ -82,6 +82,10 @@ class Training(Value):
                 "training task_loss_weight=0, output_kd_weight=0, feature_kd_weight=0 leaves no loss; set one above 0"
             )
         low, high = self.guidance_interval
+        if (low, high) != (0, 1) and not self.autoguidance_scale:
+            raise FinetuningError(
+                f"training guidance_interval=({low:g}, {high:g}) needs an autoguidance_scale above 0"
+            )
         if not 0 <= low < high <= 1:
             raise FinetuningError(
                 f"training guidance_interval=({low:g}, {high:g}): give two noise levels with 0 <= low < high <= 1"

@@ -1,8 +1,6 @@
 """The probe: which samples are compared, the same for every operator and on every machine."""
 
-import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +9,18 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from pydantic import AfterValidator, BeforeValidator, Field, field_serializer
+from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator, model_validator
 
-from ldpruner.errors import ProbeError, one_line
+from ldpruner.errors import ProbeError, accepted_names, one_line, shown
+from ldpruner.pipelines.call_values import as_json, digests_in, from_json
 from ldpruner.pipelines.running import accepted_arguments
-from ldpruner.values import Value
+from ldpruner.values import MAX_COUNT, Settings
 
 ROWS = ("prompt", "embed", "latents")  # in the names of tensors with a row for each sample
 CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
+# Arguments of a pipeline's call that a setting of the probe gives.
+SET_BY = {"num_inference_steps": "steps", "steps": "steps", "generator": "seed", "batch_size": "samples"}
+UNSETTABLE = {**SET_BY, "return_dict": ""}
 
 # For text pipelines without prompts. With an empty prompt, guidance and all that reads the text would do nothing.
 GENERAL_PROMPTS = (
@@ -51,11 +53,13 @@ def read_prompts(prompts: Any) -> Any:
         return prompts
     try:
         lines = Path(prompts).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ProbeError(
             f"probe prompts={str(prompts)!r}: {one_line(error)}; give a text file or a sequence of prompts"
         ) from error
     texts = tuple(line.strip() for line in lines if line.strip())
+    if any("\0" in text for text in texts):
+        raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds NUL bytes; save it as UTF-8 text")
     if not texts:
         raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds no prompt; write one on each line")
     return texts
@@ -67,7 +71,7 @@ def _as_tuple(prompts: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(prompts) if prompts is not None else None
 
 
-class Probe(Value):
+class Probe(Settings):
     """Which samples the pipeline generates, the same for every operator and on every machine.
 
     Each sample has its own seed, so that it depends neither on its batch nor on the other samples.
@@ -80,18 +84,35 @@ class Probe(Value):
             prompt i; the prompts start again when they run out.
         guidance: scale of classifier-free guidance; None keeps the default of the pipeline.
         call: further arguments of the call of the pipeline, such as `height`. Texts (`negative_prompt`), images and
-            rows of tensors (`image_embeds`) may be one for all samples, or several that are used in turn.
+            rows of tensors (`image_embeds`) may be one for all samples, or several that are used in turn. JSON keeps
+            the type and a digest of an image or a tensor: a probe that is read back has to be given it again.
     """
 
     noun = "probe"
     error = ProbeError
 
-    samples: int = Field(default=16, ge=1)
-    steps: int = Field(default=25, ge=1)
-    seed: int = Field(default=0, ge=0)
+    samples: int = Field(default=16, ge=1, le=MAX_COUNT)
+    steps: int = Field(default=25, ge=1, le=MAX_COUNT)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     prompts: Annotated[Sequence[str] | Path | None, BeforeValidator(read_prompts), AfterValidator(_as_tuple)] = None
     guidance: float | None = None
     call: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("call")
+    @classmethod
+    def _read_call(cls, call: dict[str, Any]) -> dict[str, Any]:
+        for argument, setting in UNSETTABLE.items():
+            if argument in call:
+                hint = f"it is the probe's setting {setting!r}" if setting else "leave it out"
+                raise ProbeError(f"probe call {argument}={shown(call[argument])}: {hint}")
+        return {name: from_json(name, value) for name, value in call.items()}
+
+    @model_validator(mode="after")
+    def _refuse_settings_twice(self) -> "Probe":
+        for setting, argument in {"guidance": "guidance_scale", "prompts": "prompt"}.items():
+            if getattr(self, setting) is not None and self.call.get(argument) is not None:
+                raise ProbeError(f"probe {setting} and call {argument!r} are given; choose one")
+        return self
 
     def sample_seed(self, index: int) -> int:
         """The seed of one sample, the same on every machine."""
@@ -122,9 +143,9 @@ class Probe(Value):
         """The arguments with which a pipeline generates the samples of these indices in one batch.
 
         Raises:
-            ProbeError: the pipeline's call has no such argument.
+            ProbeError: see `check`.
         """
-        self._check_call(pipeline)
+        self.check(pipeline)
         generators = [torch.Generator().manual_seed(self.sample_seed(index)) for index in samples]
         generator = generators[0] if len(generators) == 1 else generators
         settings: dict[str, Any] = {
@@ -142,22 +163,46 @@ class Probe(Value):
         return {**accepted_arguments(pipeline, settings), **arguments}
 
     def check(self, pipeline: DiffusionPipeline) -> None:
-        """Raises ProbeError for arguments, prompts or guidance that the pipeline's call does not take."""
-        self._check_call(pipeline)
-        for setting, argument in {"prompts": "prompt", "guidance": "guidance_scale"}.items():
-            if getattr(self, setting) is not None and not accepted_arguments(pipeline, {argument: None}):
-                raise ProbeError(f"{type(pipeline).__name__} takes no {setting}; leave out {setting}")
+        """Checks that the pipeline's call takes all of this.
 
-    def _check_call(self, pipeline: DiffusionPipeline) -> None:
-        accepted = inspect.signature(type(pipeline).__call__).parameters
+        Raises:
+            ProbeError: it takes no such argument, no prompts or no guidance; or this probe was read from JSON, and an
+                image or a tensor is not there.
+        """
+        name, accepted = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
+        names = [name for name in accepted if name not in ("self", "args", "kwargs", *UNSETTABLE)]
         for argument in self.call:
-            if argument not in accepted:
-                names = ", ".join(name for name in accepted if name not in ("self", "args", "kwargs"))
-                raise ProbeError(f"{type(pipeline).__name__} takes no argument {argument!r}; it takes {names}")
+            if argument not in names:
+                raise ProbeError(f"{name} takes no argument {argument!r}; {accepted_names(argument, names)}")
+        for setting, argument in {"prompts": "prompt", "guidance": "guidance_scale"}.items():
+            if getattr(self, setting) is not None and argument not in accepted:
+                raise ProbeError(f"{name} takes no {setting}; leave out {setting}")
+        self.check_complete()
+
+    def check_complete(self) -> None:
+        """Raises ProbeError if this probe was read from JSON, and an image or a tensor of its call is not there."""
+        for name, value in self.call.items():
+            if digests := digests_in(value):
+                types = ", ".join(digest.type for digest in digests)
+                raise ProbeError(
+                    f"the run was made with {name}={types}, which its files do not hold; "
+                    f"give it again: --pipeline-arg {name}=PATH, or Probe(call={{{name!r}: ...}})"
+                )
+
+    def with_call(self, call: Mapping[str, Any]) -> "Probe":
+        """The probe with other arguments of the call.
+
+        Raises:
+            ProbeError: an image or a tensor that was read from JSON is given again, but is another one.
+        """
+        for name, value in call.items():
+            if digests_in(earlier := self.call.get(name)) and as_json(value) != as_json(earlier):
+                raise ProbeError(f"{name}={shown(value)} is not what the run was made with; give the same")
+        return self.replace(call={**self.call, **call})
 
     @field_serializer("call", when_used="json")
     def _call_as_json(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: _as_json(value) for name, value in call.items()}
+        return {name: as_json(value) for name, value in call.items()}
 
 
 def _is_of_samples(name: str, value: Any) -> bool:
@@ -189,15 +234,3 @@ def _of_samples(name: str, value: Any, samples: Sequence[int]) -> Any:
     chosen = [values[index % len(values)] for index in samples]
     is_bare = len(chosen) == 1 and name != "class_labels" and not isinstance(chosen[0], torch.Tensor)
     return chosen[0] if is_bare else chosen
-
-
-def _as_json(value: Any) -> Any:
-    """The value itself if JSON can hold it; the type and a digest of an image or a tensor."""
-    try:
-        json.dumps(value)
-    except TypeError:
-        if isinstance(value, (list, tuple)):
-            return [_as_json(item) for item in value]
-        digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=8).hexdigest()
-        return f"{type(value).__name__} {digest}"
-    return value
