@@ -29,7 +29,7 @@ def test_pictures_of_a_folder_have_the_captions_of_its_metadata(
     arguments = [item.arguments for item in items(open_data(tmp_path), tiny_text)]
     assert arguments == [{"prompt": "a cat"}, {"prompt": "the moon"}]
     (tmp_path / listing).write_text("{file_name" if listing.endswith("jsonl") else "name\nx\n")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match=listing):
         open_data(tmp_path)[0]
 
 
@@ -63,5 +63,21 @@ def test_a_class_has_to_be_a_number(tiny_transformer: DiffusionPipeline) -> None
     picture = Image.new("RGB", (8, 8))
     (item,) = items([{"image": picture, "label": "3"}], tiny_transformer)
     assert item.arguments == {"class_labels": 3}
-    with pytest.raises(LdPrunerError, match="label='cat' is not the number of a class"):
-        list(items([{"image": picture, "label": "cat"}], tiny_transformer))
+    for label in ("cat", 3.7, True, [1], "9" * 5000):
+        with pytest.raises(LdPrunerError, match=r"label=.* is not the number of a class"):
+            list(items([{"image": picture, "label": label}], tiny_transformer))
+
+
+@pytest.mark.case(name="captions-that-are-no-text")
+@pytest.mark.parametrize("caption", [3, 0.5, True, ["a cat", "a dog"], {"en": "a cat"}, "a\0cat"])
+def test_a_caption_has_to_be_one_text(tiny_text: DiffusionPipeline, caption: Any) -> None:
+    with pytest.raises(LdPrunerError, match="is no text; give one text for each") as caught:
+        list(items([{"image": Image.new("RGB", (8, 8)), "text": caption}], tiny_text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_the_metadata_is_not_taken_for_a_picture(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"")
+    (tmp_path / "metadata.csv").write_text("file_name,image\na.wav,b.png\n")
+    with pytest.raises(LdPrunerError, match="trains on data with a column image"):
+        list(items(open_data(tmp_path), tiny))

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from ldpruner.errors import EvaluationError, StorageError
-from ldpruner.evaluation.media import PICTURES, read_picture, read_sound
+from ldpruner.evaluation.media import PICTURES, read_picture, read_sound, rgb
 from ldpruner.evaluation.metrics import Pixels
 from ldpruner.files import replacing, write_atomic
 from ldpruner.pipelines.probe import Probe
@@ -74,7 +74,7 @@ def _pixels(image: Any) -> Pixels:
     if not isinstance(image, Image.Image):
         levels = (np.clip(np.asarray(image, dtype=np.float32), 0, 1) * 255).round().astype(np.uint8)
         image = Image.fromarray(levels.squeeze())
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(rgb(image))
 
 
 def _wave(sound: Any) -> Floats:

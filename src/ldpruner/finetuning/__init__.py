@@ -5,7 +5,8 @@ distillation        the teacher, its examples, and the losses of a student
 conditioning        how the pipeline calls its denoiser
 examples            latents and conditions, kept on disk
 conditions          each distinct condition once
-dataset, encoding   pictures and sounds, and their latents
+dataset, metadata   pictures and sounds, with their captions
+encoding            pictures as latents
 objectives          adding noise, and the target of the prediction
 losses              distances of predictions and of features
 settings, state     the settings of a run, and the contents of its checkpoint

@@ -1,7 +1,6 @@
 """Pictures and sounds to train on, with the captions or classes that belong to them."""
 
-import csv
-import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +10,14 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ldpruner.errors import DataError, FinetuningError, one_line
+from ldpruner.errors import FinetuningError, shown
 from ldpruner.evaluation.media import PICTURES, Folder, find_media, read_picture, read_sound, resampled
+from ldpruner.finetuning.metadata import Row, read_metadata
 from ldpruner.pipelines.running import accepted_arguments
 
-Row = Mapping[str, Any]
 Rows = Sequence[Row]
 IMAGE, AUDIO = "image", "audio"
 CAPTIONS = ("text", "caption", "prompt")
-METADATA = ("metadata.jsonl", "metadata.csv")  # of the Hub's imagefolder and audiofolder layout
 
 
 class Item(NamedTuple):
@@ -43,23 +41,17 @@ class FolderRows(Sequence[Row]):
     @cached_property
     def _metadata(self) -> dict[str, Row]:
         """Rows by the file's name in the folder."""
-        path = next((path for name in METADATA if (path := self.folder.path / name).exists()), None)
-        if path is None:
-            return {}
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as lines:
-                is_json = path.suffix == ".jsonl"
-                rows = map(json.loads, filter(str.strip, lines)) if is_json else csv.DictReader(lines)
-                return {str(row["file_name"]): row for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"cannot read {path}: {one_line(error)}") from error
+        return read_metadata(self.folder.path, {self._name(path) for path in self.folder.files})
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder.path).as_posix()
 
     def __len__(self) -> int:
         return len(self.folder.files)
 
     def __getitem__(self, index: Any) -> Any:
         path = self.folder.files[index]
-        row = self._metadata.get(path.relative_to(self.folder.path).as_posix(), {})
+        row = self._metadata.get(self._name(path), {})
         return {**row, **({IMAGE: read_picture(path)} if path.suffix.lower() in PICTURES else {AUDIO: path})}
 
 
@@ -95,15 +87,27 @@ def _arguments(row: Row, pipeline: DiffusionPipeline) -> dict[str, Any]:
         raise FinetuningError(
             f"{type(pipeline).__name__} needs data with a column {' or '.join(columns)}; this has {', '.join(row)}"
         )
+    return {name: _caption(value) if name == "prompt" else _label(value)}
+
+
+def _caption(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise FinetuningError(f"caption {shown(value)} is no text; give one text for each picture or sound")
+    return value
+
+
+def _label(value: Any) -> int:
     try:
-        return {name: value if name == "prompt" else int(value)}
-    except ValueError as error:
-        raise FinetuningError(f"label={value!r} is not the number of a class; give the number") from error
+        if isinstance(value, bool):
+            raise TypeError
+        return int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError) as error:
+        raise FinetuningError(f"label={shown(value)} is not the number of a class; give the number") from error
 
 
 def _pictures(row: Row, pipeline: DiffusionPipeline) -> list[Image.Image]:
     mel = pipeline.components.get("mel")
-    if IMAGE in row:
+    if isinstance(row.get(IMAGE), Image.Image):
         return [row[IMAGE]]
     if AUDIO not in row or mel is None:
         columns = f"a column {IMAGE}" + (f" or {AUDIO}" if mel is not None else "")

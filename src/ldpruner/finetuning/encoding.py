@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError
+from ldpruner.evaluation.media import rgb
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.probe import Probe
@@ -44,7 +45,7 @@ class Encoder:
         """The latents of pictures, which are cropped and resized to the pipeline's size: [pictures, ...]."""
         channels, height, width = self.size
         processor: Any = VaeImageProcessor(vae_scale_factor=1, do_convert_grayscale=channels == 1)
-        converted = [picture.convert("L" if channels == 1 else "RGB") for picture in pictures]
+        converted = [rgb(picture).convert("L" if channels == 1 else "RGB") for picture in pictures]
         pixels = processor.preprocess(converted, height, width, resize_mode="crop")
         with evaluation_mode(self.autoencoder):
             self.autoencoder.to(self.precision)
