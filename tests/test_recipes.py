@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ldpruner import Budget, LdPrunerError, Probe, Training
+from ldpruner.finetuning.trainer import SAMPLES
 from ldpruner.pipelines.meta import open_meta
 from ldpruner.recipes import (
     MARK,
@@ -76,10 +77,8 @@ def test_an_estimate_adds_up(tiny: DiffusionPipeline) -> None:
 
 
 def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPipeline) -> None:
-    plain, fed = (
-        estimate_recipe(recipe(examples=10, data=data), tiny).stages["finetuning"] for data in (None, Path("pictures"))
-    )
-    assert plain.calls - fed.calls == 10 * 25
+    plain, fed = (estimate_recipe(recipe(data=data), tiny).stages["finetuning"] for data in (None, Path("pictures")))
+    assert plain.calls - fed.calls == SAMPLES * 25
 
 
 def test_an_unconditional_pipeline_has_no_clip_score(tiny: DiffusionPipeline) -> None:
@@ -108,6 +107,13 @@ def test_an_unconditional_pipeline_has_no_clip_score(tiny: DiffusionPipeline) ->
         ({"evaluation": {"samples": 2}}, "evaluation samples=2"),
         ({"evaluation": {"data": "pictures"}}, "evaluation data='pictures': files have no latents"),
         ({"model": None}, "model=None"),
+        ({"prompts": "p.txt", "probe": {"prompts": ["a cat"]}}, "prompts and probe.prompts are given; choose one"),
+        ({"data": "pictures"}, "examples=4 has no effect with data"),
+        ({"examples": True}, "recipe examples=True: Input should be a number, not true or false"),
+        ({"probe": {"samples": True}}, "probe samples=True"),
+        ({"budget": {"macs": True}}, "budget macs=True"),
+        ({"evaluation": {"batch_size": -1}}, "evaluation batch_size=-1"),
+        ({"modle": "x"}, "did you mean 'model'? accepted: model, run, probe"),
     ],
 )
 def test_a_wrong_field_is_one_line(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -187,9 +193,12 @@ def test_a_missing_file_stops_a_recipe_before_it_begins() -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "3", '"budget"'])
-def test_a_mark_that_is_no_mark_counts_as_none(tmp_path: Path, content: str) -> None:
+@pytest.mark.case(name="recipe-mark")
+def test_a_mark_that_is_no_mark_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / MARK).write_text(content)
-    assert not recipe(run=tmp_path).was_pruned()
+    with pytest.raises(RecipeError, match=r"recipe\.json does not say what was pruned: .*delete it") as caught:
+        recipe(run=tmp_path).was_pruned()
+    assert "\n" not in str(caught.value)
 
 
 def test_what_another_recipe_pruned_is_refused(tmp_path: Path) -> None:

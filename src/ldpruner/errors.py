@@ -39,6 +39,10 @@ class OperatorNotFound(LdPrunerError):
         super().__init__(f"no operator {name!r}; {hint}")
 
 
+class NothingToRemove(LdPrunerError):
+    """Patterns or lists leave no operator that could be removed."""
+
+
 class PlanMismatch(LdPrunerError):
     """The plan was made for another architecture."""
 
@@ -61,6 +65,10 @@ class DeviceError(LdPrunerError):
 
 class ProbeError(LdPrunerError):
     """The settings of a probe do not fit the pipeline."""
+
+
+class PipelineFailed(LdPrunerError):
+    """A pipeline raises when it is called. The cause is its own error."""
 
 
 class NonFiniteLatents(LdPrunerError):
@@ -119,6 +127,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has a type for it on some devices only."""
+    """Whether an error or its cause says that memory ran out; torch has a type for it on some devices only."""
     has_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return has_type or any(sign in str(error) for sign in OUT_OF_MEMORY)
+    is_signed = any(sign in str(error) for sign in OUT_OF_MEMORY)
+    return has_type or is_signed or (error.__cause__ is not None and is_out_of_memory(error.__cause__))

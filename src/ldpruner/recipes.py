@@ -32,7 +32,7 @@ from ldpruner.pruning.opening import open_pipeline
 from ldpruner.run_folder import JSON_OBJECT
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
-from ldpruner.values import Value
+from ldpruner.values import MAX_COUNT, Settings
 from ldpruner.workflow import EVALUATED_SAMPLES, Outcome, evaluate_run, finetune_run, run
 
 StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
@@ -48,7 +48,7 @@ class RecipeError(LdPrunerError):
     """A recipe cannot be read, or one of its fields is wrong."""
 
 
-class EvaluationSettings(Value):
+class EvaluationSettings(Settings):
     """How the recovered pipeline is compared with the original (see `evaluate`).
 
     Attributes:
@@ -62,8 +62,8 @@ class EvaluationSettings(Value):
     noun = "evaluation"
     error = RecipeError
 
-    samples: int = Field(default=EVALUATED_SAMPLES, ge=MIN_SAMPLES)
-    batch_size: int | None = Field(default=None, ge=1)
+    samples: int = Field(default=EVALUATED_SAMPLES, ge=MIN_SAMPLES, le=MAX_COUNT)
+    batch_size: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     features: str = "latents"
     clip: str | None = None
     data: Path | None = None
@@ -79,7 +79,7 @@ class EvaluationSettings(Value):
         return self
 
 
-class Recipe(Value):
+class Recipe(Settings):
     """A whole run: score, select, prune, finetune, evaluate.
 
     Attributes:
@@ -112,13 +112,21 @@ class Recipe(Value):
     rule: Rule = "knapsack"
     budget: Budget
     exhaustive: bool = False
-    batch_size: int = Field(default=BATCH_SIZE, ge=1)
+    batch_size: int = Field(default=BATCH_SIZE, ge=1, le=MAX_COUNT)
     training: Training = Training()
     data: Path | None = None
-    examples: int = Field(default=SAMPLES, ge=2)
+    examples: int = Field(default=SAMPLES, ge=2, le=MAX_COUNT)
     evaluation: EvaluationSettings = EvaluationSettings()
     device: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+
+    @model_validator(mode="after")
+    def _refuse_what_is_ignored(self) -> "Recipe":
+        if self.prompts is not None and self.probe.prompts is not None:
+            raise RecipeError("recipe prompts and probe.prompts are given; choose one")
+        if self.data is not None and self.examples != SAMPLES:
+            raise RecipeError(f"recipe examples={self.examples} has no effect with data; leave it out")
+        return self
 
     @property
     def missing(self) -> dict[str, Path]:
@@ -151,8 +159,11 @@ class Recipe(Value):
         """
         try:
             marked = JSON_OBJECT.validate_json((self.run / MARK).read_bytes())
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return False
+        except (OSError, ValueError) as error:
+            problem = f"{self.run / MARK} does not say what was pruned: {one_line(error)}"
+            raise RecipeError(f"{problem}; delete it to prune again") from error
         for field, value in self._pruning().items():
             if marked.get(field) != value:
                 raise RecipeError(

@@ -1,5 +1,6 @@
 """Frozen, validated values with JSON in and out."""
 
+from collections.abc import Collection
 from typing import Any, ClassVar, get_args
 
 from pydantic import (
@@ -66,6 +67,18 @@ def _types(annotation: Any) -> set[Any]:
     """All types in an annotation, such as those of a union."""
     parts = get_args(annotation)
     return {annotation} if not parts else {kind for part in parts for kind in _types(part)}
+
+
+def check_choice(noun: str, value: Any, accepted: Collection[str], error: type[LdPrunerError]) -> None:
+    """Raises an error if a value is none of the accepted names."""
+    if not isinstance(value, str) or value not in accepted:
+        raise error(f"{noun} {shown(value)} does not exist; {accepted_names(str(value), accepted)}")
+
+
+def check_count(noun: str, value: Any, error: type[LdPrunerError]) -> None:
+    """Raises an error if a value is no whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+        raise error(f"{noun}={shown(value)}; give a whole number above 0")
 
 
 def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ldpruner.budget import Budget
+from ldpruner.errors import BudgetError
 from ldpruner.evaluation.evaluate import Evaluation, evaluate
 from ldpruner.evaluation.features import Features
 from ldpruner.evaluation.metrics import latent_shift, same_latents
@@ -35,9 +36,9 @@ from ldpruner.scoring.importance import Metric
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.worker import Executor
-from ldpruner.selection.plan import Plan, Rule
+from ldpruner.selection.plan import RULES, Plan, Rule
 from ldpruner.selection.select import select
-from ldpruner.values import Value
+from ldpruner.values import Value, check_choice
 
 EVALUATED_SAMPLES = 64  # of each pipeline
 SHEET_SAMPLES = 8  # samples of before and after in the run folder
@@ -162,6 +163,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     Raises:
         BudgetError: the budget cannot be reached.
     """
+    check_choice("rule", rule, RULES, BudgetError)
     folder = RunFolder(run)
     options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
     patterns = {"ignore": sorted(ignore), "targets": sorted(targets)}
@@ -208,7 +210,6 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
         teacher = _original(folder, original, device, dtype, progress)
         pruned = open_pipeline(folder.pruned, "cpu", dtype)
         probe = probe or scores.probe.replace(samples=SAMPLES)
-        probe.check(teacher)
         options: dict[str, Any] = {"component": scores.component, "training": training, "report_to": report_to}
         work = reported(
             progress,
@@ -251,7 +252,6 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
         latest = folder.latest()
         pipeline = reported(progress, f"opening {latest.name}", lambda: open_pipeline(latest, device, dtype))
         probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
-        probe.check(reference)
         options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "batch_size": batch_size}
         evaluation = evaluate(pipeline, reference, probe, component=scores.component, progress=progress, **options)
         folder.write_evaluation(evaluation)
@@ -269,7 +269,6 @@ def _open_scoring(
     **options: Any,
 ) -> ScoringRun:
     probe = (probe or Probe()).completed(pipeline)
-    probe.check(pipeline)
     operators = None
     if ignore or targets:
         call = probe.arguments(pipeline, [0])
@@ -346,5 +345,4 @@ def _original(
 ) -> DiffusionPipeline:
     if original is not None:
         return original
-    model = folder.model()
-    return reported(progress, "opening the original", lambda: open_pipeline(model, device, dtype))
+    return reported(progress, "opening the original", lambda: open_pipeline(folder.model(), device, dtype))

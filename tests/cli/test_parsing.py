@@ -8,6 +8,7 @@ from PIL import Image
 
 from ldpruner import Budget, LdPrunerError, Probe
 from ldpruner.cli import parsing
+from tests.cli.conftest import Run
 
 
 def test_arguments_of_the_call_are_json_where_they_are() -> None:
@@ -56,3 +57,27 @@ def test_a_runs_probe_keeps_what_is_not_changed(tmp_path: Path) -> None:
     assert parsing.changed(known, 5, None, None) == known.replace(samples=5)
     changed = parsing.changed(known, 5, tmp_path / "p.txt", ["height=8"])
     assert (changed.prompts, changed.call, changed.steps) == (("b", "c"), {"eta": 0.1, "height": 8}, 4)
+
+
+@pytest.mark.case(number=11)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "m", "--run", "r", "--budget", "macs=0.5", "--exhaustive"),
+        ("score", "m", "--run", "r", "--tflops", "3"),
+        ("score", "m", "--run", "r", "--ray-address", "here"),
+        ("score", "m", "--run", "r", "--ray-address", "here", "--dry-run"),
+        ("run", "m", "--run", "r", "--budget", "macs=0.5", "--ray-address", "here", "--dry-run"),
+        ("operators", "m", "--sort", "name"),
+        ("finetune", "--run", "r", "--data", "d", "--samples", "5"),
+        ("finetune", "--run", "r", "--data", "d", "--prompts", "p.txt"),
+        ("recipe", "r.yaml", "--tflops", "3"),
+        ("recipe", "r.yaml", "--config", "c"),
+        ("recipe", "r.yaml", "--dry-run", "--only", "prune"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_would_be_ignored_is_one_line(run: Run, words: tuple[str, ...]) -> None:
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has no effect" in err

@@ -70,7 +70,7 @@ def test_several_processes_only_finetune(
 
 def test_a_missing_file_is_named_when_dry_and_an_error_when_not(run: Run, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(SMALL.format(model=folder, run=tmp_path / "run") + "data: nowhere\n")
+    path.write_text(SMALL.format(model=folder, run=tmp_path / "run").replace("examples: 4", "data: nowhere"))
     code, out, _ = run("recipe", path, "--dry-run", "--json")
     assert (code, json.loads(out)["missing"]) == (0, {"data": "nowhere"})
     code, out, err = run("recipe", path)

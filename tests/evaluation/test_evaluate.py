@@ -222,7 +222,7 @@ def test_sounds_and_videos_are_compared(name: str, rows: set[str]) -> None:
     ("settings", "message"),
     [
         ({"probe": ldpruner.Probe(samples=4)}, "4 samples are too few"),
-        ({"metrics": ("fid",)}, "no metric 'fid'"),
+        ({"metrics": ("fid",)}, "metric 'fid' does not exist; did you mean 'kid'"),
         ({"data": "nowhere"}, "have no latents"),
         ({"data": "nowhere", "features": Colours()}, "no pictures or sounds in 'nowhere'"),
         ({"features": "nowhere"}, "no feature network at 'nowhere'"),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldpruner.errors import DenoiserNotFound, OperatorNotFound
+from ldpruner.errors import DenoiserNotFound, NothingToRemove, OperatorNotFound, ProbeError
 from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, find_operators, operators_of
 from ldpruner.operators.patching import modified
 from ldpruner.operators.tracing import trace
@@ -275,3 +275,14 @@ def test_patterns_that_match_nothing_are_refused_in_one_line(
         find_operators(tiny_text, **patterns)
     assert repr(seen) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.case(number=11)
+def test_an_argument_that_the_call_does_not_take_is_refused(tiny: DiffusionPipeline) -> None:
+    with pytest.raises(ProbeError, match=r"no argument 'ata'; did you mean 'eta'\?"):
+        find_operators(tiny, call={"ata": 0.5})
+
+
+def test_patterns_that_leave_nothing_are_refused(tiny: DiffusionPipeline) -> None:
+    with pytest.raises(NothingToRemove, match="leave no operator"):
+        find_operators(tiny, ignore="mid_block*", targets="mid_block*")

@@ -7,6 +7,7 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from ldpruner import Probe
+from ldpruner.errors import EvaluationError
 from ldpruner.profiling import benchmark
 from ldpruner.profiling.benchmark import MIN_ROUNDS, compare
 from ldpruner.progress import Long
@@ -36,3 +37,9 @@ def test_a_single_pipeline_has_no_ratio(tiny: DiffusionPipeline) -> None:
     comparison = compare({"a": tiny}, Probe(steps=1), rounds=2)
     assert (comparison.latency_ratio, comparison.ratio) == (None, 1.0)
     assert comparison.pipelines[0].latency_ms.p10 <= comparison.pipelines[0].latency_ms.p90
+
+
+@pytest.mark.parametrize(("count", "rounds"), [(0, 2), (3, 2), (1, 0)])
+def test_what_cannot_be_compared_is_refused(tiny: DiffusionPipeline, count: int, rounds: int) -> None:
+    with pytest.raises(EvaluationError, match=f"{count} pipelines in {rounds} rounds"):
+        compare({str(place): tiny for place in range(count)}, Probe(samples=1, steps=1), rounds=rounds)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,3 +212,31 @@ def test_what_cannot_be_removed_is_left_out(tiny: DiffusionPipeline, operators: 
         scores = scoring.scores().scores
     assert (scores[0].score, scores[0].samples, scores[0].failure) == (np.inf, 0, "RuntimeError: no")
     assert all(np.isfinite(score.score) for score in scores[1:])
+
+
+@pytest.mark.case(name="arguments-that-mean-nothing")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budgets": ()}, "give a list of them, or None"),
+        ({"budgets": ldpruner.Budget(macs=0.5)}, "give a list of them, or None"),
+        ({"metric": "taste"}, "metric 'taste' does not exist; .*accepted: mean_std"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"operators": ()}, "operators is empty"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_arguments_that_mean_nothing_are_refused_before_anything_is_sampled(
+    tiny: DiffusionPipeline, probe: ldpruner.Probe, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ldpruner.LdPrunerError, match=words):
+        ldpruner.score_operators(tiny, probe=probe, **options)
+
+
+def test_an_argument_that_a_pipeline_cannot_use_is_one_line(tiny: DiffusionPipeline) -> None:
+    probe = ldpruner.Probe(samples=2, steps=2, call={"eta": "much"})
+    with pytest.raises(ldpruner.LdPrunerError, match=r"could not be run with \['batch_size', 'eta'") as caught:
+        ldpruner.score_operators(tiny, probe=probe)
+    assert "\n" not in str(caught.value)

@@ -297,3 +297,8 @@ def test_a_planned_removal_holds_the_removal_as_it_was_scored(scores: Scores) ->
     assert all(
         (one.operator, one.modification) == (one.removal.operator, one.removal.modification) for one in plan.removed
     )
+
+
+def test_an_unknown_rule_is_refused_with_the_accepted_ones(scores: Scores) -> None:
+    with pytest.raises(BudgetError, match="accepted: knapsack, greedy, random"):
+        select(scores, Budget(parameters=0.9), rule="dice")  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ def operators(
 
     Example: ldpruner operators zoo:satellite --all --sort parameters
     """
+    parsing.refuse_ignored({"--sort": sort != "run" and not show_all}, "it is for --all")
     if dry_run:
         call = parsing.pairs(pipeline_arg or [], "--pipeline-arg")
         return settings(model=model, component=component, call=call, ignore=ignore or [], targets=targets or [])
@@ -49,6 +50,7 @@ def operators(
         denoiser = find_denoiser(load(model), component, probe.arguments(pipeline, [0]))
         flow = trace(denoiser)
     listed = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
+    listed = tuple(tables.ordered(listed, sort))
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
     rows = [
         {
@@ -60,7 +62,7 @@ def operators(
     name = type(pipeline).__name__
     parts: list[str | Table] = [tables.operators_headline(f"{name}.{denoiser.component}", listed, totals)]
     if show_all:
-        parts.append(tables.operators(tables.ordered(listed, sort), totals))
+        parts.append(tables.operators(listed, totals))
     else:
         parts += [*tables.operators_summary(listed, totals), "every operator: add --all"]
     data = {"pipeline": name, "component": denoiser.component, **totals, "operators": rows}

@@ -46,12 +46,14 @@ EXHAUSTIVE = Annotated[
     bool,
     typer.Option("--exhaustive", help="Score everything on all samples, as in the paper.", rich_help_panel=SCORING),
 ]
-TFLOPS = Annotated[float, typer.Option(help="For a dry run: what the GPU sustains, in TFLOP/s.", min=0.001)]
+TFLOPS = Annotated[
+    float | None, typer.Option(help="For a dry run: what the GPU sustains, in TFLOP/s. Default: 100.", min=0.001)
+]
 PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
 GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
 PIPELINE_ARG = Annotated[
     list[str] | None,
-    typer.Option(help="Another argument of the pipeline's call, such as height=256; an image is a path; repeatable."),
+    typer.Option(help="Another argument of the pipeline's call, such as eta=0.5; an image is a path; repeatable."),
 ]
 DATA = Annotated[Path | None, typer.Option(help="A folder of pictures or sounds. Default: samples of the original.")]
 EXECUTOR = Annotated[

@@ -1,7 +1,7 @@
 """What the words of a command line mean: probes, budgets, arguments of a pipeline's call."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +55,18 @@ def changed(probe: "Probe", samples: int, prompts: Path | None, pipeline_arg: li
     probe = probe.with_call(call_arguments(pipeline_arg))
     probe.check_complete()
     return probe.replace(samples=samples, prompts=prompts or probe.prompts)
+
+
+def refuse_ignored(options: Mapping[str, Any], reason: str) -> None:
+    """Raises for an option that is given, but would be ignored.
+
+    Args:
+        options: by name, whether that is so.
+        reason: why it has no effect.
+    """
+    for name, is_ignored in options.items():
+        if is_ignored:
+            raise typer.BadParameter(f"{name} has no effect: {reason}")
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

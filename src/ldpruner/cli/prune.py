@@ -36,7 +36,7 @@ def score(
     batch_size: opt.BATCH = opt.BATCH_SIZE,
     device: opt.DEVICE = None,
     dtype: opt.DTYPE = None,
-    tflops: opt.TFLOPS = 100.0,
+    tflops: opt.TFLOPS = None,
     dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """Score every modification of every operator, into a run folder.
@@ -48,21 +48,20 @@ def score(
     """
     chosen: dict[str, Any] = {"component": component, "ignore": ignore or [], "targets": targets or []}
     wanted = [parsing.budget_of(budget)] if budget else []
+    parsing.refuse_ignored({"--budget": wanted and exhaustive}, "--exhaustive scores everything, for any budget")
+    parsing.refuse_ignored({"--tflops": tflops and not dry_run}, "it is for --dry-run")
+    check_executor(executor, ray_address)
     from ldpruner.scoring.adaptive import DEFAULT_BUDGETS
 
     budgets = None if exhaustive else wanted or DEFAULT_BUDGETS
     if dry_run:
         from ldpruner.cli.forecast import scoring_answer
+        from ldpruner.estimate import TFLOPS
 
-        shown = {
-            "exhaustive": exhaustive,
-            "executor": executor,
-            "run": str(run),
-            "metric": metric,
-            "batch_size": batch_size,
-        }
+        shown: dict[str, Any] = {"exhaustive": exhaustive, "executor": executor, "run": str(run)}
+        shown |= {"metric": metric, "batch_size": batch_size}
         count = None if budgets is None else len(budgets)
-        return scoring_answer(model, probe, count, tflops=tflops, shown=shown, **chosen)
+        return scoring_answer(model, probe, count, tflops=tflops or TFLOPS, shown=shown, **chosen)
     from ldpruner.workflow import score_run
 
     with executor_of(executor, ray_address, model, device, dtype) as sampler:
@@ -141,6 +140,7 @@ def run(
     """
     wanted = parsing.budget_of(budget)
     chosen: dict[str, Any] = {"component": component, "ignore": ignore or [], "targets": targets or []}
+    check_executor(executor, ray_address)
     chosen |= {"metric": metric, "rule": rule, "batch_size": batch_size, "exhaustive": exhaustive}
     if dry_run:
         shown = {"budget": wanted.model_dump(exclude_none=True), "probe": probe.model_dump(mode="json")}
@@ -191,16 +191,19 @@ def opened(model: str, device: str | None, dtype: str | None) -> Any:
     return reported(terminal.progress, f"opening {model}", lambda: open_pipeline(model, device, dtype))
 
 
+def check_executor(name: str, address: str | None) -> None:
+    """Refuses an address of a cluster that would be ignored, and a cluster without Ray."""
+    parsing.refuse_ignored({"--ray-address": address is not None and name != "ray"}, "it is for --executor ray")
+    if name == "ray" and find_spec("ray") is None:
+        raise typer.BadParameter("--executor ray needs Ray: pip install 'ld-pruner[ray]'")
+
+
 def executor_of(
     name: str, address: str | None, model: str, device: str | None, dtype: str | None
 ) -> contextlib.AbstractContextManager["Executor | None"]:
     """What samples for scores: workers that each open the pipeline, or None for this process."""
     if name == "local":
-        if address is not None:
-            raise typer.BadParameter("--ray-address is for --executor ray")
         return contextlib.nullcontext()
-    if find_spec("ray") is None:
-        raise typer.BadParameter("--executor ray needs Ray: pip install 'ld-pruner[ray]'")
     from ldpruner.pruning.opening import open_pipeline
     from ldpruner.scoring.ray import RayExecutor
 

@@ -9,6 +9,7 @@ import typer
 from ldpruner.cli.answer import Answer
 from ldpruner.cli.console import terminal
 from ldpruner.cli.options import TFLOPS
+from ldpruner.cli.parsing import refuse_ignored
 from ldpruner.cli.prune import outcome_answer
 from ldpruner.cli.recover import evaluation_answer, history_answer
 
@@ -24,7 +25,7 @@ def recipe(
     config: Annotated[
         Path | None, typer.Option(help="For a dry run: a folder with the model's configuration files.")
     ] = None,
-    tflops: TFLOPS = 100.0,
+    tflops: TFLOPS = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what it would take.")] = False,
 ) -> Answer:
     """Run a recipe: score, select, prune, finetune, evaluate. The same command again resumes.
@@ -33,11 +34,14 @@ def recipe(
 
     Example: accelerate launch -m ldpruner recipe recipes/sd14-coco.yaml --only finetune
     """
+    from ldpruner.estimate import TFLOPS as DEFAULT_TFLOPS
     from ldpruner.recipes import carry_out, read_recipe
 
+    refuse_ignored({"--config": config and not dry_run, "--tflops": tflops and not dry_run}, "it is for --dry-run")
+    refuse_ignored({"--only": only and dry_run}, "--dry-run counts all parts")
     read = read_recipe(file)
     if dry_run:
-        return _estimate_answer(read, file, config, tflops)
+        return _estimate_answer(read, file, config, tflops or DEFAULT_TFLOPS)
     if only != "finetune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise typer.BadParameter("several processes share the training only; add --only finetune")
     data: dict[str, Any] = {}

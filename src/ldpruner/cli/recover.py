@@ -29,7 +29,9 @@ def finetune(
     *,
     run: opt.RUN,
     data: opt.DATA = None,
-    samples: Annotated[int, typer.Option(help="Of the original, where there is no data.", min=2)] = 256,
+    samples: Annotated[
+        int | None, typer.Option(help="Of the original, where there is no data. Default: 256.", min=2)
+    ] = None,
     prompts: opt.PROMPTS = None,
     pipeline_arg: opt.PIPELINE_ARG = None,
     report_to: REPORT_TO = None,
@@ -44,11 +46,14 @@ def finetune(
 
     Example: accelerate launch -m ldpruner finetune --run runs/a
     """
+    from ldpruner.finetuning.trainer import SAMPLES
     from ldpruner.run_folder import RunFolder
     from ldpruner.workflow import finetune_run
 
     folder = RunFolder(run)
-    probe = parsing.changed(folder.scores().probe, samples, prompts, pipeline_arg)
+    ignored = {"--samples": data and samples, "--prompts": data and prompts}
+    parsing.refuse_ignored(ignored, "with --data, the pictures or sounds and their captions are learned from")
+    probe = parsing.changed(folder.scores().probe, samples or SAMPLES, prompts, pipeline_arg)
     if dry_run:
         shown = {"training": training.resolved(data=data is not None).model_dump(mode="json")}
         place = {"device": device, "dtype": dtype, "data": str(data) if data else None}

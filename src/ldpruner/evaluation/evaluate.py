@@ -45,7 +45,7 @@ from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch
 from ldpruner.profiling.benchmark import Comparison, compare
 from ldpruner.progress import Progress, unreported
 from ldpruner.scoring.importance import Floats
-from ldpruner.values import Value
+from ldpruner.values import Value, check_choice, check_count
 
 COSTS = ("latency_ms", "latency_ratio", "peak_memory_bytes", "parameters", "macs")
 PAIRED = ("latent_shift", "latent_distance", *PICTURE_METRICS)  # compare each sample with the original's
@@ -112,9 +112,12 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
         EvaluationError: features or settings do not fit the pipeline.
         NonFiniteLatents: one of the pipelines samples latents that are not finite.
     """
-    if metrics is METRICS and find_spec("torchmetrics") is None:
+    is_chosen = metrics is not METRICS
+    if not is_chosen and find_spec("torchmetrics") is None:
         logger.info('no SSIM, which needs torchmetrics: pip install "ld-pruner[evaluation]"')
         metrics = tuple(name for name in METRICS if name != "ssim")
+    if batch_size is not None:
+        check_count("batch_size", batch_size, EvaluationError)
     probe = (probe or Probe()).completed(reference)
     _check(reference, probe, data, features, clip, metrics)
     folder = find_media(data) if data is not None else None
@@ -129,6 +132,8 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     is_timed = bool(set(COSTS) & set(metrics))
     comparison = compare(pair, probe, component=component, progress=progress) if is_timed else None
     measures = {measure.metric: measure for measure in _measures(observations, real, observer, comparison)}
+    if missing := [name for name in metrics if is_chosen and name not in measures]:
+        logger.warning("these do not apply to %s: %s", type(reference).__name__, ", ".join(missing))
     settings = {"features": observer.extractor.name, "clip": clip, "batch_size": size, "decoded": observer.decodes}
     return Evaluation(
         metrics=tuple(measures[name] for name in METRICS if name in metrics and name in measures),
@@ -145,8 +150,11 @@ def _check(
     metrics: Collection[str],
 ) -> None:
     """Raises EvaluationError for settings that do not fit, before anything is sampled."""
-    if unknown := sorted(set(metrics) - set(METRICS)):
-        raise EvaluationError(f"no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}")
+    if isinstance(metrics, str) or not metrics:
+        raise EvaluationError(f"metrics={metrics!r}: give a list of them; accepted: {', '.join(METRICS)}")
+    probe.check(reference)
+    for name in metrics:
+        check_choice("metric", name, METRICS, EvaluationError)
     if probe.samples < MIN_SAMPLES:
         raise EvaluationError(f"{probe.samples} samples are too few to compare; give the probe at least {MIN_SAMPLES}")
     if data is not None and features == "latents":

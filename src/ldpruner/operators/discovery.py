@@ -14,13 +14,13 @@ from typing import Literal, TypeAlias
 from diffusers import DiffusionPipeline
 from pydantic import Field
 
-from ldpruner.errors import OperatorNotFound
+from ldpruner.errors import NothingToRemove, OperatorNotFound
 from ldpruner.operators.module_types import module_type
 from ldpruner.operators.names import ancestors, as_tuple, by_ancestor, overlap
 from ldpruner.operators.tracing import Call, Dataflow, Selector, trace
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.running import Arguments
+from ldpruner.pipelines.running import Arguments, check_arguments
 from ldpruner.values import Value
 
 ModificationName: TypeAlias = Literal["identity", "zero", "shortcut"]
@@ -115,8 +115,10 @@ def find_operators(
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run or has no denoiser.
+        ProbeError: its call takes no such argument.
         OperatorNotFound: a pattern matches no operator.
     """
+    check_arguments(pipeline, call or ())
     return matching(operators_of(find_denoiser(pipeline, component, call)), ignore=ignore, targets=targets)
 
 
@@ -133,6 +135,7 @@ def matching(
 
     Raises:
         OperatorNotFound: a pattern matches no operator.
+        NothingToRemove: no operator is left.
     """
     ignore, targets = as_tuple(ignore), as_tuple(targets)
     names = [operator.name for operator in operators]
@@ -141,7 +144,10 @@ def matching(
             raise OperatorNotFound(pattern, names)
     ignored = {name for pattern in ignore for name in _matches(pattern, names)}
     targeted = {name for pattern in targets for name in _matches(pattern, names)} if targets else set(names)
-    return tuple(operator for operator in operators if operator.name in targeted - ignored)
+    left = tuple(operator for operator in operators if operator.name in targeted - ignored)
+    if not left:
+        raise NothingToRemove(f"ignore={list(ignore)}, targets={list(targets)} leave no operator; ignore less")
+    return left
 
 
 def _matches(pattern: str, names: Sequence[str]) -> list[str]:

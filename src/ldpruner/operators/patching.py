@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from ldpruner.errors import OperatorNotFound, PlanMismatch
+from ldpruner.errors import OperatorNotFound, PipelineFailed, PlanMismatch
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.names import ancestors, as_tuple
+from ldpruner.pipelines.sampling import FAILURES
 from ldpruner.runtime import replacements
 
 # What a denoiser raises when a replacement does not fit. Running out of memory says nothing about the operator.
-MISFITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+MISFITS = (*FAILURES, PipelineFailed)
 MAX_INPUTS = 64  # of a module that takes any number
 SELECT_AGAIN = "select again"
 

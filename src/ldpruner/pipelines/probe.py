@@ -1,6 +1,5 @@
 """The probe: which samples are compared, the same for every operator and on every machine."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +10,16 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator, model_validator
 
-from ldpruner.errors import ProbeError, accepted_names, one_line, shown
+from ldpruner.errors import ProbeError, one_line, shown
 from ldpruner.pipelines.call_values import as_json, digests_in, from_json
-from ldpruner.pipelines.running import accepted_arguments
+from ldpruner.pipelines.running import accepted_arguments, check_arguments
 from ldpruner.values import MAX_COUNT, Settings
 
 ROWS = ("prompt", "embed", "latents")  # in the names of tensors with a row for each sample
 CLASSES = 1000  # of class-conditional pipelines: those of ImageNet
 # Arguments of a pipeline's call that a setting of the probe gives.
 SET_BY = {"num_inference_steps": "steps", "steps": "steps", "generator": "seed", "batch_size": "samples"}
+SIZE = {"height": None, "width": None}
 UNSETTABLE = {**SET_BY, "return_dict": ""}
 
 # For text pipelines without prompts. With an empty prompt, guidance and all that reads the text would do nothing.
@@ -169,14 +169,12 @@ class Probe(Settings):
             ProbeError: it takes no such argument, no prompts or no guidance; or this probe was read from JSON, and an
                 image or a tensor is not there.
         """
-        name, accepted = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
-        names = [name for name in accepted if name not in ("self", "args", "kwargs", *UNSETTABLE)]
-        for argument in self.call:
-            if argument not in names:
-                raise ProbeError(f"{name} takes no argument {argument!r}; {accepted_names(argument, names)}")
+        check_arguments(pipeline, self.call)
         for setting, argument in {"prompts": "prompt", "guidance": "guidance_scale"}.items():
-            if getattr(self, setting) is not None and argument not in accepted:
-                raise ProbeError(f"{name} takes no {setting}; leave out {setting}")
+            if getattr(self, setting) is not None and not accepted_arguments(pipeline, {argument: None}):
+                raise ProbeError(f"{type(pipeline).__name__} takes no {setting}; leave out {setting}")
+        if ("height" in self.call) != ("width" in self.call) and len(accepted_arguments(pipeline, SIZE)) == len(SIZE):
+            raise ProbeError(f"probe call {self.call}: many pipelines ignore one of height and width; give both")
         self.check_complete()
 
     def check_complete(self) -> None:

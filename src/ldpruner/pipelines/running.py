@@ -2,13 +2,14 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ldpruner.errors import ProbeError, accepted_names
 from ldpruner.pipelines.meta import is_meta, running_on_meta
 from ldpruner.pipelines.state import all_parts, known_state
 
@@ -36,6 +37,15 @@ def accepted_arguments(pipeline: DiffusionPipeline, arguments: Arguments) -> dic
     """Keeps the arguments that the pipeline's call names."""
     parameters = inspect.signature(type(pipeline).__call__).parameters
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def check_arguments(pipeline: DiffusionPipeline, names: Iterable[str]) -> None:
+    """Raises ProbeError for the name of an argument that the pipeline's call does not have."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    accepted = [name for name in parameters if name not in ("self", "args", "kwargs")]
+    for name in names:
+        if name not in accepted:
+            raise ProbeError(f"{type(pipeline).__name__} takes no argument {name!r}; {accepted_names(name, accepted)}")
 
 
 def force_eager() -> contextlib.AbstractContextManager[Any]:

@@ -8,12 +8,14 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import DiffusionPipeline
 
-from ldpruner.errors import ProbeError
+from ldpruner.errors import PipelineFailed, ProbeError, one_line
 from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import StopPipeline, networks, run_pipeline, schedulers
 
 BATCH_SIZE = 16  # samples in one batch
+# What a pipeline raises for arguments that it cannot use, and a network that was modified.
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 MAX_BATCH_DIFFERENCE = 0.05  # relative difference of a sample alone and in a batch; rounding makes less
 
 StepCallback: TypeAlias = Callable[[torch.Tensor], None]
@@ -56,6 +58,22 @@ def largest_batch(pipeline: DiffusionPipeline, probe: Probe, limit: int) -> int:
     return limit if is_same or not alone.isfinite().all() else 1
 
 
+def run_probe(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], **options: Any) -> Any:
+    """Runs a pipeline on some samples of a probe with the options of `run_pipeline`, and returns its output.
+
+    Raises:
+        PipelineFailed: it cannot be run with the arguments of the probe.
+    """
+    arguments = probe.arguments(pipeline, samples)
+    try:
+        return run_pipeline(pipeline, arguments, **options)
+    except FAILURES as error:
+        raise PipelineFailed(
+            f"{type(pipeline).__name__} could not be run with {sorted(arguments)}: {one_line(error)}; "
+            "check the arguments of its call"
+        ) from error
+
+
 def _sample(
     pipeline: DiffusionPipeline,
     probe: Probe,
@@ -72,7 +90,7 @@ def _sample(
             if hasattr(network, "decode"):
                 decode = recorder.before_decoding(network.decode if decodes else None)
                 stack.enter_context(patched(network, decode=decode))
-        output = run_pipeline(pipeline, probe.arguments(pipeline, samples), seed=probe.sample_seed(samples[0]))
+        output = run_probe(pipeline, probe, samples, seed=probe.sample_seed(samples[0]))
     latents = recorder.latents()
     if latents is None:
         raise ProbeError(

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from diffusers import DiffusionPipeline
 
+from ldpruner.errors import EvaluationError
 from ldpruner.operators.discovery import denoiser_macs
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import run_pipeline
+from ldpruner.pipelines.sampling import run_probe
 from ldpruner.profiling.costs import elapsed_ms, peak_memory
 from ldpruner.profiling.machine import Machine, machine_of
 from ldpruner.progress import Progress, unreported
@@ -113,7 +114,14 @@ def compare(
 
     Each is called on the first sample of the probe: once without counting, then `rounds` times, or fewer where all
     would take more than a minute.
+
+    Raises:
+        EvaluationError: it is not one pipeline or two, or there is no round.
     """
+    if not 1 <= len(pipelines) <= 2 or rounds < 1:
+        raise EvaluationError(
+            f"{len(pipelines)} pipelines in {rounds} rounds; give one pipeline or two, and at least a round"
+        )
     denoisers = {
         name: find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
         for name, pipeline in pipelines.items()
@@ -145,4 +153,4 @@ def compare(
 
 def _call(pipeline: DiffusionPipeline, probe: Probe) -> Callable[[], None]:
     """One whole call of a pipeline on the first sample of a probe, decoding included."""
-    return functools.partial(run_pipeline, pipeline, probe.arguments(pipeline, [0]), compiled=True)
+    return functools.partial(run_probe, pipeline, probe, [0], compiled=True)

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 from ldpruner.budget import Budget
+from ldpruner.errors import BudgetError
 from ldpruner.knapsack import Knapsack
 from ldpruner.operators.discovery import Candidate, Operator
 from ldpruner.pipelines.probe import Probe
@@ -98,11 +99,13 @@ class AdaptiveScorer:
     """
 
     def __init__(self, scoring: ScoringRun, budgets: Sequence[Budget] = DEFAULT_BUDGETS) -> None:
+        if isinstance(budgets, Budget) or not budgets:
+            raise BudgetError(f"budgets={budgets!r}: give a list of them, or None to score everything on all samples")
         self.scoring, self._known = scoring, scoring.scores()  # for what removals save
-        everything = [self._known.knapsack(self._known.scores, budget) for budget in budgets or DEFAULT_BUDGETS]
+        everything = [self._known.knapsack(self._known.scores, budget) for budget in budgets]
         matters = np.any([_matters(knapsack) for knapsack in everything], axis=0)
         self._scores = list(itertools.compress(self._known.scores, matters))
-        self._knapsacks = [self._known.knapsack(self._scores, budget) for budget in budgets or DEFAULT_BUDGETS]
+        self._knapsacks = [self._known.knapsack(self._scores, budget) for budget in budgets]
         self._batches = len(scoring.sampler.missing(self._counts(self._first)))
 
     def __len__(self) -> int:

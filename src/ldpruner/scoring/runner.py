@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ldpruner.budget import Budget
-from ldpruner.errors import OperatorNotFound
+from ldpruner.errors import NothingToRemove, OperatorNotFound, ProbeError
 from ldpruner.operators.discovery import Candidate, Operator, operators_of
 from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import find_denoiser
@@ -24,11 +24,12 @@ from ldpruner.profiling.costs import Costs, measure_costs
 from ldpruner.profiling.machine import installed_versions, machine_of
 from ldpruner.profiling.shares import module_shares, saved_share
 from ldpruner.scoring.estimates import rank_stability, standard_error
-from ldpruner.scoring.importance import Metric
+from ldpruner.scoring.importance import METRICS, Metric
 from ldpruner.scoring.results import Savings, Score, Scores
 from ldpruner.scoring.sampler import Sampler, key_of
 from ldpruner.scoring.store import RunStore
 from ldpruner.scoring.worker import Executor, LocalExecutor
+from ldpruner.values import check_choice, check_count
 
 TIMED_PLANS = (0.8, 0.6, 0.4, 0.2)  # what each keeps of a denoiser call's time, by the sum of its savings
 
@@ -53,6 +54,10 @@ class ScoringRun:
         batch_size: int = BATCH_SIZE,
         executor: Executor | None = None,
     ) -> None:
+        check_choice("metric", metric, METRICS, ProbeError)
+        check_count("batch_size", batch_size, ProbeError)
+        if operators is not None and not operators:
+            raise NothingToRemove("operators is empty; leave it out to score all of them")
         self.pipeline, self.metric = pipeline, metric
         self.probe = self._completed(probe or Probe())
         component = operators[0].component if operators else component

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ldpruner.errors import is_out_of_memory, one_line
+from ldpruner.errors import PipelineFailed, is_out_of_memory, one_line
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import MISFITS, modified
 from ldpruner.pipelines.probe import Probe
@@ -94,8 +94,7 @@ class Worker:
         """Samples what a task says.
 
         Raises:
-            OutOfMemoryError: a single sample is too much.
-            Exception: the pipeline's own, where the original fails.
+            PipelineFailed: the original fails, or a single sample takes too much memory.
         """
         network = networks(self.pipeline)[task.component]
         try:
@@ -105,13 +104,13 @@ class Worker:
             if task.removal is None or is_out_of_memory(error):
                 raise
             self._latents(task, [0])  # raises if it is not the modification's fault
-            return Outcome(failure=one_line(error))
+            return Outcome(failure=one_line(error.__cause__ or error))
 
     def _sample(self, network: nn.Module, task: Task) -> Outcome:
         size = int(min(task.batch, self._largest, len(task.samples)))
         try:
             return self._sample_by(size, network, task)
-        except RuntimeError as error:
+        except (RuntimeError, PipelineFailed) as error:
             if not is_out_of_memory(error) or size == 1:
                 raise
         self._largest = -(-size // 2)

@@ -15,7 +15,8 @@ from ldpruner.errors import BudgetError
 from ldpruner.knapsack import TOLERANCE, Floats, Knapsack
 from ldpruner.scoring.importance import power
 from ldpruner.scoring.results import Score, Scores
-from ldpruner.selection.plan import Plan, PlannedRemoval, Rule
+from ldpruner.selection.plan import RULES, Plan, PlannedRemoval, Rule
+from ldpruner.values import check_choice
 
 REDRAWS = 8  # of scores within their errors, for selection frequencies
 
@@ -33,6 +34,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
     Raises:
         BudgetError: the budget cannot be reached; the message says what can.
     """
+    check_choice("rule", rule, RULES, BudgetError)
     removable = [score for score in scores.scores if math.isfinite(score.score)]
     knapsack, costs = scores.knapsack(removable, budget), scores.removal_costs(removable)
     _check_reachable(scores, knapsack, budget)
