@@ -31,6 +31,7 @@ CONFIGURATIONS = {
     "ldm-celebahq": "ldm-celebahq-256",
     "latent-audio-256": "latent-audio-diffusion-256",
 }
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 18))
 SMALL = """
 model: {model}
 run: {run}
@@ -138,8 +139,12 @@ def test_a_wrong_field_is_one_line(tmp_path: Path, change: dict[str, Any], words
         ("\0", "not YAML"),
         ("model: a\nrun: r\nmodel: b", "'model' is given twice"),
         ("budget:\n  macs: 0.9\n  macs: 0.99", "'macs' is given twice"),
-        ("probe:\n  call: {eta: 2020-01-01}", "is a date"),
+        ("probe:\n  call: {eta: 2020-01-01}", "probe.call.eta=datetime.date(2020, 1, 1) is a date"),
         ("probe:\n  call: {eta: !!set {a, b}}", "is a set"),
+        ("a: &a [1]\nb: &b [*a, *b]", "*a repeats another value"),
+        ("a: &a [1]\nb: &b {<<: *a}", "*a repeats another value"),
+        ("a: &a [*a]", "*a repeats another value"),
+        (LAUGHS, "*a0 repeats another value"),
         ("probe:\n  samples: " + "9" * 250, "too large"),
         ("probe:\n  samples: " + "9" * 5000, "not YAML"),
         ("examples: 0x" + "f" * 9000, "too large"),
@@ -150,6 +155,7 @@ def test_a_wrong_field_is_one_line(tmp_path: Path, change: dict[str, Any], words
         ("? [a, b]\n: 3", "not"),
     ],
 )
+@pytest.mark.case(name="recipes")
 def test_what_is_no_recipe_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from pydantic import Field, model_validator
 
 from ldpruner.budget import Budget
-from ldpruner.errors import DataError, LdPrunerError, ProbeError, one_line
+from ldpruner.errors import DataError, LdPrunerError, ProbeError, one_line, shown
 from ldpruner.estimate import (
     TFLOPS,
     Denoising,
@@ -316,7 +316,12 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a field that is given twice: YAML would take the last one without a word."""
+    """Refuses fields given twice, of which YAML takes the last, and aliases: ten of them make billions."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor} repeats another value; write it again")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(name, deep=True) for name, _ in node.value]
@@ -327,17 +332,17 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
-def _fault(value: Any, depth: int) -> str | None:
+def _fault(value: Any, depth: int, field: str = "") -> str | None:
     """What is wrong with a value of a YAML file, None if nothing is."""
     if depth > MAX_DEPTH:
         return f"fields within fields, more than {MAX_DEPTH} deep; correct it there"
     if isinstance(value, dict):
         wrong = next((name for name in value if not isinstance(name, str)), None)
-        inner = (_fault(item, depth + 1) for item in value.values())
+        inner = (_fault(item, depth + 1, f"{field}.{name}" if field else name) for name, item in value.items())
         return f"the field {wrong!r} is not named by a text" if wrong is not None else next(filter(None, inner), None)
     if isinstance(value, list):
-        return next(filter(None, (_fault(item, depth + 1) for item in value)), None)
+        return next(filter(None, (_fault(item, depth + 1, field) for item in value)), None)
     if value is not None and not isinstance(value, (str, bool, int, float)):
-        return f"{value!r} is a {type(value).__name__}; give a number, a text, true, false or null"
+        return f"{field}={shown(value)} is a {type(value).__name__}; give a number, a text, true, false or null"
     is_small = not isinstance(value, (int, float)) or abs(value) < MAX_NUMBER
-    return None if is_small else "a number is too large, or is none; correct it there"
+    return None if is_small else f"{field}: a number is too large, or is none; correct it there"

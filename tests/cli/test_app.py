@@ -1,6 +1,8 @@
 """The application: its commands, its exit codes, and how fast it answers."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from ldpruner import __version__
+from ldpruner import Budget, __version__
 from ldpruner.cli import STOPPED
 from ldpruner.cli.app import COMMANDS, app
+from ldpruner.workflow import select_run
 from tests.cli.conftest import Run
 
 NAMES = [function.__name__ for functions in COMMANDS.values() for function in functions]
@@ -148,3 +151,56 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ldpruner", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == f"ldpruner {__version__}\n"
+
+
+DRY_RUNS = (
+    ("operators", "MODEL"),
+    ("score", "MODEL", "--run", "new"),
+    ("select", "--run", "RUN", "--budget", "macs=0.9"),
+    ("prune", "--run", "RUN"),
+    ("run", "MODEL", "--run", "new", "--budget", "macs=0.9"),
+    ("finetune", "--run", "RUN"),
+    ("evaluate", "--run", "RUN"),
+    ("bench", "MODEL"),
+    ("recipe", "RECIPE"),
+    ("demo",),
+)
+
+
+@pytest.mark.case(name="dry-runs")
+@pytest.mark.parametrize("words", DRY_RUNS, ids=lambda words: words[0])
+def test_a_dry_run_reads_no_weights_writes_nothing_and_answers_at_once(
+    run: Run, folder: Path, scored: Path, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    place = Path(shutil.copytree(scored, tmp_path / "run"))
+    select_run(place, Budget(parameters=0.8))
+    shutil.copytree(folder, place / "pruned")
+    (tmp_path / "r.yaml").write_text(f"model: {folder}\nrun: new\nbudget: {{macs: 0.9}}\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    for reader in ("ldpruner.pruning.opening.load", "ldpruner.pruning.serialization.load", "safetensors.safe_open"):
+        monkeypatch.setattr(reader, fail)
+    names = {"MODEL": folder, "RUN": place, "RECIPE": tmp_path / "r.yaml"}
+    huge = ("--samples", "99999999999") if words[0] in ("score", "run", "finetune", "evaluate") else ()
+    started = time.perf_counter()
+    code, out, err = run(*(names.get(word, word) for word in words), *huge, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)
+    assert time.perf_counter() - started < GENEROUS
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.case(name="torchvision-lines")
+def test_a_command_says_nothing_of_libraries_that_are_missing(folder: Path, tmp_path: Path) -> None:
+    """In a new process, as the libraries say it when they are imported."""
+    words = ("run", folder, "--run", tmp_path / "r", "--budget", "parameters=0.9", "--samples=2", "--steps=1")
+    command = [sys.executable, "-m", "ldpruner", *map(str, words), "--targets", "mid_block*"]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert not [line for line in lines if line.startswith("[") or "torchvision" in line or "Warning" in line]

@@ -1,10 +1,11 @@
 """What reaches the terminal: safe text, whole names, bars on standard error only."""
 
 import json
+import logging
 
 import pytest
 
-from ldpruner.cli.console import Table, escaped, terminal
+from ldpruner.cli.console import Table, escaped, shortened, terminal
 
 TABLE = Table(("operator", ">score"), [("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", "0.5")])
 
@@ -21,6 +22,36 @@ TABLE = Table(("operator", ">score"), [("down_blocks.1.attentions.0.transformer_
 )
 def test_control_characters_are_visible(text: str, shown: str) -> None:
     assert escaped(text) == shown
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end() -> None:
+    text = "no model " + "x" * 5000 + "; give another"
+    assert shortened("short") == "short"
+    assert shortened(text).startswith("no model x")
+    assert shortened(text).endswith("x; give another")
+    assert len(shortened(text)) < 1300
+
+
+@pytest.mark.case(name="terminal-escapes")
+def test_names_in_lines_tables_bars_and_log_lines_are_neither_markup_nor_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "m2/[/]\x1b[31m\r[bold]x[/bold]\u2028"
+    shown = "m2/[/]\\x1b[31m\\r[bold]x[/bold]\\u2028"
+    terminal.configure(quiet=False, verbose=False)
+    logging.getLogger("ldpruner.somewhere").warning("opening %s", name)
+    terminal.note(name, "red")
+    terminal.say(name)
+    terminal.show(Table((name, ">n"), [(name, "1")], title=name))
+    list(terminal.progress([1], name))
+    plain = capsys.readouterr()
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    list(terminal.progress([1], name))
+    bar = capsys.readouterr()
+    for text, count in ((plain.out, 4), (plain.err, 3), (bar.err, 1)):
+        assert text.count(shown) >= count
+        assert not {"\u2028", "\r"} & {*text} or text is bar.err
+        assert "\x1b[31m\r" not in text
 
 
 def test_a_direction_override_is_visible() -> None:

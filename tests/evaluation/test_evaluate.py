@@ -82,6 +82,7 @@ def test_its_json_is_rows_and_the_protocol(result: Evaluation) -> None:
     assert Evaluation.model_validate(answer) == result
 
 
+@pytest.mark.case(name="interval-types")
 def test_intervals_contain_their_values_and_all_but_costs_have_a_noise_floor_and_a_verdict(result: Evaluation) -> None:
     for row in result.metrics:
         assert row.pruned is not None

@@ -9,7 +9,7 @@ import typer
 from ldpruner import __version__
 from ldpruner.cli import STOPPED, demo, inspect, prune, recipe, recover
 from ldpruner.cli.answer import command
-from ldpruner.cli.console import terminal
+from ldpruner.cli.console import shortened, terminal
 from ldpruner.errors import LdPrunerError, is_out_of_memory, one_line
 
 COMMANDS = {
@@ -59,7 +59,7 @@ def run_app() -> int:
     except (ClickError, LdPrunerError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        terminal.note(f"error: {_problem(error)}", "red")
+        terminal.note(f"error: {shortened(_problem(error))}", "red")
         return 2 if isinstance(error, ClickError) else 1
     if code == 130:  # typer turns Ctrl-C into an exit code
         terminal.note(STOPPED, "yellow")

@@ -22,6 +22,7 @@ from ldpruner.progress import Long
 
 Item = TypeVar("Item")
 
+MAX_ERROR = 1200  # characters
 LIBRARIES = "diffusers|transformers|torch|huggingface_hub|accelerate|safetensors"
 
 
@@ -30,6 +31,12 @@ def escaped(text: object) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
     )
+
+
+def shortened(text: str, limit: int = MAX_ERROR) -> str:
+    """Text with its middle left out if it is too long to be read: its beginning and its end say what to do."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
 
 
 @dataclass(frozen=True)
