@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import PROBE, Run
 
 
@@ -32,3 +34,11 @@ def test_a_dry_run_of_a_huge_probe_answers_at_once(run: Run, folder: Path, tmp_p
     code, out, _ = run("score", folder, "--run", tmp_path / "r", "--samples", "99999999999", "--dry-run", "--json")
     assert code == 0
     assert json.loads(out)["probe"]["samples"] == 99999999999
+
+
+@pytest.mark.case(name="numbers-that-mean-nothing")
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "0", "-1"])
+def test_a_speed_that_is_no_number_is_refused(run: Run, folder: Path, number: str) -> None:
+    code, out, err = run("score", folder, "--run", "new", "--dry-run", f"--tflops={number}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--tflops" in err

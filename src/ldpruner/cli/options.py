@@ -1,11 +1,19 @@
 """The options that several commands have, each defined once."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 BATCH_SIZE = 16  # as in pipelines.sampling, which takes seconds to import; a test compares both
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
 
 SCORING, TRAINING, RUNNING, OUTPUT = "Scoring", "Training", "Where it runs", "Output"
 
@@ -47,7 +55,8 @@ EXHAUSTIVE = Annotated[
     typer.Option("--exhaustive", help="Score everything on all samples, as in the paper.", rich_help_panel=SCORING),
 ]
 TFLOPS = Annotated[
-    float | None, typer.Option(help="For a dry run: what the GPU sustains, in TFLOP/s. Default: 100.", min=0.001)
+    float | None,
+    typer.Option(help="For a dry run: what the GPU sustains, in TFLOP/s. Default: 100.", min=0.001, callback=_finite),
 ]
 PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
 GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
