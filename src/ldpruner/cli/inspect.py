@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from ldpruner.cli import parsing, tables
 from ldpruner.cli.answer import Answer, settings
 from ldpruner.cli.console import Table, terminal
 from ldpruner.cli.prune import opened
+
+if TYPE_CHECKING:
+    from ldpruner.operators.discovery import Operator
 
 
 def operators(
@@ -29,8 +32,8 @@ def operators(
     """
     parsing.refuse_ignored({"--sort": sort != "run" and not show_all}, "it is for --all")
     if dry_run:
-        call = parsing.pairs(pipeline_arg or [], "--pipeline-arg")
-        return settings(model=model, component=component, call=call, ignore=ignore or [], targets=targets or [])
+        shown = {"call": parsing.pairs(pipeline_arg or [], "--pipeline-arg")}
+        return settings(model=model, component=component, **shown, ignore=ignore or [], targets=targets or [])
     from ldpruner.errors import WeightsNeeded
     from ldpruner.operators.discovery import denoiser_macs, matching, operators_of
     from ldpruner.operators.tracing import trace
@@ -49,9 +52,17 @@ def operators(
             raise
         denoiser = find_denoiser(load(model), component, probe.arguments(pipeline, [0]))
         flow = trace(denoiser)
-    listed = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
-    listed = tuple(tables.ordered(listed, sort))
+    matched = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
+    name = type(pipeline).__name__
+    return _operators_answer(
+        name, denoiser.component, totals, tables.ordered(matched, sort), show_all=show_all, model=model
+    )
+
+
+def _operators_answer(
+    pipeline: str, component: str, totals: dict[str, int], listed: "list[Operator]", *, show_all: bool, model: str
+) -> Answer:
     rows = [
         {
             **operator.model_dump(mode="json", by_alias=True, exclude={"component", "candidates"}),
@@ -59,13 +70,12 @@ def operators(
         }
         for operator in listed
     ]
-    name = type(pipeline).__name__
-    parts: list[str | Table] = [tables.operators_headline(f"{name}.{denoiser.component}", listed, totals)]
+    parts: list[str | Table] = [tables.operators_headline(f"{pipeline}.{component}", listed, totals)]
     if show_all:
         parts.append(tables.operators(listed, totals))
     else:
         parts += [*tables.operators_summary(listed, totals), "every operator: add --all"]
-    data = {"pipeline": name, "component": denoiser.component, **totals, "operators": rows}
+    data = {"pipeline": pipeline, "component": component, **totals, "operators": rows}
     return Answer(data, parts, f"ldpruner score {shlex.quote(model)} --run runs/NAME")
 
 
