@@ -296,7 +296,7 @@ def _finished_plan(
         **{"budget": budget, "rule": rule, "component": scoring.denoiser.component},
         "metric": scoring.metric,
         "probe": scoring.probe.model_dump(mode="json", exclude_none=True),
-        "machine": machine_of(scoring.denoiser.module).model_dump(),
+        "machine": machine_of(scoring.denoiser.module),
         "measured": True,
         **patterns,
     }

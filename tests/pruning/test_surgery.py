@@ -198,3 +198,17 @@ def test_an_unknown_operator_in_a_plan_is_refused(fresh: DiffusionPipeline) -> N
 def test_a_plan_whose_operators_overlap_is_refused(fresh: DiffusionPipeline) -> None:
     message = assert_unchanged(fresh, identity_plan("mid_block", "mid_block.resnets.0"), PlanMismatch)
     assert "'mid_block.resnets.0'" in message
+
+
+@pytest.mark.case(number=8)
+def test_a_plan_that_was_chosen_on_another_machine_says_so(
+    tiny: DiffusionPipeline, scores: ldpruner.Scores, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = ldpruner.select(scores, ldpruner.Budget(latency=0.8))
+    assert plan.machine is not None
+    with caplog.at_level("WARNING"):
+        ldpruner.prune(tiny, plan)
+        assert caplog.messages == []
+        ldpruner.prune(tiny, plan.replace(machine=plan.machine.replace(device="NVIDIA H200", threads=None)))
+    (message,) = caplog.messages
+    assert "measured on NVIDIA H200 in float32; on cpu with" in message

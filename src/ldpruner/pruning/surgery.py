@@ -1,6 +1,7 @@
 """Removes operators for good: their weights and their computation are gone, everything else stays as it is."""
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,8 +15,11 @@ from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture
 from ldpruner.pipelines.offload import without_offload
 from ldpruner.pipelines.running import networks, schedulers
+from ldpruner.profiling.machine import machine_of
 from ldpruner.runtime import pruned_class, remove_
 from ldpruner.selection.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 
 def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
@@ -62,6 +66,16 @@ def _check_plan(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module
         )
     removals = [planned.removal for planned in plan.removed]
     check_removals(denoiser, removals)
+    if (
+        plan.budget is not None
+        and plan.budget.latency is not None
+        and plan.machine not in (None, machine_of(denoiser))
+    ):
+        logger.warning(
+            "the plan's latencies were measured on %s; on %s it may save more or less, measure it there",
+            plan.machine,
+            machine_of(denoiser),
+        )
     return component, denoiser, removals
 
 

@@ -10,6 +10,7 @@ from ldpruner.errors import PlanMismatch, one_line
 from ldpruner.files import write_atomic
 from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.fingerprints import Architecture
+from ldpruner.profiling.machine import Machine
 from ldpruner.values import Value
 
 Rule: TypeAlias = Literal["knapsack", "greedy", "random"]
@@ -50,6 +51,7 @@ class Plan(Value):
         architecture: of the denoiser that it was made for; None applies wherever the operators exist.
         budget, rule: that it was selected for, and by.
         predicted: what is left.
+        machine: where the latencies were measured that it was selected by.
         provenance: of the scores: probe, metric, whether all were sampled on all samples, denoiser calls, and how much
             alike other seeds would rank; and whether what is left was measured, where it is a latency.
     """
@@ -60,6 +62,7 @@ class Plan(Value):
     budget: Budget | None = None
     rule: Rule | None = None
     predicted: Predicted | None = None
+    machine: Machine | None = None
     provenance: dict[str, object] = Field(default_factory=dict)
 
     def write(self, path: Path | str) -> None:

@@ -60,6 +60,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
         budget=budget,
         rule=rule,
         predicted=predict(scores, itertools.compress(removable, chosen)),
+        machine=scores.costs.machine,
         provenance=_provenance(scores),
     )
 
@@ -127,7 +128,6 @@ def _provenance(scores: Scores) -> dict[str, object]:
         "exhaustive": _is_exhaustive(scores),
         "denoiser_calls": scores.denoiser_calls,
         "rank_stability": scores.rank_stability,
-        "machine": scores.costs.machine.model_dump() if scores.costs.machine is not None else None,
     }
 
 
