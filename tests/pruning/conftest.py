@@ -11,7 +11,7 @@ from ldpruner.operators.discovery import Candidate
 from ldpruner.pipelines.sampling import sample_latents
 from tests.conftest import planned
 
-PROBE = ldpruner.Probe(samples=2, steps=2, prompts=("a cat", "the sea"))
+PROBE = ldpruner.Probe(samples=2, steps=2)
 
 
 def some_plan(pipeline: DiffusionPipeline) -> ldpruner.Plan:
@@ -32,7 +32,8 @@ def pruned_copy(pipeline: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def latents(pipeline: DiffusionPipeline) -> torch.Tensor:
-    return sample_latents(pipeline, PROBE, range(PROBE.samples))
+    probe = PROBE.replace(prompts=("a cat", "the sea")) if "text_encoder" in pipeline.components else PROBE
+    return sample_latents(pipeline, probe, range(probe.samples))
 
 
 @pytest.fixture(scope="module")

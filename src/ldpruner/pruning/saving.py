@@ -40,8 +40,7 @@ def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
     place = Path(folder).absolute()
     _check_networks(pipeline)
     try:
-        target = place.parent.resolve() / place.name  # a link at the place itself is not followed
-        _check_target(target)
+        target = check_replaceable(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target)
         with _fresh_folder(target) as fresh:
@@ -49,7 +48,7 @@ def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
                 pipeline.save_pretrained(fresh, safe_serialization=True)
             _complete_index(pipeline, fresh)
             _write_marker(fresh)
-            _check_target(target)
+            check_replaceable(target)
             _replace_folder(target, fresh)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot write {place}: {one_line(error)}") from error
@@ -86,13 +85,19 @@ def _complete_index(pipeline: DiffusionPipeline, folder: Path) -> None:
 # The marker of what ld-pruner wrote
 
 
-def _check_target(target: Path) -> None:
-    """Refuses a place with anything that ld-pruner did not write."""
+def check_replaceable(folder: Path | str) -> Path:
+    """The absolute place of a folder that `save` may make or replace.
+
+    Raises:
+        StorageError: it is a link, or holds anything that ld-pruner did not write.
+    """
     advice = "move it, or choose another folder"
+    place = Path(folder).absolute()
+    target = place.parent.resolve() / place.name  # a link at the place itself is not followed
     if target.is_symlink():
         raise StorageError(f"{target} is a link to {target.readlink()}; {advice}")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
+        return target
     if not target.is_dir() or not (target / MARKER).is_file():
         raise StorageError(f"{target} was not saved by ld-pruner; {advice}")
     try:
@@ -101,7 +106,10 @@ def _check_target(target: Path) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise StorageError(f"cannot read {target / MARKER}: {one_line(error)}; {advice}") from error
     if foreign:
-        raise StorageError(f"{target} holds {len(foreign)} files that ld-pruner did not write: {foreign[0]}; {advice}")
+        raise StorageError(
+            f"{target} holds {len(foreign)} files that are not as ld-pruner wrote them: {foreign[0]}; {advice}"
+        )
+    return target
 
 
 def _write_marker(folder: Path) -> None:
