@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ldpruner.errors import LdPrunerError
+from ldpruner.errors import LdPrunerError, StorageError
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.store import RunStore
@@ -66,6 +66,18 @@ def test_scores_of_another_version_are_one_line(tmp_path: Path) -> None:
     assert run.model() == "m"
     with pytest.raises(LdPrunerError, match="score again"):
         run.scores()
+
+
+@pytest.mark.case(number=3)
+def test_a_link_in_place_of_the_pruned_pipeline_is_refused_before_the_work(tmp_path: Path) -> None:
+    original, run = tmp_path / "original", RunFolder(tmp_path / "run")
+    write_pipeline(original, {})
+    run.path.mkdir()
+    run.pruned.symlink_to(original)
+    with pytest.raises(StorageError, match="is a link to"), run.writing(run.pruned):
+        raise AssertionError
+    with run.writing(run.recovered):
+        pass
 
 
 def test_an_evaluation_names_the_pipeline_that_it_is_of(tmp_path: Path) -> None:

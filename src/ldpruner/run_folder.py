@@ -1,6 +1,8 @@
 """What a run folder holds, and how each part of it is read and written."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ldpruner.errors import PipelineNotFound, RunStoreError, one_line
 from ldpruner.evaluation.evaluate import Evaluation
-from ldpruner.files import write_atomic
+from ldpruner.files import locked, write_atomic
+from ldpruner.pruning.saving import check_replaceable
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.store import RunStore
 from ldpruner.selection.plan import Plan
@@ -65,6 +68,18 @@ class RunFolder:
             raise PipelineNotFound(
                 f"no pruned pipeline in {self.path}; make one with 'ldpruner prune --run {self.path}'"
             )
+
+    @contextlib.contextmanager
+    def writing(self, pipeline: Path) -> Iterator[None]:
+        """Holds the run folder until a pipeline is saved there; what could not be replaced is refused before the work.
+
+        Raises:
+            RunFolderBusy: another process is writing into the run folder.
+            StorageError: `pipeline` is a link, or holds what ld-pruner did not write.
+        """
+        with locked(self.path):
+            check_replaceable(pipeline)
+            yield
 
     def latest(self) -> Path:
         """The recovered pipeline, if it was made from the pruned one that is there now; else the pruned one."""

@@ -124,7 +124,7 @@ def prune_run(
         original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
     """
     folder = RunFolder(run)
-    with locked(run):
+    with folder.writing(folder.pruned):
         plan = folder.plan()
         pipeline = _original(folder, original, device, dtype, progress)
         reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan), folder.pruned))
@@ -167,7 +167,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     folder = RunFolder(run)
     options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
     patterns = {"ignore": sorted(ignore), "targets": sorted(targets)}
-    with locked(run):
+    with folder.writing(folder.pruned):
         with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
             probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
             if plan is not None and (exhaustive <= bool(plan.provenance["exhaustive"])):
@@ -204,7 +204,7 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
         How training went; None in all processes of a launcher but the first.
     """
     folder = RunFolder(run)
-    with locked(run):
+    with folder.writing(folder.recovered):
         folder.check_pruned()
         scores = folder.scores()
         teacher = _original(folder, original, device, dtype, progress)
