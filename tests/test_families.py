@@ -19,7 +19,10 @@ from ldpruner.scoring.runner import ScoringRun
 from tests.families import FAMILIES, Family, unusual
 
 # `make test-extensive` runs the others.
-IN_DEFAULT_RUN = {"stable-diffusion-controlnet", "dit", "wan-two-denoisers-2"}
+IN_DEFAULT_RUN = {
+    *("stable-diffusion-controlnet", "dit", "wan-two-denoisers-2"),
+    *("bria", "hunyuan-image", "krea-2", "longcat-audio", "kandinsky-2.2-img2img"),
+}
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
@@ -89,7 +92,7 @@ def each_family() -> list[Any]:
 def _marks(name: str) -> Iterator[pytest.MarkDecorator]:
     if name in unusual.FAMILIES:
         yield pytest.mark.case(name=name)
-    elif name not in IN_DEFAULT_RUN:
+    if name not in IN_DEFAULT_RUN:
         yield pytest.mark.extensive
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
+from tests.families import FAMILIES
 
 ARCHITECTURES = Path(__file__).parents[1] / "architectures"
 
@@ -27,6 +28,32 @@ def test_operators_needs_no_weights(run: Run, folder: Path, tmp_path: Path) -> N
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     assert run("operators", tmp_path, "--json")[1] == run("operators", folder, "--json")[1]
+
+
+@pytest.mark.case(name="any-flow")
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_network_that_needs_its_weights_is_opened_with_them(run: Run, tmp_path: Path) -> None:
+    family = FAMILIES["any-flow"]
+    family.pipeline().save_pretrained(tmp_path)
+    arguments = [word for name, value in family.call.items() for word in ("--pipeline-arg", f"{name}={value}")]
+    code, out, _ = run("operators", tmp_path, "--json", *arguments)
+    assert code == 0
+    assert len(json.loads(out)["operators"]) > 40
+    for path in tmp_path.rglob("*.safetensors"):
+        path.unlink()
+    code, _, err = run("operators", tmp_path, *arguments)
+    assert code != 0
+    assert err.startswith("error: AnyFlowFARPipeline computes something that needs its weights")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.case(name="lacking-argument")
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_operators_names_the_arguments_that_a_pipeline_lacks(run: Run, tmp_path: Path) -> None:
+    FAMILIES["kandinsky-2.2-img2img"].pipeline().save_pretrained(tmp_path)
+    code, _, err = run("operators", tmp_path)
+    assert code != 0
+    assert "its call lacks image_embeds, image, negative_image_embeds" in err
 
 
 def test_a_large_model_is_summarised_in_80_columns_without_chatter(run: Run) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 import transformers
@@ -19,7 +20,7 @@ from ldpruner.operators.discovery import Operator, operators_of
 from ldpruner.operators.names import ancestors
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.meta import is_meta, shapes_only
+from ldpruner.pipelines.meta import is_meta, shapes_only, special_class
 from ldpruner.pruning.serialization import load_meta
 
 ARCHITECTURES = Path(__file__).parents[1] / "architectures"
@@ -214,3 +215,12 @@ def test_the_recorded_call_has_the_shapes_of_a_real_one(folder: Path) -> None:
     denoiser = find_denoiser(load_meta(folder))
     assert [argument.shape for argument in denoiser.arguments if argument.ndim] == [(1, 4, 8, 8)]
     assert denoiser.rows == 1
+
+
+def test_a_network_class_of_one_pipeline_alone_can_have_been_pruned() -> None:
+    assert diffusers.LTXLatentUpsamplePipeline.__name__  # which imports the class
+    name = "LTXLatentUpsamplerModel"
+    assert not hasattr(diffusers, name)
+    assert special_class(f"pruned{name.lower()}", f"Pruned{name}").__bases__[0].__name__ == name
+    with pytest.raises(PipelineNotFound, match="no network class 'TeaPotModel'"):
+        special_class("prunedteapotmodel", "PrunedTeaPotModel")

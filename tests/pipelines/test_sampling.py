@@ -1,12 +1,13 @@
 """Each sample depends on nothing but its seed, and nothing is decoded."""
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
 
 from ldpruner.errors import ProbeError
 from ldpruner.pipelines.probe import Probe
@@ -117,6 +118,33 @@ def test_a_decode_of_the_users_own_stays(fresh: DiffusionPipeline, probe: Probe)
     sample_latents(fresh, probe, [0])
     assert calls == []
     assert fresh.vqvae.decode is compiled
+
+
+class Framewise(LDMPipeline):
+    """Steps copies of its scheduler, whose type it asks for, and decodes what they come to."""
+
+    @torch.no_grad()
+    def __call__(
+        self, batch_size: int = 1, generator: Any = None, num_inference_steps: int = 2
+    ) -> tuple[torch.Tensor]:
+        assert type(self.scheduler) is DDIMScheduler
+        generators = generator if isinstance(generator, list) else [generator]
+        latents = torch.cat([torch.randn(1, 4, 8, 8, generator=own) for own in generators])
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(num_inference_steps)
+        for step in scheduler.timesteps:
+            latents = scheduler.step(self.unet(latents, step).sample, step, latents).prev_sample
+        return (self.vqvae.decode(latents).sample,)
+
+
+@pytest.mark.case(name="scheduler-copies")
+def test_where_only_copies_of_the_scheduler_step_the_decoded_latents_count(fresh: DiffusionPipeline) -> None:
+    pipeline, probe = Framewise(**fresh.components), Probe(samples=2, steps=2)
+    for index in (0, 1):
+        expected = sample_latents(fresh, probe, [index])
+        torch.testing.assert_close(sample_latents(pipeline, probe, [index]), expected)
+    assert sample_latents(pipeline, probe, [0, 1]).shape == (2, 4, 8, 8)
+    assert torch.equal(sample_decoded(pipeline, probe, [0])[0], sample_latents(pipeline, probe, [0]))
 
 
 def test_the_prompt_of_a_sample_reaches_its_latents(tiny_text: DiffusionPipeline) -> None:

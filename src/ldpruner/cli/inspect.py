@@ -40,7 +40,7 @@ def operators(
     from ldpruner.pipelines.denoiser import find_denoiser
     from ldpruner.pipelines.fingerprints import count_parameters
     from ldpruner.pipelines.probe import Probe
-    from ldpruner.pruning.serialization import load, load_meta
+    from ldpruner.pruning.serialization import load_meta
 
     probe = Probe(samples=1, call=parsing.call_arguments(pipeline_arg))
     pipeline = load_meta(model)
@@ -48,9 +48,9 @@ def operators(
         denoiser = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
         flow = trace(denoiser)
     except WeightsNeeded:
-        if not Path(model).is_dir():  # the weights of a Hub id are not downloaded unasked
+        if not any(Path(model).glob("*/*.safetensors")):  # those of a Hub id are not downloaded unasked
             raise
-        denoiser = find_denoiser(load(model), component, probe.arguments(pipeline, [0]))
+        denoiser = find_denoiser(opened(model, None, None), component, probe.arguments(pipeline, [0]))
         flow = trace(denoiser)
     matched = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
