@@ -11,7 +11,16 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from benchmarks import adaptive_replay, coverage, demo, latency_predictions, metric_design, selection_rules, tasks
+from benchmarks import (
+    adaptive_replay,
+    coverage,
+    demo,
+    latency_predictions,
+    metric_design,
+    selection_rules,
+    support,
+    tasks,
+)
 from benchmarks.baselines import LONG_RUNS, TRIALS, LongRun
 from benchmarks.comparison import (
     AUTOGUIDED,
@@ -59,6 +68,8 @@ def main() -> None:
         "experiments/end-to-end.md: demo": demo.table,
         "experiments/end-to-end.md: tasks": tasks.table,
         "experiments/coverage.md: coverage": coverage.table,
+        "experiments/support.md: support summary": support.summary,
+        "experiments/support.md: support": support.table,
         "../README.md: readme": lambda: iter(_readme(cells["emoji"])),
     }
     for place, table in tables.items():
