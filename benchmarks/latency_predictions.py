@@ -25,7 +25,6 @@ LDM = "ldm"
 MODELS = ("zoo:satellite", "zoo:emoji", "zoo:digits", LDM)
 KEPT = (0.65, 0.5, 0.35)
 PROBE = ldpruner.Probe(samples=8, steps=10)
-TIMED_STEPS = 25
 
 
 def main() -> None:
@@ -34,14 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     for model in parser.parse_args().models:
-        settings = {"model": model, "kept": KEPT, "probe": PROBE.model_dump(mode="json"), "timed_steps": TIMED_STEPS}
+        settings = {"model": model, "kept": KEPT, "probe": PROBE.model_dump(mode="json")}
         cell(STUDY, settings, functools.partial(_measured, model))
 
 
 def _measured(model: str) -> dict[str, Any]:
     """For each budget the predicted and the measured latency, as fractions of the original's."""
     pipeline = random_ldm() if model == LDM else open_pipeline(model, "cpu")
-    probe = PROBE.replace(steps=TIMED_STEPS).completed(pipeline)
+    probe = PROBE.completed(pipeline)
     budgets = [ldpruner.Budget(latency=kept) for kept in KEPT]
     scores = ldpruner.score_operators(pipeline, probe=PROBE, budgets=budgets)
     rows = []
@@ -52,7 +51,13 @@ def _measured(model: str) -> dict[str, Any]:
         ratio = compare(pair, probe).latency_ratio
         assert ratio is not None
         rows.append({"predicted": plan.predicted.latency, "measured": ratio.model_dump()})
-    return {"modifications": len(scores.scores), "latency_curve": scores.latency_curve, "plans": rows}
+    machine = scores.costs.machine
+    return {
+        "modifications": len(scores.scores),
+        "threads": machine.threads if machine is not None else None,
+        "latency_curve": scores.latency_curve,
+        "plans": rows,
+    }
 
 
 def random_ldm() -> DiffusionPipeline:
