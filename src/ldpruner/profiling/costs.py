@@ -1,7 +1,9 @@
 """Measures what a call of a pipeline costs: parameters, MACs, latency, memory."""
 
 import contextlib
+import functools
 import itertools
+import logging
 import statistics
 import time
 import weakref
@@ -15,16 +17,20 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ldpruner.errors import PipelineFailed
 from ldpruner.operators.discovery import denoiser_macs
 from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import networks, run_pipeline
+from ldpruner.pipelines.running import networks
+from ldpruner.pipelines.sampling import run_probe, sample_latents
 from ldpruner.profiling.machine import Machine, machine_of
 from ldpruner.values import Value
 
 Clock: TypeAlias = Callable[[], float]
+
+logger = logging.getLogger(__name__)
 
 REPEATS = 7  # timings, of which the median is kept
 
@@ -50,12 +56,14 @@ class Costs(Value):
 
 
 def measure_costs(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: Probe) -> Costs:
-    """Measures what a call of a pipeline on the first sample of a probe costs."""
-
-    def call() -> None:
-        run_pipeline(pipeline, probe.arguments(pipeline, [0]))  # new generators each time
-
-    total, share = measure_latency(call, denoiser.module)
+    """Measures what a call of a pipeline on the first sample of a probe costs; without decoding, if that fails."""
+    call: Callable[[], Any] = functools.partial(run_probe, pipeline, probe, [0])
+    try:
+        total, share = measure_latency(call, denoiser.module)
+    except PipelineFailed as error:
+        logger.info("%s; timing its latents only", error)
+        call = functools.partial(sample_latents, pipeline, probe, [0])
+        total, share = measure_latency(call, denoiser.module)
     return Costs(
         parameters=count_parameters(denoiser.module),
         macs=denoiser_macs(denoiser),
