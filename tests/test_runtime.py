@@ -33,9 +33,18 @@ def test_it_imports_nothing_of_ldpruner() -> None:
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert {str(module).partition(".")[0] for module in modules} <= {
-        *("collections", "functools", "inspect", "pathlib", "shutil", "tempfile", "typing"),
+        *("collections", "functools", "inspect", "itertools", "pathlib", "shutil", "tempfile", "typing"),
         *("diffusers", "huggingface_hub", "torch"),
     }
+
+
+def test_names_move_up_where_modules_left_a_list() -> None:
+    removed = ["blocks.0", "blocks.2", "mid_block", "up_blocks.1.attentions"]
+    names = ("blocks.1.norm.weight", "blocks.3", "blocks.2.attn", "up_blocks.1.attentions.0", "up_blocks.1.resnets.0")
+    moved = [runtime.new_name(name, removed) for name in names]
+    assert moved == ["blocks.0.norm.weight", "blocks.1", None, None, "up_blocks.1.resnets.0"]
+    kept = [(old, new) for old, new in zip(names, moved, strict=True) if new is not None]
+    assert all(runtime.old_name(new, removed) == old for old, new in kept)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ installed. It must import nothing of ld-pruner.
 
 import functools
 import inspect
+import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,9 +125,58 @@ def remove_(denoiser: nn.Module, removals: Iterable[Mapping[str, Any]]) -> None:
             swap_(denoiser, module, stand_in)
 
 
+# Names: a module that leaves a list of blocks makes the later ones move up
+
+
+def new_name(name: str, removed: Collection[str]) -> str | None:
+    """How a module or weight of the original network is called now; None if it is gone.
+
+    Args:
+        name: dotted, in the original network.
+        removed: modules of the original network that are gone, where they are items of a list without a stand-in.
+    """
+    path, new = "", []
+    for part in name.split("."):
+        place = f"{path}{part}"
+        if place in removed:
+            return None
+        earlier = sum(f"{path}{index}" in removed for index in range(int(part))) if part.isdigit() else 0
+        new.append(str(int(part) - earlier) if earlier else part)
+        path = f"{place}."
+    return ".".join(new)
+
+
+def old_name(name: str, removed: Collection[str]) -> str:
+    """How a module or weight of a pruned network is called in the original: the inverse of `new_name`."""
+    path = ""
+    for part in name.split("."):
+        place, left = part, int(part) if part.isdigit() else -1
+        if left >= 0:
+            kept = (index for index in itertools.count() if f"{path}{index}" not in removed)
+            place = str(next(itertools.islice(kept, left, None)))
+        path += f"{place}."
+    return path[:-1]
+
+
+# Classes
+
+
+@functools.cache
+def adapting_class(base: Any) -> Any:
+    """A class that passes for the diffusers model class `base`, and knows which of its modules are gone."""
+    body = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "unpruned_class": base,
+        "__reduce_ex__": reduce_ex,
+    }
+    return type(base.__name__, (base,), body)
+
+
 @functools.cache
 def pruned_class(base: Any) -> Any:
-    """The class for pruned networks of a diffusers model class.
+    """The class for pruned networks of a diffusers model class, where some modules have stand-ins.
 
     Its configuration is that of `base` plus the list `removals`. Loading replays them: build `base`, remove the
     operators again, then load the weights strictly.
@@ -149,14 +199,12 @@ def pruned_class(base: Any) -> Any:
         "__init__": register_to_config(build),
         "__module__": module,
         "__doc__": f"{base.__name__} with some operators removed.",
-        "unpruned_class": base,
         "auto_map": auto_map,
         "from_config": classmethod(cast(Any, from_config)),
         "from_pretrained": classmethod(cast(Any, from_pretrained)),
         "save_pretrained": save_pretrained,
-        "__reduce_ex__": reduce_ex,
     }
-    return type(name, (base,), body)
+    return type(name, (adapting_class(base),), body)
 
 
 def from_config(cls: Any, config: Any = None, return_unused_kwargs: bool = False, **changes: Any) -> Any:
@@ -233,12 +281,12 @@ def save_pretrained(
 def reduce_ex(self: Any, protocol: Any) -> Any:
     """Pickles and copies a network by its base class, as no module holds its own."""
     _, _, *state = cast(Any, object.__reduce_ex__(self, protocol))
-    return _blank, (self.unpruned_class,), *state
+    return _blank, (self.unpruned_class, hasattr(self, "auto_map")), *state
 
 
-def _blank(base: Any) -> Any:
+def _blank(base: Any, has_stand_ins: bool) -> Any:
     """A pruned network without contents, for pickle to fill."""
-    cls = pruned_class(base)
+    cls = pruned_class(base) if has_stand_ins else adapting_class(base)
     return cls.__new__(cls)
 
 

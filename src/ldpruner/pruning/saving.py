@@ -76,7 +76,7 @@ def _reason(error: Exception) -> str:
 def _complete_index(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Writes into the index where AutoModel finds the class of a pruned network."""
     path = folder / INDEX
-    maps = [part.auto_map for part in pipeline.components.values() if hasattr(part, "unpruned_class")]
+    maps = [part.auto_map for part in pipeline.components.values() if hasattr(part, "auto_map")]
     if maps:
         index = {**json.loads(path.read_text(encoding="utf-8")), AUTO_MAP: maps[0]}
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
