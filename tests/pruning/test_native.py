@@ -13,12 +13,13 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pruning.native import NativeForm, apply_native_, native_form
 from ldpruner.runtime import remove_
 from tests.families import FAMILIES
+from tests.families.parts import PROMPTS
 
 
 def denoiser_of(name: str) -> Denoiser:
     family = FAMILIES[name]
     pipeline = family.pipeline()
-    probe = Probe(samples=1, steps=2, call=dict(family.call)).completed(pipeline)
+    probe = Probe(samples=1, steps=2, prompts=PROMPTS, call=dict(family.call))
     return find_denoiser(pipeline, family.component, probe.arguments(pipeline, [0]))
 
 
@@ -104,17 +105,21 @@ def whole_blocks(denoiser: Denoiser) -> list[Removal]:
             and isinstance(denoiser.module.get_submodule(path), torch.nn.ModuleList)
         ):
             for candidate in operator.candidates:
-                if candidate.modification == "identity":
+                if candidate.modification == "identity" and not candidate.cascaded:
                     chosen.setdefault(path, candidate.removal)
     return list(chosen.values())
 
 
+# Their blocks depend on their position: residuals of a ControlNet, modulations, embeddings that the first block adds.
+# A form is found that gives other outputs; `prune` compares them, and keeps the stand-ins.
+BY_POSITION = {"chroma", "flux-controlnet", "latte", "stable-diffusion-3-controlnet", "wan-vace"}
+WITHOUT_COUNT = {"hunyuan-dit", "latent-upscaler", "stable-cascade"}  # skip connections, lists that no field counts
+
+
 @pytest.mark.extensive
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_first_blocks_of_every_transformer_are_native(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - BY_POSITION - WITHOUT_COUNT))
+def test_the_first_block_of_each_list_of_every_family_is_native(name: str) -> None:
     denoiser = denoiser_of(name)
-    removals = whole_blocks(denoiser)
-    if removals:
-        form, _ = expressed(denoiser, removals)
-        assert form.rest == ()
+    form, _ = expressed(denoiser, whole_blocks(denoiser))
+    assert form.rest == ()

@@ -4,7 +4,9 @@ No architecture is known by name. A configuration with smaller counts is built o
 shapes of its weights are compared with those that are left.
 """
 
+import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -99,14 +101,14 @@ def apply_native_(network: Any, form: NativeForm) -> None:
                 if hasattr(block, name):
                     setattr(block, name, child)
             network.get_submodule(path)[int(index)] = block
-        elif change.renamed or "." in change.dropped[0]:
-            path = change.dropped[0].rpartition(".")[0]
-            parent, _, name = path.rpartition(".")
-            items = network.get_submodule(path).named_children()
-            kept = [child for index, child in items if f"{path}.{index}" not in change.dropped]
-            setattr(network.get_submodule(parent), name, nn.ModuleList(kept))
-        else:
+        elif "." not in change.dropped[0]:
             setattr(network, change.dropped[0], None)
+        else:
+            for path in {name.rpartition(".")[0] for name in change.dropped}:
+                parent, _, name = path.rpartition(".")
+                items = network.get_submodule(path).named_children()
+                kept = [child for index, child in items if f"{path}.{index}" not in change.dropped]
+                setattr(network.get_submodule(parent), name, nn.ModuleList(kept))
     defaults = [name for name in network.config.get(DEFAULTS, ()) if network.config[name] == form.config.get(name)]
     network.register_to_config(**form.config, **{DEFAULTS: defaults})
 
@@ -117,29 +119,36 @@ def _changes(network: nn.Module, removals: Sequence[Removal]) -> Iterator[tuple[
     whole = {removal.operator: removal for removal in plain}
     parents = {name.rpartition(".")[0] for name in whole}
     lists = {path: module for path in parents if isinstance(module := network.get_submodule(path), nn.ModuleList)}
-    for path in sorted(lists, key=lambda path: -path.count(".")):
+    alike: dict[tuple[int, int], list[tuple[str, ...]]] = defaultdict(list)  # lists that may share a count
+    for path in sorted(lists, key=lambda path: (-path.count("."), path)):
         length = len(lists[path])
-        removed = [index for index in range(length) if f"{path}.{index}" in whole]
-        yield _shortened(whole, path, length, removed)
-        if removed[-1] == length - 1 > removed[0]:  # the last block may be a special one
-            yield _shortened(whole, path, length, removed[:-1])
+        removed = tuple(name for index in range(length) if (name := f"{path}.{index}") in whole)
+        alike[length, len(removed)].append(removed)
+        yield _shortened(whole, removed, length, len(removed))
+        if f"{path}.{length - 1}" in removed[1:]:  # the last block may be a special one
+            yield _shortened(whole, removed[:-1], length, len(removed) - 1)
         if len(removed) == length:
             yield from _without_attention(network, whole, path, length)
+    for (length, count), groups in alike.items():
+        if len(groups) > 1:
+            yield _shortened(whole, tuple(itertools.chain(*groups)), length, count)
     for name in (name for name in whole if "." not in name):
         yield Change((whole[name],), (name,)), _without_child(name)
 
 
 def _shortened(
-    whole: Mapping[str, Removal], path: str, length: int, removed: Sequence[int]
+    whole: Mapping[str, Removal], dropped: tuple[str, ...], length: int, count: int
 ) -> tuple[Change, Configurations]:
-    """A list of modules without some of them."""
-    kept = [index for index in range(length) if index not in removed]
-    renamed = {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(kept) if old != new}
-    dropped = tuple(f"{path}.{index}" for index in removed)
+    """Lists of some length without some of their modules, as many of each list."""
+    renamed: dict[str, str] = {}
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in dropped):
+        names = [name for index in range(length) if (name := f"{path}.{index}") not in dropped]
+        renamed |= {name: f"{path}.{index}" for index, name in enumerate(names)}
+    kept = [int(name.rpartition(".")[2]) for name in renamed]
 
     def configurations(config: Config) -> Iterator[Config]:
         for name in config:
-            for value in _replaced(config[name], length, len(kept)):
+            for value in _replaced(config[name], length, length - count):
                 yield {**config, name: value}
                 for places in config:  # which blocks have something special
                     if _are_places(config[places], length) and places != name:
