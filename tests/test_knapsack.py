@@ -92,3 +92,13 @@ def test_it_knows_nothing_of_the_package_and_imports_the_solver_late() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_groups_of_items_are_chosen_together() -> None:
+    knapsack = Knapsack(np.array([[0.1, 0.2, 0.4]]), np.array([0.3]), [("a",), ("b",), ("c",)])
+    members = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    merged = knapsack.merged(members)
+    chosen = merged.solve(members @ np.array([1.0, 1.0, 3.0]))
+    assert chosen is not None
+    assert (chosen @ members).tolist() == [1, 1, 0]
+    assert merged.parts == [{"a", "b"}, {"c"}]

@@ -36,6 +36,11 @@ class Knapsack:
     ) -> None:
         self.savings, self.needs, self.parts, self.count = savings, needs, parts, count
 
+    def merged(self, members: Floats) -> "Knapsack":
+        """The same choice among groups of items: [groups, items], 1 for the items that a group consists of."""
+        parts = [{part for index in np.flatnonzero(row).tolist() for part in self.parts[index]} for row in members]
+        return Knapsack(self.savings @ members.T, self.needs, parts, self.count)
+
     def __len__(self) -> int:
         return len(self.parts)
 

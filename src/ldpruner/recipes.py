@@ -39,7 +39,8 @@ StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 MARK = "recipe.json"  # in the run folder, once it is pruned
-PRUNING = {"model", "probe", "prompts", "ignore", "targets", "metric", "rule", "budget", "component", "dtype"}
+CHOICES = ("component", "ignore", "targets", "metric", "rule", "native")  # of `run`, as it takes them
+PRUNING = {"model", "probe", "prompts", "budget", "dtype", *CHOICES}
 MAX_DEPTH = 20  # of a recipe's fields
 MAX_NUMBER = 2**63
 
@@ -89,7 +90,7 @@ class Recipe(Settings):
         prompts: a text file with one prompt on each line, read when the recipe runs.
         component: which network, for pipelines with more than one denoiser.
         ignore, targets: glob patterns of operators' names.
-        metric, rule, budget: what is removed.
+        metric, rule, native, budget: what is removed.
         exhaustive: scores everything on all samples.
         batch_size: samples at once.
         training: how the pruned denoiser is trained.
@@ -110,6 +111,7 @@ class Recipe(Settings):
     targets: tuple[str, ...] = ()
     metric: Metric = "mean_std"
     rule: Rule = "knapsack"
+    native: bool = False
     budget: Budget
     exhaustive: bool = False
     batch_size: int = Field(default=BATCH_SIZE, ge=1, le=MAX_COUNT)
@@ -247,7 +249,7 @@ def carry_out(
 
 
 def _prune(recipe: Recipe, progress: Progress) -> Outcome:
-    names = ("model", "component", "ignore", "targets", "metric", "rule", "batch_size", "exhaustive")
+    names = ("model", "batch_size", "exhaustive", *CHOICES)
     with locked(recipe.run):
         outcome = run(
             open_pipeline(recipe.model, recipe.device, recipe.dtype),

@@ -26,6 +26,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "t
 SOURCE_FILE = Path(__file__)
 SETTING_TYPES = (bool, int, float, str, type(None))
 CLASS_MARKER = "# The class of this folder"
+REMOVED = "_removed"  # in a configuration: modules without a stand-in, by their names in the original
 
 
 def select_input(selector: int | str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -133,7 +134,7 @@ def new_name(name: str, removed: Collection[str]) -> str | None:
 
     Args:
         name: dotted, in the original network.
-        removed: modules of the original network that are gone, where they are items of a list without a stand-in.
+        removed: modules of the original network that are gone, without a stand-in.
     """
     path, new = "", []
     for part in name.split("."):

@@ -20,8 +20,9 @@ from ldpruner.files import locked
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES, Finetuning
 from ldpruner.operators.discovery import find_operators
+from ldpruner.operators.native import native_operators
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import force_eager
+from ldpruner.pipelines.running import force_eager, networks
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.profiling.benchmark import Comparison, compare
 from ldpruner.profiling.machine import machine_of
@@ -101,11 +102,11 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
         return _score(scoring, model, budgets, progress)
 
 
-def select_run(run: Path | str, budget: Budget, *, rule: Rule = "knapsack") -> Plan:
-    """Selects what to remove from the scores of a run folder, and writes the plan there."""
+def select_run(run: Path | str, budget: Budget, *, rule: Rule = "knapsack", native: bool = False) -> Plan:
+    """Selects what to remove from the scores of a run folder, and writes the plan there; see `select`."""
     folder = RunFolder(run)
     with locked(run):
-        plan = select(folder.scores(), budget, rule=rule)
+        plan = select(folder.scores(), budget, rule=rule, native=native)
         plan.write(folder.plan_file)
         return plan
 
@@ -143,6 +144,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     targets: Sequence[str] = (),
     metric: Metric = "mean_std",
     rule: Rule = "knapsack",
+    native: bool = False,
     batch_size: int = BATCH_SIZE,
     exhaustive: bool = False,
     executor: Executor | None = None,
@@ -156,7 +158,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     Args:
         pipeline: the original.
         budget: what may be left.
-        rule: how to select: `knapsack`, or `greedy` as in the paper.
+        rule, native: how to select: `knapsack`, or `greedy` as in the paper; native plans only (see `select`).
         exhaustive: scores everything on all samples, as in the paper.
         run, probe, model, component, ignore, targets, metric, batch_size, executor, progress: see `score_run`.
 
@@ -165,8 +167,8 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     """
     check_choice("rule", rule, RULES, BudgetError)
     folder = RunFolder(run)
-    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
-    patterns = {"ignore": sorted(ignore), "targets": sorted(targets)}
+    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size, "native": native}
+    patterns = {"ignore": sorted(ignore), "targets": sorted(targets), "native": native}
     with folder.writing(folder.pruned):
         with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
             probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
@@ -174,7 +176,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
                 return _finish(pipeline, prune(pipeline, plan), plan, probe, folder, progress)
             scores = _score(scoring, model, None if exhaustive else [budget], progress)
         pruned, plan = prune_to_budget(
-            pipeline, scores, budget, rule=rule, run=folder.path, provenance=patterns, progress=progress
+            pipeline, scores, budget, rule=rule, native=native, run=folder.path, provenance=patterns, progress=progress
         )
         return _finish(pipeline, pruned, plan, probe, folder, progress)
 
@@ -193,15 +195,14 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
 ) -> History | None:
     """Trains the pruned pipeline of a run folder, with the original as teacher, and saves it as `recovered/`.
 
+    Returns how training went; None in all processes of a launcher but the first.
+
     Args:
         training: how long, how fast, by which losses.
         data: a folder of pictures or sounds; None learns from samples of the original.
         probe: how the original is called; None is the probe of the scores, with 256 samples.
         original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
         report_to: trackers of Accelerate, such as `tensorboard`.
-
-    Returns:
-        How training went; None in all processes of a launcher but the first.
     """
     folder = RunFolder(run)
     with folder.writing(folder.recovered):
@@ -266,13 +267,14 @@ def _open_scoring(
     targets: Sequence[str],
     *,
     component: str | None,
+    native: bool = False,
     **options: Any,
 ) -> ScoringRun:
     probe = (probe or Probe()).completed(pipeline)
     operators = None
-    if ignore or targets:
-        call = probe.arguments(pipeline, [0])
-        operators = find_operators(pipeline, component, call, ignore=ignore, targets=targets)
+    if ignore or targets or native:
+        operators = find_operators(pipeline, component, probe.arguments(pipeline, [0]), ignore=ignore, targets=targets)
+        operators = native_operators(networks(pipeline)[operators[0].component], operators) if native else operators
     return ScoringRun(pipeline, operators, probe, component=component, run=run, **options)
 
 
@@ -285,7 +287,7 @@ def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | N
 
 
 def _finished_plan(
-    scoring: ScoringRun, folder: RunFolder, budget: Budget, rule: Rule, patterns: dict[str, list[str]]
+    scoring: ScoringRun, folder: RunFolder, budget: Budget, rule: Rule, patterns: dict[str, Any]
 ) -> Plan | None:
     """The plan that an earlier run finished for the same settings; the store has checked that it is the same model."""
     if not folder.plan_file.exists() or scoring.store.fact("scores") is None:

@@ -53,6 +53,19 @@ def test_select_and_prune_write_the_plan_and_name_the_next_command(run: Run, fol
     assert run("prune", "--run", place)[1].splitlines()[-1] == f"next: ldpruner bench {folder} {place}/pruned"
 
 
+def test_a_native_plan_says_what_it_costs_and_makes_a_plain_folder(run: Run, place: Path) -> None:
+    words = ("select", "--run", place, "--budget", "parameters=0.9", "--native")
+    code, out, err = run(*words, "--json")
+    answer = json.loads(out)
+    assert code == 0, err
+    assert answer["cost"] >= answer["least_cost"] > 0
+    assert "times that of the best plan" in run(*words)[1].splitlines()[0]
+    assert run("prune", "--run", place)[0] == 0
+    index = json.loads((place / "pruned" / "model_index.json").read_text(encoding="utf-8"))
+    assert index["unet"][0] == "diffusers"
+    assert "auto_map" not in index
+
+
 def test_run_does_all_of_it_and_keeps_its_plan(
     run: Run, tiny: DiffusionPipeline, folder: Path, tmp_path: Path
 ) -> None:

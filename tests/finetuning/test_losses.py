@@ -6,7 +6,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
+from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.running import networks
+from ldpruner.pruning.surgery import prune
+from ldpruner.selection.plan import Plan, PlannedRemoval
+from tests.families import FAMILIES
 
 
 def test_losses_agree_with_their_formulas_in_numpy() -> None:
@@ -30,7 +34,27 @@ def test_features_are_recorded_through_a_wrapper(tiny: DiffusionPipeline, pruned
     assert set(names) <= {"down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"}
     wrapper = torch.nn.Sequential()
     wrapper.add_module("module", student)
-    with features_of(student, names) as features:
+    with features_of(student, names.values()) as features:
         wrapper.get_submodule("module")(torch.randn(1, 4, 8, 8), torch.tensor([3]))
-        assert features.keys() == {f"{name} 0" for name in names}
+        assert features.keys() == {(place, 0) for place in range(len(names))}
     assert not any(part._forward_hooks for part in student.modules())
+
+
+def test_a_block_that_moved_up_is_compared_with_the_same_block_of_the_teacher() -> None:
+    teacher = FAMILIES["flux"].pipeline()
+    plan = Plan(
+        removed=(
+            PlannedRemoval(
+                removal=Removal(
+                    operator="transformer_blocks.0",
+                    modification="identity",
+                    source=("encoder_hidden_states", "hidden_states"),
+                )
+            ),
+        ),
+        component="transformer",
+    )
+    student = networks(prune(teacher, plan))["transformer"]
+    names = stages(networks(teacher)["transformer"], student)
+    assert names["transformer_blocks.1"] == "transformer_blocks.0"
+    assert "transformer_blocks.0" not in names

@@ -135,7 +135,9 @@ def test_a_pruned_pipeline_is_pruned_further(
     with modified(pruned_once.unet, removals(further)):
         expected = sample_latents(pruned_once, probe, [0])
     assert torch.equal(sample_latents(twice, probe, [0]), expected)
-    assert len(twice.unet.config["removals"]) == len(plan.removed) + 2
+    native = twice.unet.config["_removed"]
+    assert native == ["down_blocks.1.attentions"]  # its only one
+    assert len(twice.unet.config["removals"]) + len(native) == len(plan.removed) + 2
 
 
 def test_a_plan_for_one_checkpoint_applies_to_another_of_the_same_architecture(

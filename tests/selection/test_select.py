@@ -302,3 +302,23 @@ def test_a_planned_removal_holds_the_removal_as_it_was_scored(scores: Scores) ->
 def test_an_unknown_rule_is_refused_with_the_accepted_ones(scores: Scores) -> None:
     with pytest.raises(BudgetError, match="accepted: knapsack, greedy, random"):
         select(scores, Budget(parameters=0.9), rule="dice")  # type: ignore[arg-type]
+
+
+def test_native_plans_hold_whole_groups_and_say_what_the_best_plan_costs() -> None:
+    scores = known(
+        score("mid_block", 4.0, ("mid",), 200),
+        score("up.0", 1.0, ("a",), 150),
+        score("up.1", 2.0, ("b",), 150),
+        score("down.0", 0.1, ("c",), 250),
+    ).replace(native=(("mid_block",), ("up.0", "up.1")))
+    plan = select(scores, Budget(parameters=0.75), native=True)
+    assert [planned.operator for planned in plan.removed] == ["up.0", "up.1"]
+    assert plan.provenance["cost"] == pytest.approx(5.0)
+    assert plan.provenance["least_cost"] == pytest.approx(0.01)
+    assert plan.predicted is not None
+    assert plan.predicted.parameters == pytest.approx(0.7)
+    assert all(planned.selection_frequency is not None for planned in plan.removed)
+    with pytest.raises(BudgetError, match=r"leaves 0\.500"):
+        select(scores, Budget(parameters=0.3), native=True)
+    with pytest.raises(BudgetError, match="score again"):
+        select(scores.replace(native=()), Budget(parameters=0.75), native=True)

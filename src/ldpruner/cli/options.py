@@ -35,6 +35,10 @@ BUDGET = Annotated[
 RULE = Annotated[
     Literal["knapsack", "greedy", "random"], typer.Option(help="How to select: knapsack, or greedy as in the paper.")
 ]
+NATIVE = Annotated[
+    bool,
+    typer.Option("--native", help="Remove whole blocks only, so that plain diffusers opens the result without code."),
+]
 SAMPLES = Annotated[int, typer.Option(help="Samples for each modification.", rich_help_panel=SCORING)]
 STEPS = Annotated[int, typer.Option(help="Denoising steps of each sample.", rich_help_panel=SCORING)]
 SEED = Annotated[int, typer.Option(help="From which each sample's own seed is made.", rich_help_panel=SCORING)]

@@ -84,17 +84,23 @@ def score(
     )
 
 
-def select(run: opt.RUN, budget: opt.BUDGET, rule: opt.RULE = "knapsack", dry_run: opt.DRY_RUN = False) -> Answer:
+def select(
+    run: opt.RUN,
+    budget: opt.BUDGET,
+    rule: opt.RULE = "knapsack",
+    native: opt.NATIVE = False,
+    dry_run: opt.DRY_RUN = False,
+) -> Answer:
     """Select what to remove so that a budget is met, from the scores of a run folder.
 
     Example: ldpruner select --run runs/a --budget latency=0.65
     """
     wanted = parsing.budget_of(budget)
     if dry_run:
-        return settings(run=str(run), budget=wanted.model_dump(exclude_none=True), rule=rule)
+        return settings(run=str(run), budget=wanted.model_dump(exclude_none=True), rule=rule, native=native)
     from ldpruner.workflow import select_run
 
-    plan = select_run(run, wanted, rule=rule)
+    plan = select_run(run, wanted, rule=rule, native=native)
     return plan_answer(plan, f"ldpruner prune --run {shlex.quote(str(run))}")
 
 
@@ -121,6 +127,7 @@ def run(
     run: opt.RUN,
     budget: opt.BUDGET,
     rule: opt.RULE = "knapsack",
+    native: opt.NATIVE = False,
     component: opt.COMPONENT = None,
     ignore: opt.IGNORE = None,
     targets: opt.TARGETS = None,
@@ -141,7 +148,7 @@ def run(
     wanted = parsing.budget_of(budget)
     chosen: dict[str, Any] = {"component": component, "ignore": ignore or [], "targets": targets or []}
     check_executor(executor, ray_address)
-    chosen |= {"metric": metric, "rule": rule, "batch_size": batch_size, "exhaustive": exhaustive}
+    chosen |= {"metric": metric, "rule": rule, "native": native, "batch_size": batch_size, "exhaustive": exhaustive}
     if dry_run:
         shown = {"budget": wanted.model_dump(exclude_none=True), "probe": probe.model_dump(mode="json")}
         return settings(model=model, run=str(run), **shown, **chosen, executor=executor)
@@ -180,6 +187,7 @@ def _plan_data(plan: "Plan") -> dict[str, Any]:
         "budget": plan.budget.model_dump(exclude_none=True) if plan.budget else {},
         "removed": removed,
         "predicted": plan.predicted.model_dump() if plan.predicted else {},
+        **{name: plan.provenance[name] for name in ("cost", "least_cost") if name in plan.provenance},
     }
 
 

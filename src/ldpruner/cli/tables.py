@@ -131,6 +131,9 @@ def plan(plan: Plan) -> list[str | Table]:
     predicted = plan.predicted.model_dump() if plan.predicted else {}
     left = ", ".join(f"{_percent(value)} of the {WORDS.get(name, name)}" for name, value in predicted.items())
     headline = f"{len(plan.removed)} removals for the budget {plan.budget}; predicted to leave {left}"
+    if least := plan.provenance.get("least_cost"):
+        ratio = math.sqrt(float(str(plan.provenance["cost"])) / float(str(least)))
+        headline += f"; only native ones: the predicted latent shift is {ratio:.2f} times that of the best plan"
     rows = [
         (
             removal.operator,

@@ -132,7 +132,7 @@ class DistillationLoss:
     ) -> None:
         self.distillation, self.student, self.weak_model = distillation, student, weak_model
         self.training, self.accelerator = training, accelerator
-        self.stages = stages(distillation.teacher, student) if training.feature_kd_weight else ()
+        self.stages = stages(distillation.teacher, student) if training.feature_kd_weight else {}
         count = len(distillation.examples)
         validation = min(MAX_VALIDATION_EXAMPLES, max(1, round(count * training.validation_fraction)))
         if validation >= count:
@@ -184,7 +184,7 @@ class DistillationLoss:
             self.accelerator.autocast(),
             force_eager(),  # compiled networks may not call hooks
             features_of(distillation.teacher, self.stages) as teacher_features,
-            features_of(self.student, self.stages) as student_features,
+            features_of(self.student, self.stages.values()) as student_features,
         ):
             output = predicted(module(**distillation.call_signature.arguments(*inputs)), inputs[0]).float()
             if not training.needs_teacher:

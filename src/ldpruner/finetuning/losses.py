@@ -1,6 +1,6 @@
 """The losses of distillation: distances of predictions, and of features at each stage of a network."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ldpruner.operators.discovery import STAND_INS
+from ldpruner.runtime import REMOVED, new_name, old_name
 
 
-def stages(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]:
-    """The names of the stages that both networks have.
+def stages(teacher: nn.Module, student: nn.Module) -> dict[str, str]:
+    """The names of the stages that both networks have: that in the teacher, and that in the student.
 
     A stage is an item of a list at the top of the network, or another child that holds lists, such as the middle block
     of a U-Net. Removed stages have no features to compare.
@@ -23,23 +24,28 @@ def stages(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]:
         elif any(isinstance(part, nn.ModuleList) for part in child.children()):
             names.append(name)
     modules = dict(student.named_modules())
-    return tuple(name for name in names if name in modules and type(modules[name]).__name__ not in STAND_INS)
+    gone, left = ([*getattr(network, "config", {}).get(REMOVED, ())] for network in (teacher, student))
+    pairs = {name: new_name(old_name(name, gone), left) for name in names}
+    shared = {name: str(new) for name, new in pairs.items() if new in modules}
+    return {name: new for name, new in shared.items() if type(modules[new]).__name__ not in STAND_INS}
 
 
 @contextmanager
-def features_of(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named submodules return inside the context; each call replaces the features of the last.
+def features_of(module: nn.Module, names: Iterable[str]) -> Iterator[dict[tuple[int, int], Tensor]]:
+    """What submodules return inside the context, by the place of the name and that of the tensor.
+
+    Each call replaces the features of the last.
 
     Each tensor of a tuple counts, such as the two streams of a joint block; nested lists, such as the skip connections
     of a U-Net, do not. The hooks are on the submodules themselves, so they see calls through any wrapper.
     """
-    features: dict[str, Tensor] = {}
+    features: dict[tuple[int, int], Tensor] = {}
     with ExitStack() as stack:
-        for name in names:
+        for place, name in enumerate(names):
 
-            def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+            def keep(_: nn.Module, __: Any, output: Any, place: int = place) -> None:
                 outputs = output if isinstance(output, (tuple, list)) else [output]
-                tensors = {f"{name} {i}": tensor for i, tensor in enumerate(outputs) if isinstance(tensor, Tensor)}
+                tensors = {(place, i): tensor for i, tensor in enumerate(outputs) if isinstance(tensor, Tensor)}
                 features.update(tensors)
 
             stack.callback(module.get_submodule(name).register_forward_hook(keep).remove)
@@ -51,7 +57,7 @@ def latent_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return (weights * (prediction - target).square().flatten(1).mean(1)).mean()
 
 
-def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], *, normalize: bool) -> Tensor:
+def feature_loss(teacher: Mapping[Any, Tensor], student: Mapping[Any, Tensor], *, normalize: bool) -> Tensor:
     """The mean squared difference of features, summed over the stages (Kim et al. 2023, equation 3).
 
     Normalized, each stage of each sample counts alike whatever the size of its features (Zhang et al. 2024). Stages of

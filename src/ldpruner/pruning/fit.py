@@ -33,6 +33,7 @@ def prune_to_budget(
     budget: Budget,
     *,
     rule: Rule = "knapsack",
+    native: bool = False,
     run: Path,
     provenance: Mapping[str, object],
     progress: Progress = unreported,
@@ -47,7 +48,7 @@ def prune_to_budget(
     """
 
     def pruned_to(latency: float | None) -> tuple[DiffusionPipeline, Plan]:
-        plan = select(scores, budget.replace(latency=latency), rule=rule)
+        plan = select(scores, budget.replace(latency=latency), rule=rule, native=native)
         plan = plan.replace(budget=budget, provenance={**plan.provenance, **provenance})
         plan.write(run / "plan.json")
         return prune(pipeline, plan), plan

@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 import huggingface_hub
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from packaging.version import Version
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,8 +23,9 @@ from ldpruner.operators.patching import check_removals
 from ldpruner.pipelines.index import INDEX, check_folders, index_components, pipeline_class, read_index
 from ldpruner.pipelines.library_logs import without_chatter
 from ldpruner.pipelines.meta import open_meta, special_class
+from ldpruner.pipelines.running import networks
 from ldpruner.pruning import classes
-from ldpruner.runtime import HUB_OPTIONS, remove_
+from ldpruner.runtime import HUB_OPTIONS, REMOVED, adapting_class, remove_
 from ldpruner.values import first_fault
 
 AUTO_MAP = "auto_map"  # in an index: where AutoModel finds the class of a pruned network
@@ -88,6 +89,10 @@ def load(
         )
     assert isinstance(pipeline, DiffusionPipeline)
     pipeline.register_to_config(_name_or_path=str(folder))
+    for part in networks(pipeline).values():
+        network: Any = part
+        if isinstance(part, ModelMixin) and REMOVED in network.config and not hasattr(network, "unpruned_class"):
+            network.__class__ = adapting_class(network.__class__)
     return pipeline
 
 

@@ -2,21 +2,24 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ldpruner.errors import PlanMismatch
+from ldpruner.errors import DenoiserNotFound, PlanMismatch, ProbeError
 from ldpruner.operators.discovery import Removal
+from ldpruner.operators.native import NativeForm, native_form, stand_in_form
 from ldpruner.operators.patching import check_removals, modified
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture
 from ldpruner.pipelines.offload import without_offload
+from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
 from ldpruner.profiling.machine import machine_of
-from ldpruner.runtime import pruned_class, remove_
+from ldpruner.pruning.conversion import apply_native_, checked_form
+from ldpruner.runtime import remove_
 from ldpruner.selection.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -25,17 +28,19 @@ logger = logging.getLogger(__name__)
 def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     """Makes a pruned pipeline; the original does not change.
 
-    The new pipeline has its own denoiser and scheduler and shares all other components.
+    The new pipeline has its own denoiser and scheduler and shares all other components. What the denoiser's class can
+    express in its configuration, such as fewer blocks, is expressed there. The rest gets stand-ins.
 
     Raises:
         PlanMismatch: the plan was made for another architecture.
         OperatorNotFound: the plan names an operator that the denoiser does not have.
     """
-    _, denoiser, removals = _check_plan(pipeline, plan)
+    component, denoiser, removals = _check_plan(pipeline, plan)
     with without_offload(pipeline) as offload:
+        form = _native_form(pipeline, component, removals, plan)
         with modified(denoiser, removals):
             pruned_denoiser = copy.deepcopy(denoiser)  # without the removed weights
-        register_removals_(pruned_denoiser, removals)
+        apply_native_(pruned_denoiser, form)
         replacements = {id(scheduler): copy.deepcopy(scheduler) for scheduler in schedulers(pipeline)}
         pruned = _replace_components(pipeline, {**replacements, id(denoiser): pruned_denoiser})
     offload(pruned)
@@ -46,8 +51,9 @@ def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     """Prunes a pipeline in place and returns it. All that `prune` refuses is refused before anything is removed."""
     component, denoiser, removals = _check_plan(pipeline, plan)
     with without_offload(pipeline):
+        form = _native_form(pipeline, component, removals, plan)
         remove_(denoiser, [removal.model_dump() for removal in removals])
-        register_removals_(denoiser, removals)
+        apply_native_(denoiser, form)
         pipeline.register_modules(**{component: denoiser})
     return pipeline
 
@@ -92,12 +98,16 @@ def _replace_components(pipeline: DiffusionPipeline, replacements: Mapping[int, 
     return other
 
 
-def register_removals_(denoiser: Any, removals: Iterable[Removal]) -> None:
-    """Records removals in a denoiser's class and configuration, so that it saves and loads as it is."""
-    base: Any = type(denoiser)
-    cls = pruned_class(getattr(base, "unpruned_class", base))
-    earlier = denoiser.config.get("removals", ())
-    denoiser.__class__ = cls
-    denoiser.register_to_config(
-        removals=[*earlier, *(removal.model_dump(mode="json") for removal in removals)], auto_map=cls.auto_map
-    )
+def _native_form(pipeline: DiffusionPipeline, component: str, removals: Sequence[Removal], plan: Plan) -> NativeForm:
+    """What the denoiser's class can express, checked on the first call of the denoiser."""
+    network = networks(pipeline)[component]
+    form = native_form(network, removals)
+    if not form.removed:
+        return form
+    probe = Probe.model_validate(plan.provenance.get("probe", {}))
+    try:
+        denoiser = find_denoiser(pipeline, component, probe.completed(pipeline).arguments(pipeline, [0]))
+    except (DenoiserNotFound, ProbeError) as error:
+        logger.warning("removed blocks keep stand-ins, as the pruned network cannot be compared with them: %s", error)
+        return stand_in_form(network, removals)
+    return checked_form(denoiser, removals, form)

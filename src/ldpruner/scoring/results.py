@@ -88,6 +88,7 @@ class Scores(Value):
         rank_stability: how much alike other seeds would rank (see `estimates.rank_stability`); None if not known.
         latency_curve: points (sum, saved): the summed latency savings of several removals, and what they save together
             where that was measured, as fractions of the latency; from (0, 0) to (1, 1).
+        native: groups of operators that the denoiser's class can express the removal of (see `native_groups`).
         scores: one for each modification.
     """
 
@@ -100,6 +101,7 @@ class Scores(Value):
     scores: tuple[Score, ...]
     rank_stability: float | None = None
     latency_curve: tuple[tuple[float, float], ...] = ADDITIVE
+    native: tuple[tuple[str, ...], ...] = ()
 
     def saved_together(self, quantity: Quantity, summed: float) -> float:
         """The fraction of a quantity that several removals save, whose own savings have this sum."""

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from ldpruner.budget import Budget
 from ldpruner.errors import NothingToRemove, OperatorNotFound, ProbeError
 from ldpruner.operators.discovery import Candidate, Operator, operators_of
+from ldpruner.operators.native import native_groups
 from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
@@ -146,7 +147,8 @@ class ScoringRun:
         if model:
             self.store.set_fact("model", str(Path(model).resolve()) if Path(model).exists() else model)
         scores = self.scores()
-        scores = scores.replace(latency_curve=self._latency_curve(scores))
+        native = native_groups(self.denoiser.module, [candidate.removal for candidate in self.candidates])
+        scores = scores.replace(latency_curve=self._latency_curve(scores), native=native)
         self.store.set_fact("scores", scores.model_dump(mode="json"))
         return scores
 

@@ -21,7 +21,7 @@ from ldpruner.values import check_choice
 REDRAWS = 8  # of scores within their errors, for selection frequencies
 
 
-def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int = 0) -> Plan:
+def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", native: bool = False, seed: int = 0) -> Plan:
     """Chooses what to remove so that a budget is met at the least cost.
 
     Args:
@@ -29,6 +29,8 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
         budget: what may be left.
         rule: `knapsack` for the least cost in all, `greedy` for lowest score first, as in the paper, `random` for
             removals in random order, to compare with.
+        native: remove only what the denoiser's class can express, such as whole blocks: the pruned pipeline is then a
+            plain folder of diffusers. The plan's provenance says what the best of all plans costs.
         seed: of the random order.
 
     Raises:
@@ -36,11 +38,14 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
     """
     check_choice("rule", rule, RULES, BudgetError)
     removable = [score for score in scores.scores if math.isfinite(score.score)]
-    knapsack, costs = scores.knapsack(removable, budget), scores.removal_costs(removable)
+    members = _members(scores, removable, native=native)
+    knapsack = scores.knapsack(removable, budget).merged(members)
+    costs = members @ scores.removal_costs(removable)
     _check_reachable(scores, knapsack, budget)
     if rule == "knapsack":
         chosen = _cheapest(knapsack, costs, budget)
-        frequencies: list[float | None] = [*_selection_frequencies(knapsack, costs, _errors(scores, removable))]
+        errors = members @ _errors(scores, removable) / members.sum(1)
+        frequencies: list[float | None] = [*(_selection_frequencies(knapsack, costs, errors) @ members)]
     else:
         order = (
             costs.argsort(kind="stable") if rule == "greedy" else np.random.default_rng(seed).permutation(len(costs))
@@ -49,6 +54,7 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
         frequencies = [None] * len(removable)
         if not knapsack.is_met(chosen):
             raise BudgetError(f"budget {budget} cannot be reached by rule={rule!r}; use rule='knapsack'")
+    chosen = chosen @ members
     return Plan(
         removed=tuple(
             PlannedRemoval(removal=score.candidate.removal, score=score.score, selection_frequency=frequency)
@@ -61,8 +67,32 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", seed: int
         rule=rule,
         predicted=predict(scores, itertools.compress(removable, chosen)),
         machine=scores.costs.machine,
-        provenance=_provenance(scores),
+        provenance=_provenance(scores) | (_native_costs(scores, removable, budget, chosen) if native else {}),
     )
+
+
+def _members(scores: Scores, removable: Sequence[Score], *, native: bool) -> Floats:
+    """[groups, removable] 1 for the removals that are chosen together: each is a group, or those that are native."""
+    if not native:
+        return np.eye(len(removable))
+    places = {score.operator: place for place, score in enumerate(removable)}
+    groups = [group for group in scores.native if all(name in places for name in group)]
+    if not groups:
+        raise BudgetError(
+            "native=True: the denoiser's class can express no removal, or the scores are of an older version; "
+            "score again, or leave it out"
+        )
+    members = np.zeros((len(groups), len(removable)))
+    for row, group in zip(members, groups, strict=True):
+        row[[places[name] for name in group]] = 1
+    return members
+
+
+def _native_costs(scores: Scores, removable: Sequence[Score], budget: Budget, chosen: Floats) -> dict[str, object]:
+    """What a native plan costs, and what the best of all plans costs, as predicted latent shifts squared."""
+    costs = scores.removal_costs(removable)
+    best = _cheapest(scores.knapsack(removable, budget), costs, budget)
+    return {"native": True, "cost": float(costs @ chosen), "least_cost": float(costs @ best)}
 
 
 def predict(scores: Scores, chosen: Iterable[Score]) -> Predicted:
@@ -99,11 +129,11 @@ def _errors(scores: Scores, removable: Sequence[Score]) -> Floats:
     return power(scores.metric) * np.array([score.standard_error or 0.0 for score in removable])
 
 
-def _selection_frequencies(knapsack: Knapsack, costs: Floats, errors: Floats) -> list[float]:
-    """The share of the plans that hold each removal when costs are redrawn within their errors."""
+def _selection_frequencies(knapsack: Knapsack, costs: Floats, errors: Floats) -> Floats:
+    """[items] The share of the plans that hold each removal when costs are redrawn within their errors."""
     noise = np.random.default_rng(0).normal(size=(REDRAWS, len(costs)))
     plans = [knapsack.solve(costs * np.exp(errors * each), relaxed=True) for each in noise]
-    return [float(share) for share in np.mean([plan for plan in plans if plan is not None], axis=0)]
+    return np.asarray(np.mean([plan for plan in plans if plan is not None], axis=0))
 
 
 def _in_order(order: Sequence[int], knapsack: Knapsack, *, replaces: bool) -> Floats:

@@ -8,9 +8,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ldpruner.operators.discovery import Removal, operators_of
+from ldpruner.operators.native import NativeForm, native_form, native_groups
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pruning.native import NativeForm, apply_native_, native_form
+from ldpruner.pruning.conversion import apply_native_
 from ldpruner.runtime import remove_
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
@@ -43,9 +44,8 @@ def expressed(denoiser: Denoiser, removals: list[Removal]) -> tuple[NativeForm, 
     remove_(network, [removal.model_dump() for removal in removals])
     expected = outputs(denoiser, network)
     apply_native_(network, form)
-    network_class: Any = type(denoiser.module)
+    network_class: Any = type(network)
     built = network_class.from_config(network.config)
-    remove_(built, [removal.model_dump() for removal in form.rest])
     built.load_state_dict(network.state_dict())
     for other in (network, built.eval()):
         assert all(torch.equal(*pair) for pair in zip(outputs(denoiser, other), expected, strict=True))
@@ -90,8 +90,21 @@ def test_what_a_configuration_cannot_say_is_left_as_it_is() -> None:
     denoiser = denoiser_of("stable-diffusion")
     removals = removals_of(denoiser, "up_blocks.1.attentions.0")
     form = native_form(denoiser.module, removals)
-    assert (form.changes, form.rest) == ((), tuple(removals))
+    assert (form.removed, form.rest) == ((), tuple(removals))
     assert form.config == {name: value for name, value in denoiser.module.config.items() if not name.startswith("_")}  # type: ignore[union-attr,operator]
+
+
+def test_groups_are_blocks_alone_and_all_attentions_of_a_u_net_block() -> None:
+    flux, u_net = denoiser_of("flux"), denoiser_of("stable-diffusion")
+    for denoiser, expected in (
+        (flux, [("transformer_blocks.0",), ("single_transformer_blocks.1",)]),
+        (u_net, [("mid_block",), ("up_blocks.1.attentions.0", "up_blocks.1.attentions.1")]),
+    ):
+        removals = [operator.candidates[-1].removal for operator in operators_of(denoiser)]
+        groups = native_groups(denoiser.module, removals)
+        assert set(expected) <= set(groups)
+        form = native_form(denoiser.module, [removal for removal in removals if (removal.operator,) in groups][:1])
+        assert form.rest == ()
 
 
 def whole_blocks(denoiser: Denoiser) -> list[Removal]:
