@@ -173,7 +173,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
         with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
             probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
             if plan is not None and (exhaustive <= bool(plan.provenance["exhaustive"])):
-                return _finish(pipeline, prune(pipeline, plan), plan, probe, folder, progress)
+                return _finish(pipeline, prune(pipeline, plan, probe=probe), plan, probe, folder, progress)
             scores = _score(scoring, model, None if exhaustive else [budget], progress)
         pruned, plan = prune_to_budget(
             pipeline, scores, budget, rule=rule, native=native, run=folder.path, provenance=patterns, progress=progress

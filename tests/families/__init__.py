@@ -51,7 +51,9 @@ class Family:
             torch.manual_seed(0)  # some use the global random state beside their generator
             arguments = {name: value for name, value in arguments.items() if name in accepted}
             samples = pipeline(**arguments, return_dict=False)[0]
-        return torch.stack([torch.as_tensor(np.asarray(sample)) for sample in samples])
+        return torch.stack(
+            [sample if isinstance(sample, torch.Tensor) else torch.as_tensor(np.asarray(sample)) for sample in samples]
+        )
 
 
 FAMILIES = {

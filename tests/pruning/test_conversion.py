@@ -125,6 +125,17 @@ def test_pruning_twice_names_what_left_by_the_original(tmp_path: Path) -> None:
     assert torch.equal(family.sample(ldpruner.load(tmp_path / "pruned")), family.sample(further))
 
 
+def test_a_probe_gives_the_images_that_a_plan_does_not_keep(caplog: pytest.LogCaptureFixture) -> None:
+    family = FAMILIES["stable-diffusion-img2img"]
+    pipeline = family.pipeline()
+    probe = ldpruner.Probe(samples=1, steps=2, call=dict(family.call))
+    plan = plan_of(family, pipeline, ["mid_block"]).replace(provenance={"probe": probe.model_dump(mode="json")})
+    assert network_of(ldpruner.prune(pipeline, plan, probe=probe), "unet").mid_block is None
+    with caplog.at_level(logging.WARNING):
+        assert network_of(ldpruner.prune(pipeline, plan), "unet").mid_block is not None
+    assert "keep stand-ins" in caplog.text
+
+
 def test_where_the_pipeline_cannot_be_run_blocks_keep_stand_ins(caplog: pytest.LogCaptureFixture) -> None:
     family = FAMILIES["flux"]
     pipeline = family.pipeline()

@@ -51,7 +51,7 @@ def prune_to_budget(
         plan = select(scores, budget.replace(latency=latency), rule=rule, native=native)
         plan = plan.replace(budget=budget, provenance={**plan.provenance, **provenance})
         plan.write(run / "plan.json")
-        return prune(pipeline, plan), plan
+        return prune(pipeline, plan, probe=scores.probe), plan
 
     def measured(pair: tuple[DiffusionPipeline, Plan]) -> float:
         pipelines = {"original": pipeline, "pruned": pair[0]}

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ldpruner.errors import DenoiserNotFound, PlanMismatch, ProbeError
+from ldpruner.errors import DenoiserNotFound, PlanMismatch, ProbeError, one_line
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.native import NativeForm, native_form, stand_in_form
 from ldpruner.operators.patching import check_removals, modified
@@ -25,11 +25,16 @@ from ldpruner.selection.plan import Plan
 logger = logging.getLogger(__name__)
 
 
-def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
+def prune(pipeline: DiffusionPipeline, plan: Plan, *, probe: Probe | None = None) -> DiffusionPipeline:
     """Makes a pruned pipeline; the original does not change.
 
     The new pipeline has its own denoiser and scheduler and shares all other components. What the denoiser's class can
     express in its configuration, such as fewer blocks, is expressed there. The rest gets stand-ins.
+
+    Args:
+        pipeline: the original.
+        plan: what to remove.
+        probe: how the pipeline is called; None is the plan's own, without its images.
 
     Raises:
         PlanMismatch: the plan was made for another architecture.
@@ -37,7 +42,7 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     """
     component, denoiser, removals = _check_plan(pipeline, plan)
     with without_offload(pipeline) as offload:
-        form = _native_form(pipeline, component, removals, plan)
+        form = _native_form(pipeline, component, removals, probe or plan.provenance.get("probe", {}))
         with modified(denoiser, removals):
             pruned_denoiser = copy.deepcopy(denoiser)  # without the removed weights
         apply_native_(pruned_denoiser, form)
@@ -47,11 +52,11 @@ def prune(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
     return pruned
 
 
-def prune_(pipeline: DiffusionPipeline, plan: Plan) -> DiffusionPipeline:
+def prune_(pipeline: DiffusionPipeline, plan: Plan, *, probe: Probe | None = None) -> DiffusionPipeline:
     """Prunes a pipeline in place and returns it. All that `prune` refuses is refused before anything is removed."""
     component, denoiser, removals = _check_plan(pipeline, plan)
     with without_offload(pipeline):
-        form = _native_form(pipeline, component, removals, plan)
+        form = _native_form(pipeline, component, removals, probe or plan.provenance.get("probe", {}))
         remove_(denoiser, [removal.model_dump() for removal in removals])
         apply_native_(denoiser, form)
         pipeline.register_modules(**{component: denoiser})
@@ -98,16 +103,18 @@ def _replace_components(pipeline: DiffusionPipeline, replacements: Mapping[int, 
     return other
 
 
-def _native_form(pipeline: DiffusionPipeline, component: str, removals: Sequence[Removal], plan: Plan) -> NativeForm:
+def _native_form(
+    pipeline: DiffusionPipeline, component: str, removals: Sequence[Removal], probe: Probe | object
+) -> NativeForm:
     """What the denoiser's class can express, checked on the first call of the denoiser."""
     network = networks(pipeline)[component]
     form = native_form(network, removals)
     if not form.removed:
         return form
-    probe = Probe.model_validate(plan.provenance.get("probe", {}))
     try:
-        denoiser = find_denoiser(pipeline, component, probe.completed(pipeline).arguments(pipeline, [0]))
-    except (DenoiserNotFound, ProbeError) as error:
-        logger.warning("removed blocks keep stand-ins, as the pruned network cannot be compared with them: %s", error)
+        probe = Probe.model_validate(probe).completed(pipeline)
+        denoiser = find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
+    except (DenoiserNotFound, ProbeError, ValueError) as error:
+        logger.warning("blocks keep stand-ins, as the pipeline cannot be run to compare: %s", one_line(error))
         return stand_in_form(network, removals)
     return checked_form(denoiser, removals, form)
