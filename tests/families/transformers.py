@@ -224,7 +224,9 @@ def wan_videos() -> Any:
 
 def wan_transformer(**settings: Any) -> Any:
     sizes = {"in_channels": 4, "out_channels": 4, "text_dim": WIDTH, "freq_dim": 16, "ffn_dim": 32}
-    return ready(diffusers.WanTransformer3DModel(**{**sizes, **BLOCKS, "attention_head_dim": 12, **settings}))
+    return ready(
+        diffusers.WanTransformer3DModel(**{**sizes, **BLOCKS, "num_layers": 3, "attention_head_dim": 12, **settings})
+    )
 
 
 def wan_parts(**settings: Any) -> dict[str, Any]:

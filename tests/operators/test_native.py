@@ -14,13 +14,12 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pruning.conversion import apply_native_
 from ldpruner.runtime import remove_
 from tests.families import FAMILIES
-from tests.families.parts import PROMPTS
 
 
 def denoiser_of(name: str) -> Denoiser:
     family = FAMILIES[name]
     pipeline = family.pipeline()
-    probe = Probe(samples=1, steps=2, prompts=PROMPTS, call=dict(family.call))
+    probe = Probe(samples=1, steps=2, prompts=family.prompts, call=dict(family.call))
     return find_denoiser(pipeline, family.component, probe.arguments(pipeline, [0]))
 
 
@@ -126,7 +125,12 @@ def whole_blocks(denoiser: Denoiser) -> list[Removal]:
 # Their blocks depend on their position: residuals of a ControlNet, modulations, embeddings that the first block adds.
 # A form is found that gives other outputs; `prune` compares them, and keeps the stand-ins.
 BY_POSITION = {"chroma", "flux-controlnet", "latte", "stable-diffusion-3-controlnet", "wan-vace"}
-WITHOUT_COUNT = {"hunyuan-dit", "latent-upscaler", "stable-cascade"}  # skip connections, lists that no field counts
+WITHOUT_COUNT = {
+    "hunyuan-dit",
+    "hunyuan-dit-controlnet",
+    "latent-upscaler",
+    "stable-cascade",
+}  # skip connections, lists that no field counts
 
 
 @pytest.mark.extensive

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.native import NativeForm, base_class, built, native_form, plain_config
-from ldpruner.operators.patching import modified
+from ldpruner.operators.patching import MISFITS, modified
 from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.runtime import REMOVED, SETTING_TYPES, adapting_class, old_name, pruned_class
 
@@ -26,14 +26,14 @@ def checked_form(denoiser: Denoiser, removals: Sequence[Removal], form: NativeFo
     """
     network: Any = denoiser.module
     with modified(network, removals):
-        expected = _tensors(denoiser())
+        expected = _tensors(denoiser)
 
     def is_exact(form: NativeForm) -> bool:
         with modified(network, removals):
             trial: Any = _with_same_weights(network)
         apply_native_(trial, form)
-        actual = _tensors(replace(denoiser, module=trial)())
-        return len(actual) == len(expected) and all(map(torch.equal, actual, expected))
+        actual = _tensors(replace(denoiser, module=trial))
+        return 0 < len(actual) == len(expected) and all(map(torch.equal, actual, expected))
 
     return form if is_exact(form) else native_form(network, removals, is_exact)
 
@@ -116,6 +116,11 @@ def _with_same_weights(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
+def _tensors(denoiser: Denoiser) -> list[torch.Tensor]:
+    """The tensors of the output of the recorded call; none where the network cannot be called."""
+    try:
+        output = denoiser()
+    except MISFITS:
+        return []
     leaves = tree_leaves(tuple(output.values()) if isinstance(output, dict) else output)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
