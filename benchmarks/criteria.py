@@ -28,10 +28,10 @@ from ldpruner.knapsack import TOLERANCE
 from ldpruner.operators.discovery import Candidate
 from ldpruner.operators.patching import MISFITS, modified
 from ldpruner.pipelines.sampling import BATCH_SIZE, largest_batch, sample_latents
-from ldpruner.runtime import replacement
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import Plan, PlannedRemoval, Rule
 from ldpruner.selection.select import predict
+from ldpruner.stand_ins import replacement
 
 CALLS = 6  # of the denoiser, at as many noise levels
 PAIR = re.compile(r"(?P<way>down|up)_blocks\.(?P<level>\d+)\.(resnets|attentions)\.(?P<place>\d+)$")

@@ -19,6 +19,7 @@ NAMES = [
     "Score",
     "Scores",
     "Training",
+    "adapt_lora",
     "evaluate",
     "find_operators",
     "finetune",

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,56 +29,23 @@ REMOVALS = [
 ]
 
 
-def test_it_imports_nothing_of_ldpruner() -> None:
-    tree = ast.parse(Path(runtime.__file__).read_text(encoding="utf-8"))
+def test_the_joined_code_imports_nothing_of_ldpruner() -> None:
+    tree = ast.parse(runtime.source_code())
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert {str(module).partition(".")[0] for module in modules} <= {
-        *("collections", "functools", "inspect", "itertools", "pathlib", "shutil", "tempfile", "typing"),
-        *("diffusers", "huggingface_hub", "torch"),
+        *("collections", "contextlib", "functools", "inspect", "itertools", "logging", "pathlib", "re", "shutil"),
+        *("tempfile", "typing", "diffusers", "huggingface_hub", "torch"),
     }
 
 
-def test_names_move_up_where_modules_left_a_list() -> None:
-    removed = ["blocks.0", "blocks.2", "mid_block", "up_blocks.1.attentions"]
-    names = ("blocks.1.norm.weight", "blocks.3", "blocks.2.attn", "up_blocks.1.attentions.0", "up_blocks.1.resnets.0")
-    moved = [runtime.new_name(name, removed) for name in names]
-    assert moved == ["blocks.0.norm.weight", "blocks.1", None, None, "up_blocks.1.resnets.0"]
-    kept = [(old, new) for old, new in zip(names, moved, strict=True) if new is not None]
-    assert all(runtime.old_name(new, removed) == old for old, new in kept)
-
-
-@pytest.mark.parametrize(
-    ("selector", "args", "kwargs", "expected"),
-    [(1, ("a", "b"), {}, "b"), ("state", ("a",), {"state": "b"}, "b"), (None, ("a",), {}, None)],
-)
-def test_a_selector_chooses_an_argument(
-    selector: int | str | None, args: tuple[str, ...], kwargs: dict[str, str], expected: str | None
-) -> None:
-    assert runtime.select_input(selector, args, kwargs) == expected
-
-
-def test_position_zero_is_the_first_tensor_if_all_arguments_are_named() -> None:
-    tensor = torch.ones(1)
-    assert runtime.select_input(0, (), {"scale": 2, "values": tensor}) is tensor
-
-
-def test_replacements_return_inputs_zeros_or_the_shortcut() -> None:
-    first, second = torch.ones(2), torch.full((3,), 2.0)
-    assert runtime.Identity(1)(first, second) is second
-    assert runtime.Identity(["b", None])(a=first, b=second) == (second, None)
-    assert torch.equal(runtime.Zero(1)(first, second), torch.zeros(3))
-    assert [output.tolist() for output in runtime.Zero([1, 0])(first, second)] == [[0, 0, 0], [0, 0]]
-    projection = nn.Linear(2, 3)
-    assert torch.equal(runtime.Shortcut("projection", projection)(first), projection(first))
-
-
-def test_a_replacement_keeps_the_plain_attributes_of_the_module() -> None:
-    replacement: Any = runtime.replacement(nn.Conv2d(2, 2, 3), "zero", 0)
-    assert (replacement.in_channels, replacement.padding_mode) == (2, "zeros")
-    assert not list(replacement.parameters())
-    with pytest.raises(ValueError, match="unknown modification 'halve'"):
-        runtime.replacement(nn.SiLU(), "halve", 0)
+def test_no_name_is_defined_twice_in_the_joined_code() -> None:
+    tree = ast.parse(runtime.source_code())
+    names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    names += [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    assert repeated <= {"logger"}
 
 
 def test_a_pruned_class_replays_its_removals() -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ldpruner.finetuning.trainer import finetune
     from ldpruner.operators.discovery import Operator, find_operators
     from ldpruner.pipelines.probe import Probe
+    from ldpruner.pruning.lora import adapt_lora
     from ldpruner.pruning.saving import save
     from ldpruner.pruning.serialization import load
     from ldpruner.pruning.surgery import prune, prune_
@@ -33,6 +34,7 @@ __all__ = [
     "Score",
     "Scores",
     "Training",
+    "adapt_lora",
     "evaluate",
     "find_operators",
     "finetune",
@@ -54,6 +56,7 @@ _MODULES = {
     "finetuning.trainer": ("finetune",),
     "operators.discovery": ("Operator", "find_operators"),
     "pipelines.probe": ("Probe",),
+    "pruning.lora": ("adapt_lora",),
     "pruning.saving": ("save",),
     "pruning.serialization": ("load",),
     "pruning.surgery": ("prune", "prune_"),

@@ -47,6 +47,10 @@ class PlanMismatch(LdPrunerError):
     """The plan was made for another architecture."""
 
 
+class LoraMismatch(LdPrunerError):
+    """A LoRA cannot be read, or does not fit the pruned network."""
+
+
 class BudgetError(LdPrunerError):
     """A budget is out of range or cannot be reached.
 

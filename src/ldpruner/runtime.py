@@ -1,15 +1,15 @@
-"""What a pruned denoiser needs to run and to load.
+"""The classes of pruned denoisers: how they are built, loaded and saved.
 
-This file is copied into the folder of every saved pruned pipeline, so that the pipeline opens where ld-pruner is not
-installed. It must import nothing of ld-pruner.
+This file and those that it imports of ld-pruner are joined in the folder of every saved pruned pipeline, so that the
+pipeline opens where ld-pruner is not installed. They must import nothing else of ld-pruner.
 """
 
 import functools
 import inspect
-import itertools
+import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,144 +19,16 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ldpruner.adapters import adapting_methods
+from ldpruner.stand_ins import remove_
+
 # Weights, or their index, as diffusers names them, and as a pruned network does: the unpruned class would find the
 # former, and fill what is missing with random values. DiffusionPipeline downloads both.
 PLAIN_NAME, PRUNED_NAME = "diffusion_pytorch_model.", "model."
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 SOURCE_FILE = Path(__file__)
-SETTING_TYPES = (bool, int, float, str, type(None))
 CLASS_MARKER = "# The class of this folder"
-REMOVED = "_removed"  # in a configuration: modules without a stand-in, by their names in the original
-
-
-def select_input(selector: int | str | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The argument at a position (int) or of a name (str); None for None.
-
-    If all arguments are named, position 0 is the first tensor.
-    """
-    if selector is None:
-        return None
-    if selector == 0 and not args:
-        return next(value for value in kwargs.values() if isinstance(value, torch.Tensor))
-    return args[selector] if isinstance(selector, int) else kwargs[selector]
-
-
-class Identity(nn.Module):
-    """Replaces an operator: each output is the input that `source` selects.
-
-    `source` is a list if the operator returned a tuple.
-    """
-
-    def __init__(self, source: Any = 0) -> None:
-        super().__init__()
-        self.source = source
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self.source, (list, tuple)):
-            return tuple(select_input(selector, args, kwargs) for selector in self.source)
-        return select_input(self.source, args, kwargs)
-
-
-class Zero(Identity):
-    """Replaces a residual branch: each output is zero, in the shape of the input that `source` selects."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = super().forward(*args, **kwargs)
-        if isinstance(inputs, tuple):
-            return tuple(None if tensor is None else torch.zeros_like(tensor) for tensor in inputs)
-        return torch.zeros_like(inputs)
-
-
-class Shortcut(nn.Module):
-    """Replaces a block that changes its width: only its own shortcut projection is left."""
-
-    def __init__(self, name: str, projection: nn.Module) -> None:
-        super().__init__()
-        self.add_module(name, projection)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        (projection,) = self.children()
-        return projection(select_input(0, args, kwargs))
-
-
-def replacement(module: nn.Module, modification: str, source: Any) -> nn.Module:
-    """Builds the module that replaces `module`, with its plain attributes: the network may read them elsewhere."""
-    stand_in = _stand_in(module, modification, source)
-    for name, value in vars(module).items():
-        if isinstance(value, SETTING_TYPES) and not name.startswith("_") and name not in vars(stand_in):
-            setattr(stand_in, name, value)
-    return stand_in
-
-
-def _stand_in(module: nn.Module, modification: str, source: Any) -> nn.Module:
-    if modification == "identity":
-        return Identity(source)
-    if modification == "zero":
-        return Zero(source)
-    if modification == "shortcut":
-        return Shortcut(source, module.get_submodule(source))
-    raise ValueError(f"unknown modification {modification!r}")
-
-
-def replacements(denoiser: nn.Module, removal: Mapping[str, Any]) -> list[tuple[nn.Module, nn.Module]]:
-    """The modules that a removal takes out, each with its replacement. Nothing changes yet.
-
-    Args:
-        denoiser: the network.
-        removal: has the keys operator, modification, source and cascaded (the operators that feed only this one).
-    """
-    module = denoiser.get_submodule(removal["operator"])
-    cascaded = [denoiser.get_submodule(name) for name in removal["cascaded"]]
-    pairs = [(module, replacement(module, removal["modification"], removal["source"]))]
-    return pairs + [(module, replacement(module, "identity", 0)) for module in cascaded]
-
-
-def swap_(denoiser: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replaces a module wherever it is registered: a shared module has several places."""
-    for parent in list(denoiser.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
-
-
-def remove_(denoiser: nn.Module, removals: Iterable[Mapping[str, Any]]) -> None:
-    """Removes operators in place, in order: a later removal may take out what an earlier one left."""
-    for removal in removals:
-        for module, stand_in in replacements(denoiser, removal):
-            swap_(denoiser, module, stand_in)
-
-
-# Names: a module that leaves a list of blocks makes the later ones move up
-
-
-def new_name(name: str, removed: Collection[str]) -> str | None:
-    """How a module or weight of the original network is called now; None if it is gone.
-
-    Args:
-        name: dotted, in the original network.
-        removed: modules of the original network that are gone, without a stand-in.
-    """
-    path, new = "", []
-    for part in name.split("."):
-        place = f"{path}{part}"
-        if place in removed:
-            return None
-        earlier = sum(f"{path}{index}" in removed for index in range(int(part))) if part.isdigit() else 0
-        new.append(str(int(part) - earlier) if earlier else part)
-        path = f"{place}."
-    return ".".join(new)
-
-
-def old_name(name: str, removed: Collection[str]) -> str:
-    """How a module or weight of a pruned network is called in the original: the inverse of `new_name`."""
-    path = ""
-    for part in name.split("."):
-        place, left = part, int(part) if part.isdigit() else -1
-        if left >= 0:
-            kept = (index for index in itertools.count() if f"{path}{index}" not in removed)
-            place = str(next(itertools.islice(kept, left, None)))
-        path += f"{place}."
-    return path[:-1]
+JOINED_IMPORT = re.compile(r"^from ldpruner\.(\w+) import (?:\([^)]*\)|.*)\n", re.MULTILINE)
 
 
 # Classes
@@ -171,6 +43,7 @@ def adapting_class(base: Any) -> Any:
         "__doc__": base.__doc__,
         "unpruned_class": base,
         "__reduce_ex__": reduce_ex,
+        **adapting_methods(base),
     }
     return type(base.__name__, (base,), body)
 
@@ -265,8 +138,7 @@ def save_pretrained(
     if not is_main_process:
         return
     folder, cls, base = Path(save_directory), type(self), self.unpruned_class
-    code = SOURCE_FILE.read_text(encoding="utf-8").split(f"\n{CLASS_MARKER}\n")[0]
-    code += f"\n{CLASS_MARKER}\nfrom {base.__module__} import {base.__name__}\n\n"
+    code = f"{source_code()}\n{CLASS_MARKER}\nfrom {base.__module__} import {base.__name__}\n\n"
     code += f"{cls.__name__} = pruned_class({base.__name__})\n"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as plain:
@@ -277,6 +149,22 @@ def save_pretrained(
             (folder / f"{PRUNED_NAME}{name}").unlink(missing_ok=True)
         for path in Path(plain).iterdir():
             path.replace(folder / _renamed(path.name, PLAIN_NAME, PRUNED_NAME))
+
+
+def source_code() -> str:
+    """This file and those that it imports of ld-pruner, as one."""
+    joined: set[str] = set()
+
+    def code(file: Path) -> str:
+        return JOINED_IMPORT.sub(imported, file.read_text(encoding="utf-8").split(f"\n{CLASS_MARKER}\n")[0])
+
+    def imported(match: re.Match[str]) -> str:
+        name = match[1]
+        is_new = name not in joined
+        joined.add(name)
+        return code(SOURCE_FILE.with_name(f"{name}.py")) if is_new else ""
+
+    return code(SOURCE_FILE)
 
 
 def reduce_ex(self: Any, protocol: Any) -> Any:

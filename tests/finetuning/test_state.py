@@ -126,3 +126,21 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
     tensors, metadata = read_tensors(path)
     assert tensors["weight"].tolist() == [1, 1]
     assert metadata == {"step": 1}
+
+
+@pytest.mark.case(number=44)
+def test_frozen_weights_stay_as_they_are() -> None:
+    module = network().requires_grad_(False)
+    module.get_submodule("0").requires_grad_(True)
+    before = copy.deepcopy(module.state_dict())
+    state = State(module, short())
+    train_(state, module, 3)
+    state.load_best_()
+    changed = [name for name, weight in module.state_dict().items() if not torch.equal(weight, before[name])]
+    assert [name for name in changed if name.startswith(("0.", "2.", "scale"))] == ["0.weight", "0.bias"]
+
+
+@pytest.mark.case(number=44)
+def test_a_network_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(FinetuningError, match=r"all weights are frozen; call requires_grad_\(True\)"):
+        State(network().requires_grad_(False), short())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
@@ -20,8 +21,11 @@ import ldpruner
 from ldpruner.errors import FinetuningError
 from ldpruner.finetuning import History
 from ldpruner.finetuning.trainer import Finetuning, Trainer, finetune, prepare_accelerator
+from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.running import networks
 from ldpruner.pipelines.sampling import sample_latents
+from ldpruner.selection.plan import PlannedRemoval
+from tests.families import FAMILIES
 from tests.finetuning.conftest import PROBE, short, unet_weights
 
 EVERY = 7  # steps between checkpoints where a run is killed
@@ -197,3 +201,33 @@ def test_any_network_is_trained_and_without_validation_keeps_its_last_average(tm
     assert (history.best_step, history.validation_losses) == (40, {})
     assert history.losses[-1] < 0.1 * history.losses[0]
     assert torch.equal(module.weight, trainer.state.ema.shadow_params[0])
+
+
+@pytest.mark.case(number=44)
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+def test_a_lora_on_a_frozen_network_is_all_that_is_trained(tiny_text: DiffusionPipeline) -> None:
+    student: Any = copy.deepcopy(tiny_text)
+    student.unet.requires_grad_(False).add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    before = copy.deepcopy(student.unet.state_dict())
+    finetune(student, tiny_text, probe=ldpruner.Probe(samples=4, steps=2, prompts=("a cat",)), training=short())
+    after = student.unet.state_dict()
+    changed = [name for name, weight in after.items() if not torch.equal(weight, before[name])]
+    assert changed
+    assert all("lora_" in name for name in changed)
+
+
+@pytest.mark.case(number=40)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "stable-diffusion-3"])
+def test_a_transformer_without_a_block_is_trained_with_gradient_checkpointing(name: str) -> None:
+    family = FAMILIES[name]
+    original: Any = family.pipeline()
+    source = ("encoder_hidden_states", "hidden_states")
+    removal = Removal(operator="transformer_blocks.0", modification="identity", source=source)
+    plan = ldpruner.Plan(removed=(PlannedRemoval(removal=removal),), component="transformer")
+    probe = ldpruner.Probe(samples=2, steps=2, prompts=("a red cat",), call=dict(family.call))
+    histories = [
+        finetune(ldpruner.prune(original, plan), original, probe=probe, training=short(**settings))
+        for settings in ({}, {"gradient_checkpointing": True})
+    ]
+    assert histories[0].losses == pytest.approx(histories[1].losses, rel=1e-3)

@@ -12,7 +12,7 @@ from ldpruner.operators.native import NativeForm, native_form, native_groups
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pruning.conversion import apply_native_
-from ldpruner.runtime import remove_
+from ldpruner.stand_ins import remove_
 from tests.families import FAMILIES
 
 

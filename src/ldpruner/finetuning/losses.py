@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldpruner.operators.discovery import STAND_INS
-from ldpruner.runtime import REMOVED, new_name, old_name
+from ldpruner.stand_ins import REMOVED, new_name, old_name
 
 
 def stages(teacher: nn.Module, student: nn.Module) -> dict[str, str]:

@@ -27,11 +27,19 @@ FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
 
 
 class State:
-    """Everything that a checkpoint holds. The network is trained in full precision, whatever it ships in."""
+    """Everything that a checkpoint holds. The network is trained in full precision, whatever it ships in.
+
+    Only weights that require gradients are trained: all of a network as it is loaded, a LoRA where the rest is frozen.
+
+    Raises:
+        FinetuningError: no weight requires gradients.
+    """
 
     def __init__(self, module: nn.Module, training: Training, scaler: torch.amp.GradScaler | None = None) -> None:
         self.training, self.scaler = training, scaler
-        self.weights = list(module.float().requires_grad_(True).parameters())
+        self.weights = [weight for weight in module.float().parameters() if weight.requires_grad]
+        if not self.weights:
+            raise FinetuningError("all weights are frozen; call requires_grad_(True) on the network, or add a LoRA")
         self.buffers = list(module.buffers())
         fused, decay = module_device(module).type in FUSED_DEVICES, training.adam_weight_decay
         self.optimizer = torch.optim.AdamW(self.weights, training.learning_rate, weight_decay=decay, fused=fused)

@@ -166,6 +166,8 @@ def finetune(
 ) -> History:
     """Trains a pruned pipeline's denoiser in place, with the original as teacher.
 
+    Only weights that require gradients change: all of a denoiser as it is loaded, or a LoRA on a frozen one.
+
     Args:
         pruned: what `prune` made.
         teacher: the original pipeline; it is not changed.
@@ -219,11 +221,13 @@ class Finetuning(Trainer):
                 student.enable_gradient_checkpointing()
             except ValueError as error:
                 raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
-        identity = {
+        identity: dict[str, Any] = {
             "network": architecture(student).digest,
             "examples": self.distillation.examples.digest,
             "weak_model": weights_digest(weak_model) if weak_model is not None else None,
         }
+        if frozen := [name for name, weight in student.named_parameters() if not weight.requires_grad]:
+            identity["frozen"] = frozen
         loss = DistillationLoss(self.distillation, student, weak_model, training, accelerator)
         super().__init__(
             student,

@@ -19,7 +19,7 @@ from torch import nn
 from ldpruner.operators.discovery import Operator, Removal
 from ldpruner.operators.names import ancestors
 from ldpruner.pipelines.library_logs import without_chatter
-from ldpruner.runtime import new_name, remove_
+from ldpruner.stand_ins import new_name, remove_
 
 Config: TypeAlias = dict[str, Any]
 Configurations: TypeAlias = Callable[[Config], Iterator[Config]]  # what to try in place of a configuration

@@ -13,7 +13,7 @@ from ldpruner.errors import OperatorNotFound, PipelineFailed, PlanMismatch
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.names import ancestors, as_tuple
 from ldpruner.pipelines.sampling import FAILURES
-from ldpruner.runtime import replacements
+from ldpruner.stand_ins import replacements
 
 # What a denoiser raises when a replacement does not fit. Running out of memory says nothing about the operator.
 MISFITS = (*FAILURES, PipelineFailed)

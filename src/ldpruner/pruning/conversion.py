@@ -14,7 +14,8 @@ from ldpruner.operators.discovery import Removal
 from ldpruner.operators.native import NativeForm, base_class, built, native_form, plain_config
 from ldpruner.operators.patching import MISFITS, modified
 from ldpruner.pipelines.denoiser import Denoiser
-from ldpruner.runtime import REMOVED, SETTING_TYPES, adapting_class, old_name, pruned_class
+from ldpruner.runtime import adapting_class, pruned_class
+from ldpruner.stand_ins import REMOVED, SETTING_TYPES, old_name
 
 DEFAULTS = "_use_default_values"  # where diffusers notes fields that nobody set: `from_config` leaves these out
 

@@ -25,7 +25,8 @@ from ldpruner.pipelines.library_logs import without_chatter
 from ldpruner.pipelines.meta import open_meta, special_class
 from ldpruner.pipelines.running import networks
 from ldpruner.pruning import classes
-from ldpruner.runtime import HUB_OPTIONS, REMOVED, adapting_class, remove_
+from ldpruner.runtime import HUB_OPTIONS, adapting_class
+from ldpruner.stand_ins import REMOVED, remove_
 from ldpruner.values import first_fault
 
 AUTO_MAP = "auto_map"  # in an index: where AutoModel finds the class of a pruned network

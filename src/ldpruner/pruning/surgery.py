@@ -19,8 +19,8 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
 from ldpruner.profiling.machine import machine_of
 from ldpruner.pruning.conversion import apply_native_, checked_form
-from ldpruner.runtime import remove_
 from ldpruner.selection.plan import Plan
+from ldpruner.stand_ins import remove_
 
 logger = logging.getLogger(__name__)
 
