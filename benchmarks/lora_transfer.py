@@ -71,7 +71,8 @@ def off_tint(pixels: Tensor) -> Tensor:
     direction = (light - dark) / (light - dark).norm()
     shifted = pixels.float().permute(0, 2, 3, 1) - dark
     along = (shifted @ direction)[..., None] * direction
-    return (shifted - along).norm(dim=-1).flatten(1).mean(1)
+    distances: Tensor = (shifted - along).norm(dim=-1)
+    return distances.flatten(1).mean(1)
 
 
 def _measured(data: Path) -> Mapping[str, Any]:
@@ -89,15 +90,14 @@ def _measured(data: Path) -> Mapping[str, Any]:
             pictures[row] = model.sample(pipeline, SAMPLES, STEPS, seed=1)
             latents[row] = sample_latents(pipeline, probe, range(SAMPLES))
     _draw(pictures)
-    effects = [latents[f"{name} + LoRA"] - latents[name] for name in ("original", "pruned")]
-    cosines = torch.cosine_similarity(*(effect.flatten(1) for effect in effects))
-    ratios = effects[1].flatten(1).norm(dim=1) / effects[0].flatten(1).norm(dim=1)
+    effect, pruned_effect = ((latents[f"{name} + LoRA"] - latents[name]).flatten(1) for name in ("original", "pruned"))
+    cosines = torch.cosine_similarity(effect, pruned_effect, dim=1)
     return {
         "off_tint": {row: _mean(off_tint(pictures[row])) for row in ROWS},
         "off_tint_of_the_pictures": _mean(off_tint(model.test[:SAMPLES])),
         "effect_cosine": _mean(cosines),
-        "mean_effect_cosine": float(torch.cosine_similarity(*(effect.mean(0).flatten() for effect in effects), dim=0)),
-        "effect_ratio": _mean(ratios),
+        "mean_effect_cosine": float(torch.cosine_similarity(effect.mean(0), pruned_effect.mean(0), dim=0)),
+        "effect_ratio": _mean(pruned_effect.norm(dim=1) / effect.norm(dim=1)),
         "removed": pruned.components["unet"].config.get("removals", ()),
         "lora_modules": len({key.split(".lora_")[0] for key in lora}),
         "dropped": len(lora) - sum("lora_" in key for key in pruned.components["unet"].state_dict()),

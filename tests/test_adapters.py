@@ -20,11 +20,10 @@ from diffusers.training_utils import _collate_lora_metadata
 from torch import nn
 
 import ldpruner
-from ldpruner.adapters import ORIGINAL
 from ldpruner.operators.discovery import Removal
 from ldpruner.runtime import adapting_class
 from ldpruner.selection.plan import PlannedRemoval
-from ldpruner.stand_ins import REMOVED, StandIn, new_name
+from ldpruner.stand_ins import ORIGINAL, REMOVED, StandIn, new_name, old_name
 from tests.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT, torchao and bitsandbytes
@@ -133,7 +132,9 @@ def test_an_adapter_targets_no_stand_in_and_is_saved_and_loaded(
 ) -> None:
     smaller = pruned(name, FAMILIES[name].pipeline())
     add_lora(network(smaller), target_modules=targets)
-    adapted = [module for module, _ in network(smaller).named_modules() if module.endswith("lora_A")]
+    removed = network(smaller).config.get(REMOVED, ())
+    names = [module for module, _ in network(smaller).named_modules() if module.endswith("lora_A")]
+    adapted = [old_name(name, removed) for name in names]
     gone = [removal.operator for removal in PLANS[name]]
     assert adapted
     assert not any(module.startswith(f"{operator}.") for module in adapted for operator in gone)

@@ -12,9 +12,8 @@ import torch
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import nn
 
-from ldpruner.stand_ins import REMOVED, Identity, StandIn, Zero, module_at, new_name, old_name
+from ldpruner.stand_ins import ORIGINAL, REMOVED, Identity, StandIn, Zero, module_at, new_name, old_name
 
-ORIGINAL = "_original"  # in a configuration: the original's entries, where they were others
 FETCH_OPTIONS = (
     *("weight_name", "use_safetensors", "local_files_only", "cache_dir", "force_download", "proxies", "token"),
     *("revision", "subfolder"),

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 SETTING_TYPES = (bool, int, float, str, type(None))
-REMOVED = "_removed"  # in a configuration: modules without a stand-in, by their names in the original
+# In a configuration: modules without a stand-in, by their names in the original, and the entries that it has changed
+REMOVED, ORIGINAL = "_removed", "_original"
 
 
 def select_input(

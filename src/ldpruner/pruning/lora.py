@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ldpruner.adapters import (
-    ORIGINAL,
     Renaming,
     dropped_message,
     lora_renaming,
@@ -33,7 +32,7 @@ from ldpruner.operators.names import ancestors
 from ldpruner.pipelines.running import networks
 from ldpruner.pruning.serialization import load_meta
 from ldpruner.selection.plan import Plan
-from ldpruner.stand_ins import new_name
+from ldpruner.stand_ins import ORIGINAL, new_name
 
 METADATA = "lora_adapter_metadata"  # in the header of a file: a LoraConfig
 MOVING = ("blocks", "layers")  # how lists are called whose modules move up; resnets and attentions of U-Nets do not
