@@ -1,8 +1,8 @@
-"""Does a LoRA that was trained before pruning still draw its style after?
+"""Does a LoRA that was trained before pruning still have its style after?
 
     python -m benchmarks.lora_transfer --data DATA
 
-A LoRA of `zoo:emoji` learns to draw in one tint, dark violet to white. `prune` keeps 65 % of the latency. The LoRA is
+A LoRA of `zoo:emoji` learns pictures in one tint, dark violet to white. `prune` keeps 65 % of the latency. The LoRA is
 loaded on the pruned model without any training.
 """
 

@@ -20,6 +20,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from torch import nn
 
 import ldpruner
+from ldpruner.adapters import _original_attentions
 from ldpruner.operators.discovery import Removal
 from ldpruner.runtime import adapting_class
 from ldpruner.selection.plan import PlannedRemoval
@@ -349,6 +350,21 @@ def test_an_ip_adapter_of_flux_is_renumbered_where_blocks_moved_up() -> None:
     smaller._internal_dict = FrozenDict({name: smaller.config[name] for name in smaller.config if name != ORIGINAL})
     with pytest.raises(ValueError, match="prune again"):
         smaller._load_ip_adapter_weights([{"image_proj": {**projection, **norm}, "ip_adapter": weights}])
+
+
+@pytest.mark.case(number=48)
+def test_a_pruned_pipeline_notes_which_attentions_the_original_has(tmp_path: Path) -> None:
+    original = three_blocks()
+    removals = [Removal(operator=name, modification="identity", source=JOINT) for name in MOVED]
+    planned = tuple(PlannedRemoval(removal=removal) for removal in removals)
+    smaller = ldpruner.prune(original, ldpruner.Plan(removed=planned, component="transformer"))
+    ldpruner.save(smaller, tmp_path / "pruned")
+    for pipeline in (smaller, ldpruner.load(tmp_path / "pruned")):
+        denoiser: Any = pipeline.components["transformer"]
+        assert set(denoiser.config[REMOVED]) == set(MOVED)
+        assert {name: denoiser.config[ORIGINAL][name] for name in FEWER} == dict.fromkeys(FEWER, 3)
+        attentions = list(original.transformer.attn_processors)
+        assert _original_attentions(denoiser) == attentions
 
 
 def test_textual_inversion_works() -> None:

@@ -15,7 +15,7 @@ from ldpruner.operators.native import NativeForm, base_class, built, native_form
 from ldpruner.operators.patching import MISFITS, modified
 from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.runtime import adapting_class, pruned_class
-from ldpruner.stand_ins import REMOVED, SETTING_TYPES, old_name
+from ldpruner.stand_ins import ORIGINAL, REMOVED, SETTING_TYPES, old_name
 
 DEFAULTS = "_use_default_values"  # where diffusers notes fields that nobody set: `from_config` leaves these out
 
@@ -101,12 +101,15 @@ def _register_(network: Any, form: NativeForm) -> None:
     """Records a native form in the class and the configuration, so that the network saves and loads as it is."""
     base, config = base_class(network), dict(network.config)
     earlier = config.pop(REMOVED, ())
-    added = {"removals": [removal.model_dump(mode="json") for removal in form.rest]} if form.rest else {}
+    added: dict[str, Any] = {}
     network.__class__ = pruned_class(base) if form.rest else adapting_class(base)
     if form.rest:
-        added["auto_map"] = network.auto_map
+        removals = [removal.model_dump(mode="json") for removal in form.rest]
+        added |= {"removals": removals, "auto_map": network.auto_map}
     if removed := [*earlier, *(old_name(name, earlier) for name in form.removed)]:
-        added[REMOVED] = removed
+        original = {**config, **config.pop(ORIGINAL, {})}
+        changed = sorted(name for name, value in form.config.items() if original.get(name) != value)
+        added |= {REMOVED: removed, ORIGINAL: {name: original.get(name) for name in changed}}
     defaults = [name for name in config.get(DEFAULTS, ()) if config[name] == form.config.get(name)]
     private = {name: value for name, value in config.items() if name.startswith("_")}
     network._internal_dict = FrozenDict({**private, **form.config, DEFAULTS: defaults, **added})
