@@ -21,6 +21,7 @@ NAMES = [
     "Training",
     "adapt_lora",
     "evaluate",
+    "export",
     "find_operators",
     "finetune",
     "load",

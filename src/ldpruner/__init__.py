@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from ldpruner.budget import Budget
     from ldpruner.errors import LdPrunerError
     from ldpruner.evaluation.evaluate import Evaluation, evaluate
+    from ldpruner.exporting.export import export
     from ldpruner.finetuning.settings import History, Training
     from ldpruner.finetuning.trainer import finetune
     from ldpruner.operators.discovery import Operator, find_operators
@@ -36,6 +37,7 @@ __all__ = [
     "Training",
     "adapt_lora",
     "evaluate",
+    "export",
     "find_operators",
     "finetune",
     "load",
@@ -52,6 +54,7 @@ _MODULES = {
     "budget": ("Budget",),
     "errors": ("LdPrunerError",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "exporting.export": ("export",),
     "finetuning.settings": ("History", "Training"),
     "finetuning.trainer": ("finetune",),
     "operators.discovery": ("Operator", "find_operators"),

@@ -87,6 +87,10 @@ class FinetuningError(LdPrunerError):
     """The pipeline, the data or the settings do not fit finetuning."""
 
 
+class ExportError(LdPrunerError):
+    """A network cannot be exported, differs once it is, or is called in another way than it was exported for."""
+
+
 class EvaluationError(LdPrunerError):
     """An evaluation lacks something, or its settings do not fit the pipeline."""
 

@@ -191,12 +191,15 @@ def _plan_data(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def opened(model: str, device: str | None, dtype: str | None) -> Any:
+def opened(model: str, device: str | None, dtype: str | None, *, trust_remote_code: bool = False) -> Any:
     """The pipeline of a name; that it is being opened is reported."""
     from ldpruner.progress import reported
     from ldpruner.pruning.opening import open_pipeline
 
-    return reported(terminal.progress, f"opening {model}", lambda: open_pipeline(model, device, dtype))
+    def work() -> Any:
+        return open_pipeline(model, device, dtype, trust_remote_code=trust_remote_code)
+
+    return reported(terminal.progress, f"opening {model}", work)
 
 
 def check_executor(name: str, address: str | None) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from ldpruner.errors import OperatorNotFound, PipelineFailed, PlanMismatch
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.names import ancestors, as_tuple
+from ldpruner.pipelines.exported import check_not_exported
 from ldpruner.pipelines.sampling import FAILURES
 from ldpruner.stand_ins import replacements
 
@@ -56,9 +57,11 @@ def check_removals(denoiser: nn.Module, removals: Sequence[Removal]) -> None:
     """Checks that a denoiser has all the modules of some removals, and that no two of them overlap.
 
     Raises:
+        ExportError: the denoiser is exported.
         OperatorNotFound: a module is missing.
         PlanMismatch: removals overlap, or a replacement would read an input that the operator does not have.
     """
+    check_not_exported(denoiser)
     modules = dict(denoiser.named_modules())
     removed: set[str] = set()
     inside: dict[str, str] = {}  # for each module a removed one that it contains

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 LIBRARIES = ("diffusers", "transformers")
 CHATTER = (
     "Expected types for",  # a pruned network is no instance of the class that a pipeline annotates
+    "You have passed a non-standard module",  # an exported network of a class that only its pipeline has
     "requires torchvision",  # the fallback works
     "You are using a model of type",  # of a configuration that diffusers itself writes
 )

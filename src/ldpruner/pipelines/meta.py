@@ -46,7 +46,7 @@ def open_meta(folder: Path) -> DiffusionPipeline:
     with without_chatter():
         build = pipeline_class(folder)
         accepted = inspect.signature(build.__init__).parameters
-        components = {name: _component(folder / name, *entry) for name, entry in index_components(folder).items()}
+        components = {name: meta_component(folder / name, *entry) for name, entry in index_components(folder).items()}
         index = {name: value for name, value in read_index(folder).items() if value != [None, None]}
         settings = {name: value for name, value in index.items() if name in accepted}
         absent = {name: None for name, parameter in accepted.items() if _is_required(parameter)}
@@ -62,7 +62,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return not has_default and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "self"
 
 
-def _component(folder: Path, library: str, class_name: str) -> Any:
+def meta_component(folder: Path, library: str, class_name: str) -> Any:
     """One component built from its configuration; None where the denoising loop does without it."""
     if class_name.endswith(SAFETY_CHECKER):
         return None

@@ -15,13 +15,16 @@ from ldpruner.pruning.serialization import load
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-def open_pipeline(model: Path | str, device: str | None = None, dtype: str | None = None) -> DiffusionPipeline:
+def open_pipeline(
+    model: Path | str, device: str | None = None, dtype: str | None = None, *, trust_remote_code: bool = False
+) -> DiffusionPipeline:
     """Opens a pipeline on a device, without the libraries' loading bars.
 
     Args:
         model: a folder, a Hub id, or zoo:NAME.
         device: such as `cpu`, `cuda` or `mps`; None takes a CUDA device if there is one.
         dtype: precision of the weights, such as `float16`; None is float32.
+        trust_remote_code: see `load`.
 
     Raises:
         DeviceError: the device or the precision does not exist here.
@@ -40,7 +43,7 @@ def open_pipeline(model: Path | str, device: str | None = None, dtype: str | Non
             if library.is_progress_bar_enabled():
                 library.disable_progress_bar()
                 bars.callback(library.enable_progress_bar)
-        return load(model, torch_dtype=precision).to(place)
+        return load(model, torch_dtype=precision, trust_remote_code=trust_remote_code).to(place)
 
 
 def _default_device() -> str:

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from ldpruner.errors import LdPrunerError, PipelineNotFound, UnsafeFile, is_out_of_memory, one_line
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.patching import check_removals
+from ldpruner.pipelines.exported import exported_components
 from ldpruner.pipelines.index import INDEX, check_folders, index_components, pipeline_class, read_index
 from ldpruner.pipelines.library_logs import without_chatter
 from ldpruner.pipelines.meta import open_meta, special_class
@@ -56,9 +57,10 @@ def load(
     *,
     dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> DiffusionPipeline:
-    """Opens a pipeline: a folder (pruned or not), `zoo:NAME`, or the id of a Hub repository.
+    """Opens a pipeline: a folder (pruned, exported, or neither), `zoo:NAME`, or the id of a Hub repository.
 
     Nothing is unpickled, and no code of the folder runs.
 
@@ -66,6 +68,7 @@ def load(
         model: where the pipeline is.
         dtype: precision of the weights, or a dictionary of components; None is float32.
         torch_dtype: the former name of `dtype`.
+        trust_remote_code: open a network that torch.export wrote, which can run code. All else is opened as ever.
         options: of `DiffusionPipeline.from_pretrained`, such as `variant` or `device_map`; or components that take the
             place of the folder's.
 
@@ -77,11 +80,13 @@ def load(
     folder = find_folder(model, **{name: options.pop(name) for name in HUB_OPTIONS if name in options})
     _check_options(folder, options)
     check_folders(folder, options)
+    options |= exported_components(folder, options, trusted=trust_remote_code)
     _check_configurations(folder, options)
-    _check_weights(folder)
+    _check_weights(folder, options)
     precision = dtype if dtype is not None else torch_dtype
     with translate_errors(model), without_chatter(), _with_known_classes(folder) as plain:
-        pipeline = DiffusionPipeline.from_pretrained(
+        # DiffusionPipeline itself would ignore a component that the pipeline's class lists as optional
+        pipeline = pipeline_class(folder).from_pretrained(
             plain,
             use_safetensors=True,
             trust_remote_code=False,
@@ -210,9 +215,11 @@ def _with_known_classes(folder: Path) -> Iterator[Path]:
         yield plain
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path, replaced: Container[str]) -> None:
     """Refuses files that are not what their names say before any library opens them."""
     for path in sorted(folder.glob("*/*")):
+        if path.parent.name in replaced:
+            continue
         if path.suffix == ".safetensors" and not path.is_file():
             raise UnsafeFile(f"{path} is no file; get it again")
         if path.suffix == ".safetensors":

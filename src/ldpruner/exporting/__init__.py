@@ -1,0 +1,1 @@
+"""Exports denoisers to other runtimes."""
