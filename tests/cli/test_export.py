@@ -30,14 +30,14 @@ def test_a_run_is_exported_and_timed_beside_its_original(run: Run, folder: Path,
     assert lines[0].startswith("exported to torch-export: latents differ by ")
     assert lines[-1] == f"next: ldpruner bench {pruned / 'pruned'} {pruned / 'exported-torch-export'}"
     words = ("bench", folder, pruned / "exported-torch-export", "--steps", "1", "--rounds", "2")
-    code, out, err = run(*words, "--trust-remote-code", "--json")
+    code, out, err = run(*words, "--trust-programs", "--json")
     assert code == 0, err
     original, exported = json.loads(out)["pipelines"]
     assert exported["macs"] < original["macs"]
     assert exported["parameters"] < original["parameters"]
     code, _, err = run(*words)
     assert code == 1
-    assert "--trust-remote-code" in err or "trust_remote_code=True" in err
+    assert "--trust-programs" in err or "trust_programs=True" in err
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
 
 
 def test_a_pruned_pipeline_gives_the_same_latents_exported(exported: Path, pruned: DiffusionPipeline) -> None:
-    pipeline = ldpruner.load(exported, trust_remote_code=True)
+    pipeline = ldpruner.load(exported, trust_programs=True)
     assert isinstance(pipeline.unet, ExportedNetwork)
     for samples in ([0], [1], [0, 1], [0, 1, 2]):  # a batch of one, and one that was not recorded
         probe = PROBE.replace(samples=3)
@@ -49,15 +49,15 @@ def test_a_pruned_pipeline_gives_the_same_latents_exported(exported: Path, prune
 def test_an_exported_pipeline_is_timed_beside_the_original(
     exported: Path, pruned: DiffusionPipeline, tiny: DiffusionPipeline
 ) -> None:
-    pipeline = ldpruner.load(exported, trust_remote_code=True)
+    pipeline = ldpruner.load(exported, trust_programs=True)
     _, cost = compare({"original": tiny, "exported": pipeline}, PROBE, rounds=1).pipelines
     (expected,) = compare({"pruned": pruned}, PROBE, rounds=1).pipelines
     assert (cost.parameters, cost.macs) == (expected.parameters, expected.macs)
 
 
 def test_an_exported_pipeline_is_saved_again(exported: Path, pruned: DiffusionPipeline, tmp_path: Path) -> None:
-    ldpruner.save(ldpruner.load(exported, trust_remote_code=True), tmp_path / "copy")
-    pipeline = ldpruner.load(tmp_path / "copy", trust_remote_code=True)
+    ldpruner.save(ldpruner.load(exported, trust_programs=True), tmp_path / "copy")
+    pipeline = ldpruner.load(tmp_path / "copy", trust_programs=True)
     assert relative(sample_latents(pruned, PROBE, [0]), sample_latents(pipeline, PROBE, [0])) < 1e-4
 
 
@@ -147,5 +147,5 @@ def test_a_pruned_family_is_exported_and_opens(name: str, file_format: str, tmp_
     pruned = ldpruner.prune(pipeline, plan)
     description = ldpruner.export(pruned, tmp_path / "out", file_format, probe=probe, component=family.component)
     assert description.free == ("batch" if name == "audioldm2" else "batch and size")  # its call takes no size
-    opened = ldpruner.load(tmp_path / "out", trust_remote_code=True)
+    opened = ldpruner.load(tmp_path / "out", trust_programs=True)
     assert relative(sample_latents(pruned, probe, [0]), sample_latents(opened, probe, [0])) < 1e-3

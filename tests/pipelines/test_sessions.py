@@ -29,5 +29,5 @@ def test_a_damaged_file_is_one_line(file_format: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_can_run_code_needs_trust(tmp_path: Path) -> None:
-    with pytest.raises(UnsafeFile, match=r"can run code .* trust_remote_code=True"):
+    with pytest.raises(UnsafeFile, match=r"can run code .* trust_programs=True"):
         open_session("torch-export", tmp_path, CPU, trusted=False)

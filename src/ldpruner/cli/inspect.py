@@ -90,8 +90,8 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Timings of each; fewer where they would take minutes.", min=2)] = 15,
     device: opt.DEVICE = None,
     dtype: opt.DTYPE = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Open a network that torch.export wrote; it can run code.")
+    trust_programs: Annotated[
+        bool, typer.Option("--trust-programs", help="Open a network that torch.export wrote; it can run code.")
     ] = False,
     dry_run: opt.DRY_RUN = False,
 ) -> Answer:
@@ -107,9 +107,7 @@ def bench(
     names = {model: model} if other is None else {model: model, other: other}
     if other == model:
         names = {f"{model} (first)": model, f"{model} (second)": model}
-    pipelines = {
-        label: opened(name, device, dtype, trust_remote_code=trust_remote_code) for label, name in names.items()
-    }
+    pipelines = {label: opened(name, device, dtype, trust_programs=trust_programs) for label, name in names.items()}
     for pipeline in pipelines.values():
         probe.check(pipeline)
     comparison = compare(pipelines, probe, component=component, rounds=rounds, progress=terminal.progress)

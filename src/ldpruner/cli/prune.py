@@ -191,13 +191,13 @@ def _plan_data(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def opened(model: str, device: str | None, dtype: str | None, *, trust_remote_code: bool = False) -> Any:
+def opened(model: str, device: str | None, dtype: str | None, *, trust_programs: bool = False) -> Any:
     """The pipeline of a name; that it is being opened is reported."""
     from ldpruner.progress import reported
     from ldpruner.pruning.opening import open_pipeline
 
     def work() -> Any:
-        return open_pipeline(model, device, dtype, trust_remote_code=trust_remote_code)
+        return open_pipeline(model, device, dtype, trust_programs=trust_programs)
 
     return reported(terminal.progress, f"opening {model}", work)
 

@@ -16,7 +16,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 
 
 def open_pipeline(
-    model: Path | str, device: str | None = None, dtype: str | None = None, *, trust_remote_code: bool = False
+    model: Path | str, device: str | None = None, dtype: str | None = None, *, trust_programs: bool = False
 ) -> DiffusionPipeline:
     """Opens a pipeline on a device, without the libraries' loading bars.
 
@@ -24,7 +24,7 @@ def open_pipeline(
         model: a folder, a Hub id, or zoo:NAME.
         device: such as `cpu`, `cuda` or `mps`; None takes a CUDA device if there is one.
         dtype: precision of the weights, such as `float16`; None is float32.
-        trust_remote_code: see `load`.
+        trust_programs: see `load`.
 
     Raises:
         DeviceError: the device or the precision does not exist here.
@@ -43,7 +43,7 @@ def open_pipeline(
             if library.is_progress_bar_enabled():
                 library.disable_progress_bar()
                 bars.callback(library.enable_progress_bar)
-        return load(model, torch_dtype=precision, trust_remote_code=trust_remote_code).to(place)
+        return load(model, torch_dtype=precision, trust_programs=trust_programs).to(place)
 
 
 def _default_device() -> str:

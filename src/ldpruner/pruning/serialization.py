@@ -57,7 +57,7 @@ def load(
     *,
     dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
-    trust_remote_code: bool = False,
+    trust_programs: bool = False,
     **options: Any,
 ) -> DiffusionPipeline:
     """Opens a pipeline: a folder (pruned, exported, or neither), `zoo:NAME`, or the id of a Hub repository.
@@ -68,7 +68,7 @@ def load(
         model: where the pipeline is.
         dtype: precision of the weights, or a dictionary of components; None is float32.
         torch_dtype: the former name of `dtype`.
-        trust_remote_code: open a network that torch.export wrote, which can run code. All else is opened as ever.
+        trust_programs: open networks that torch.export wrote, although their files can run code.
         options: of `DiffusionPipeline.from_pretrained`, such as `variant` or `device_map`; or components that take the
             place of the folder's.
 
@@ -80,7 +80,7 @@ def load(
     folder = find_folder(model, **{name: options.pop(name) for name in HUB_OPTIONS if name in options})
     _check_options(folder, options)
     check_folders(folder, options)
-    options |= exported_components(folder, options, trusted=trust_remote_code)
+    options |= exported_components(folder, options, trusted=trust_programs)
     _check_configurations(folder, options)
     _check_weights(folder, options)
     precision = dtype if dtype is not None else torch_dtype
