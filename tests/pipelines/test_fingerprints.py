@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from ldpruner.pipelines.fingerprints import architecture, count_parameters, module_dtype, weights_digest
 
@@ -30,6 +31,17 @@ def test_one_changed_weight_changes_the_digest_and_the_dtype_does_not() -> None:
     assert weights_digest(network()) == weights_digest(network())
     assert weights_digest(changed) != weights_digest(network())
     assert weights_digest(halved.double()) == weights_digest(halved)
+
+
+def test_the_digest_of_quantised_weights_is_that_of_their_parts() -> None:
+    digests = []
+    for change in (0.0, 0.0, 1.0):
+        quantised = network()
+        list(quantised.parameters())[2].data += change
+        quantize_(quantised, Int8WeightOnlyConfig())
+        digests.append(weights_digest(quantised))
+    assert digests[0] == digests[1] != digests[2]
+    assert digests[0] != weights_digest(network())
 
 
 def test_a_network_that_names_its_dtype_is_believed() -> None:

@@ -5,6 +5,7 @@ import json
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ldpruner.values import Value
 
@@ -48,7 +49,17 @@ def weights_digest(module: nn.Module) -> str:
     """Hash of both ends of every weight: it tells checkpoints apart, in a second even for a large network."""
     digest = hashlib.blake2b(digest_size=8)
     for name, weight in module.state_dict().items():
-        flat = weight.detach().flatten()
-        edges = torch.cat([flat[:EDGE], flat[-EDGE:]]).float().cpu()
-        digest.update(name.encode() + edges.numpy().tobytes())
+        digest.update(name.encode())
+        for tensor in _plain_tensors(weight.detach()):
+            flat = tensor.flatten()
+            edges = torch.cat([flat[:EDGE], flat[-EDGE:]]).float().cpu()
+            digest.update(edges.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensor itself; of a quantised one those that it is made of, such as integers and scales."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _plain_tensors(getattr(tensor, name))]

@@ -12,6 +12,8 @@ from accelerate.hooks import ModelHook
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ldpruner.errors import PlanMismatch
+
 Offload: TypeAlias = Callable[[DiffusionPipeline], None]
 
 
@@ -37,6 +39,20 @@ def module_device(module: nn.Module, default: torch.device | None = None) -> tor
 def hook_placeholders(network: nn.Module) -> dict[int, Any]:
     """A memo for `copy.deepcopy` that leaves out the hooks, and with them the weights that they hold."""
     return {id(hook): ModelHook() for hook in offload_hooks(network)}
+
+
+def check_copyable(network: nn.Module) -> None:
+    """Refuses a network with hooks of diffusers: they hold its modules, and a copy would run these, not its own.
+
+    Raises:
+        PlanMismatch: it has such hooks, of layerwise casting, group offload or a cache.
+    """
+    for module in network.modules():
+        if hooks := list(getattr(getattr(module, "_diffusers_hook", None), "hooks", ())):
+            raise PlanMismatch(
+                f"{type(network).__name__} has hooks of diffusers ({hooks[0]}) and cannot be copied; "
+                "prune first and enable them on the pruned network, or prune in place with prune_"
+            )
 
 
 @contextlib.contextmanager

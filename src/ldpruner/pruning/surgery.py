@@ -14,7 +14,7 @@ from ldpruner.operators.native import NativeForm, native_form, stand_in_form
 from ldpruner.operators.patching import check_removals, modified
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import architecture
-from ldpruner.pipelines.offload import without_offload
+from ldpruner.pipelines.offload import check_copyable, without_offload
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
 from ldpruner.profiling.machine import machine_of
@@ -41,6 +41,7 @@ def prune(pipeline: DiffusionPipeline, plan: Plan, *, probe: Probe | None = None
         OperatorNotFound: the plan names an operator that the denoiser does not have.
     """
     component, denoiser, removals = _check_plan(pipeline, plan)
+    check_copyable(denoiser)
     with without_offload(pipeline) as offload:
         form = _native_form(pipeline, component, removals, probe or plan.provenance.get("probe", {}))
         with modified(denoiser, removals):

@@ -1,0 +1,160 @@
+"""Pruned pipelines quantised, cast and offloaded give what the pruned pipeline gives; the original is a control."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig, TorchAoConfig
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+import ldpruner
+from ldpruner.errors import PlanMismatch
+from ldpruner.pipelines.denoiser import copied, find_denoiser
+from ldpruner.pipelines.sampling import sample_latents
+from tests.conftest import planned
+from tests.families import FAMILIES, Family
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries
+
+CPU = torch.device("cpu")
+NAME = "flux"
+NAMES = ("stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "wan", "pixart-alpha", "audioldm2")
+CONFIGURATIONS = {"int8": Int8WeightOnlyConfig, "float8": Float8WeightOnlyConfig}
+
+
+class Pair:
+    """A small pipeline and its pruned copy, in memory and on disk."""
+
+    def __init__(self, family: Family, folder: Path) -> None:
+        self.family = family
+        self.original = family.pipeline()
+        self.probe = ldpruner.Probe(samples=2, steps=2, prompts=family.prompts, call=dict(family.call))
+        call = self.probe.arguments(self.original, [0])
+        operators = ldpruner.find_operators(self.original, family.component, call)
+        self.component = operators[0].component
+        removals = {candidate.modification: candidate for part in operators for candidate in part.candidates}
+        self.plan = ldpruner.Plan(component=self.component, removed=tuple(map(planned, removals.values())))
+        self.pruned = ldpruner.prune(self.original, self.plan)
+        self.folders = {"original": folder / "original", "pruned": folder / "pruned"}
+        ldpruner.save(self.original, self.folders["original"])
+        ldpruner.save(self.pruned, self.folders["pruned"])
+
+    def network(self, pipeline: DiffusionPipeline) -> Any:
+        return pipeline.components[self.component]
+
+    def latents(self, pipeline: DiffusionPipeline) -> torch.Tensor:
+        return sample_latents(pipeline, self.probe, [0])
+
+    def loaded(self, which: str, **options: Any) -> DiffusionPipeline:
+        return ldpruner.load(self.folders[which], **options)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(FAMILIES[NAME], tmp_path_factory.mktemp("pair"))
+
+
+def relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    return float((expected - actual).norm() / expected.norm())
+
+
+def configuration(pair: Pair, name: str) -> Any:
+    return PipelineQuantizationConfig(quant_mapping={pair.component: TorchAoConfig(CONFIGURATIONS[name]())})
+
+
+@pytest.mark.case(number=45)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_pruned_folder_is_quantised_when_it_is_loaded(pair: Pair, name: str) -> None:
+    options = {"quantization_config": configuration(pair, name), "dtype": torch.bfloat16}
+    original, quantised = pair.loaded("original", **options), pair.loaded("pruned", **options)
+    types = {type(weight).__name__ for weight in pair.network(quantised).parameters()}
+    assert f"{name.capitalize()}Tensor" in types
+    assert torch.equal(pair.latents(quantised), pair.latents(ldpruner.prune(original, pair.plan)))
+    eager = pair.loaded("pruned", dtype=torch.bfloat16)
+    assert 0 < relative(pair.latents(eager), pair.latents(quantised)) < 0.1
+    folder = pair.folders["pruned"]
+    elsewhere = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **options)
+    assert torch.equal(pair.latents(elsewhere), pair.latents(quantised))
+
+
+@pytest.mark.case(number=47)
+def test_a_quantised_pipeline_is_scored_pruned_and_saved(pair: Pair, tmp_path: Path) -> None:
+    pipeline = pair.loaded("original", quantization_config=configuration(pair, "int8"), dtype=torch.bfloat16)
+    before = pair.latents(pipeline)
+    operators = ldpruner.find_operators(pipeline, None, pair.probe.arguments(pipeline, [0]))[:2]
+    first = ldpruner.score_operators(pipeline, operators, pair.probe, budgets=None).scores
+    second = ldpruner.score_operators(pipeline, operators, pair.probe, budgets=None).scores
+    assert [score.score for score in first] == [score.score for score in second]
+    assert torch.equal(pair.latents(pipeline), before)
+    pruned = ldpruner.prune(pipeline, pair.plan)
+    ldpruner.save(pruned, tmp_path / "saved")
+    assert torch.equal(pair.latents(ldpruner.load(tmp_path / "saved", dtype=torch.bfloat16)), pair.latents(pruned))
+
+
+def eight_bits(layer: nn.Linear) -> Any:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    has_bias = layer.bias is not None
+    return bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, has_bias, has_fp16_weights=False)
+
+
+def with_layers_(network: nn.Module, make: Callable[[nn.Linear], Any]) -> None:
+    """Replaces the linear layers as diffusers does; diffusers itself asks for a GPU."""
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                replaced = make(layer)
+                replaced.load_state_dict(layer.state_dict())
+                setattr(parent, name, replaced.to(CPU))
+
+
+def test_layers_of_bitsandbytes_are_pruned_as_others(pair: Pair) -> None:
+    first, second = copy.deepcopy(pair.original), copy.deepcopy(pair.pruned)
+    for pipeline in (first, second):
+        with_layers_(pair.network(pipeline), eight_bits)
+    quantised = pair.latents(second)
+    assert torch.equal(pair.latents(ldpruner.prune(first, pair.plan)), quantised)
+    assert 0 < relative(pair.latents(pair.pruned), quantised) < 0.1
+
+
+def cast(network: Any) -> None:
+    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+
+def test_layerwise_casting_of_a_pruned_network_is_that_of_the_original(pair: Pair) -> None:
+    first, second = pair.loaded("original"), pair.loaded("pruned")
+    for pipeline in (first, second):
+        cast(pair.network(pipeline))
+    expected = pair.latents(second)
+    with pytest.raises(PlanMismatch, match=r"has hooks of diffusers \(layerwise_casting\)"):
+        ldpruner.prune(first, pair.plan)  # a copy would run the modules of the original
+    assert torch.equal(pair.latents(ldpruner.prune_(first, pair.plan)), expected)
+    assert 0 < relative(pair.latents(pair.pruned), expected) < 0.2
+
+
+@pytest.mark.parametrize("how", ["block_level", "leaf_level"])
+def test_a_pruned_network_is_offloaded_in_groups(pair: Pair, how: str) -> None:
+    for which in ("original", "pruned"):
+        pipeline = pair.loaded(which)
+        blocks = {"num_blocks_per_group": 1} if how == "block_level" else {}
+        places = {"onload_device": CPU, "offload_device": CPU}
+        pair.network(pipeline).enable_group_offload(offload_type=how, **places, **blocks)
+        assert torch.equal(pair.latents(pipeline), pair.latents(getattr(pair, which)))
+
+
+@pytest.mark.parametrize("name", [NAME, *(pytest.param(name, marks=pytest.mark.extensive) for name in NAMES)])
+def test_a_pruned_network_compiles_as_one_graph(name: str, tmp_path: Path) -> None:
+    pair = Pair(FAMILIES[name], tmp_path)
+    arguments = pair.probe.arguments(pair.pruned, [0])
+    denoiser = find_denoiser(pair.pruned, pair.component, arguments)
+    torch._dynamo.reset()
+    compiled = torch.compile(denoiser.module, fullgraph=True, backend="aot_eager")
+    args, kwargs = copied((denoiser.arguments, denoiser.options))
+    with torch.no_grad():
+        output = compiled(*args, **kwargs)
+    for expected, actual in zip(tree_leaves(denoiser()), tree_leaves(output), strict=True):
+        assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-5)
