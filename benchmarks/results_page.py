@@ -19,6 +19,7 @@ from benchmarks import (
     lora_transfer,
     metric_design,
     selection_rules,
+    stacking,
     support,
     tasks,
 )
@@ -67,6 +68,8 @@ def main() -> None:
         "experiments/selection-rules.md: rules": selection_rules.table,
         "experiments/latency-predictions.md: latency": latency_predictions.table,
         "experiments/lora-transfer.md: lora": lora_transfer.table,
+        "experiments/stacking.md: stacking": stacking.table,
+        "experiments/stacking.md: compute bound": stacking.compute_bound_table,
         "experiments/end-to-end.md: demo": demo.table,
         "experiments/end-to-end.md: tasks": tasks.table,
         "experiments/coverage.md: coverage": coverage.table,
