@@ -29,6 +29,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from transformers import CLIPTokenizer
 
 import ldpruner
 from benchmarks.full_size import open_full_size
@@ -110,6 +111,9 @@ def _opened(model: str, device: str, *, small: bool) -> DiffusionPipeline:
     threads = torch.get_num_threads()
     pipeline = open_full_size(torch.device(device), small=small).pipeline
     torch.set_num_threads(threads)
+    letters = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"]  # a vocabulary that can be saved
+    vocabulary = {letter: place for place, letter in enumerate(letters)}
+    pipeline.register_modules(tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77))
     return pipeline
 
 

@@ -5,9 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig, TorchAoConfig
+from diffusers import (
+    DiffusionPipeline,
+    FluxTransformer2DModel,
+    GGUFQuantizationConfig,
+    PipelineQuantizationConfig,
+    TorchAoConfig,
+)
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
@@ -134,6 +141,41 @@ def test_layerwise_casting_of_a_pruned_network_is_that_of_the_original(pair: Pai
         ldpruner.prune(first, pair.plan)  # a copy would run the modules of the original
     assert torch.equal(pair.latents(ldpruner.prune_(first, pair.plan)), expected)
     assert 0 < relative(pair.latents(pair.pruned), expected) < 0.2
+
+
+def written_as_gguf(network: nn.Module, path: Path) -> Path:
+    """Writes Q8_0 blocks where rows can be divided into them, as the ecosystem's converters do."""
+    writer = gguf.GGUFWriter(path, "flux")
+    for name, weight in network.state_dict().items():
+        array, q8 = weight.numpy(), gguf.GGMLQuantizationType.Q8_0
+        is_divisible = array.ndim == 2 and array.shape[1] % 32 == 0
+        if is_divisible:
+            writer.add_tensor(name, gguf.quants.quantize(array, q8), raw_dtype=q8)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_flux_of_fewer_blocks_opens_from_gguf_and_one_with_stand_ins_is_refused(pair: Pair, tmp_path: Path) -> None:
+    widths = {"in_channels": 32, "joint_attention_dim": 32, "pooled_projection_dim": 32}
+    heads = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 4, 8)}
+    torch.manual_seed(0)
+    network = FluxTransformer2DModel(num_layers=1, num_single_layers=2, **widths, **heads).eval()
+    network.save_pretrained(tmp_path)
+    file = written_as_gguf(network, tmp_path / "model.gguf")
+    options = {"quantization_config": GGUFQuantizationConfig(torch.float32), "torch_dtype": torch.float32}
+    quantised = FluxTransformer2DModel.from_single_file(file, config=str(tmp_path), **options)
+    tokens = {"hidden_states": torch.randn(1, 16, 32), "encoder_hidden_states": torch.randn(1, 8, 32)}
+    places = {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(8, 3)}
+    call = {**tokens, **places, "pooled_projections": torch.randn(1, 32), "timestep": torch.ones(1)}
+    with torch.no_grad():
+        assert 0 < relative(network(**call).sample, quantised(**call).sample) < 0.05
+    with pytest.raises(ValueError, match="only compatible with"):
+        type(pair.network(pair.pruned)).from_single_file(file, config=str(tmp_path), **options)
 
 
 @pytest.mark.parametrize("how", ["block_level", "leaf_level"])
