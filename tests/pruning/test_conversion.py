@@ -25,7 +25,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "stable-diffusion-3": (("transformer_blocks.0",), {"num_layers": 2, "dual_attention_layers": []}),
     "pixart-sigma": (("transformer_blocks.1",), {"num_layers": 1}),
     "dit": (("transformer_blocks.1",), {"num_layers": 1}),
-    "wan": (("blocks.0",), {"num_layers": 1}),
+    "wan": (("blocks.0",), {"num_layers": 2}),
     "stable-diffusion-xl": (("mid_block",), {"mid_block_type": None}),
 }
 OPENS_WITHOUT_LDPRUNER = """
