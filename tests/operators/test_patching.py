@@ -13,7 +13,7 @@ from torch import nn
 
 from ldpruner.errors import LdPrunerError, OperatorNotFound, PlanMismatch
 from ldpruner.operators.discovery import Operator, Removal, find_operators
-from ldpruner.operators.patching import check_removals, modified
+from ldpruner.operators.patching import check_removals, modified, removed_parameters
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 
 
@@ -31,6 +31,16 @@ def output(denoiser: Denoiser) -> torch.Tensor:
     sample = result[0] if isinstance(result, tuple) else result.sample
     assert isinstance(sample, torch.Tensor)
     return sample
+
+
+@pytest.mark.parametrize("fixture", ["tiny", "tiny_text", "tiny_transformer"])
+def test_a_removal_takes_the_parameters_that_its_candidate_says(fixture: str, request: pytest.FixtureRequest) -> None:
+    pipeline = request.getfixturevalue(fixture)
+    network = find_denoiser(pipeline).module
+    candidates = [candidate for operator in find_operators(pipeline) for candidate in operator.candidates]
+    assert [removed_parameters(network, candidate) for candidate in candidates] == [
+        candidate.parameters for candidate in candidates
+    ]
 
 
 def output_modified(denoiser: Denoiser, operator: Operator) -> torch.Tensor:

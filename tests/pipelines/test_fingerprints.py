@@ -1,5 +1,6 @@
 """Networks differ in their architecture, their weights and their dtype."""
 
+import pytest
 import torch
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -15,6 +16,24 @@ def network(width: int = 3) -> nn.Module:
 def test_shared_weights_count_once() -> None:
     shared = nn.Linear(2, 3)
     assert count_parameters(nn.Sequential(shared, shared)) == count_parameters(shared, shared) == 2 * 3 + 3
+
+
+def test_a_quantised_weight_counts_as_before() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    pytest.importorskip("gguf")
+    from diffusers.quantizers.gguf.utils import GGUFParameter
+
+    packed = bitsandbytes.nn.Linear4bit(64, 32, bias=False, quant_type="nf4").to("cpu")
+    assert packed.weight.numel() < 64 * 32
+    assert count_parameters(packed) == 64 * 32
+    blocks = nn.ParameterList([GGUFParameter(torch.zeros(32, 68, dtype=torch.uint8), quant_type=8)])  # Q8_0: 34 of 32
+    assert count_parameters(blocks) == 32 * 64
+
+
+def test_blocks_are_lists_of_modules_with_parts() -> None:
+    block = nn.ModuleList([network(), network()])
+    whole = nn.ModuleDict({"blocks": block, "to_out": nn.ModuleList([nn.Linear(1, 1), nn.Dropout()])})
+    assert architecture(whole).blocks == {"blocks": 2}
 
 
 def test_an_architecture_depends_on_shapes_and_names_but_not_on_weights() -> None:

@@ -173,7 +173,10 @@ def assert_unchanged(pipeline: DiffusionPipeline, plan: ldpruner.Plan, error: ty
 def test_a_plan_for_another_architecture_is_refused(fresh: DiffusionPipeline, plan: ldpruner.Plan) -> None:
     assert plan.architecture is not None
     other = plan.architecture.replace(parameters=123_456, digest="0")
-    message = assert_unchanged(fresh, plan.replace(architecture=other), PlanMismatch)
+    first, *others = plan.removed
+    removed = (first.replace(parameters=987_654), *others)
+    message = assert_unchanged(fresh, plan.replace(architecture=other, removed=removed), PlanMismatch)
+    assert f"removing {first.operator!r} takes 987,654 parameters there" in message
     assert "123,456" in message
     assert f"{count_parameters(fresh.unet):,}" in message
 

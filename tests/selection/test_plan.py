@@ -7,6 +7,7 @@ import pytest
 
 from ldpruner.budget import Budget
 from ldpruner.errors import PlanMismatch, StorageError
+from ldpruner.profiling.machine import Machine
 from ldpruner.scoring.results import Scores
 from ldpruner.selection.plan import Plan
 from ldpruner.selection.select import select
@@ -17,9 +18,18 @@ def test_a_plan_goes_through_json(scores: Scores, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     plan.write(path)
     assert Plan.read(path) == plan
+    assert Plan.read(path.parent) == plan
     content = json.loads(path.read_text(encoding="utf-8"))
     assert [one["removal"]["operator"] for one in content["removed"]] == [one.operator for one in plan.removed]
     assert path.read_text(encoding="utf-8").count("\n") > len(plan.removed)  # readable, and diffs by the line
+
+
+@pytest.mark.case(name="plan-of-a-gpu")
+def test_a_plan_that_was_timed_on_a_gpu_is_read_again(tmp_path: Path) -> None:
+    machine = Machine(device="NVIDIA H200", precision="float16", threads=None, versions={})
+    plan = Plan(removed=(), machine=machine)
+    plan.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path) == plan
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ldpruner.errors import OperatorNotFound, PipelineFailed, PlanMismatch
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.names import ancestors, as_tuple
 from ldpruner.pipelines.exported import check_not_exported
+from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.sampling import FAILURES
 from ldpruner.stand_ins import replacements
 
@@ -95,6 +96,14 @@ def _check_source(removal: Removal, modules: Mapping[str, nn.Module]) -> None:
         if not (selector is None or is_name or is_position):
             inputs = ", ".join(positional) or "none"
             raise PlanMismatch(f"{_source(removal)} is no input of it (its inputs: {inputs}); {SELECT_AGAIN}")
+
+
+def removed_parameters(denoiser: nn.Module, removal: Removal) -> int:
+    """How many weights a removal takes away."""
+    removed = [denoiser.get_submodule(name) for name in (removal.operator, *removal.cascaded)]
+    is_shortcut = removal.modification == "shortcut"
+    kept = [denoiser.get_submodule(f"{removal.operator}.{removal.source}")] if is_shortcut else []
+    return count_parameters(*removed) - count_parameters(*kept)
 
 
 @functools.lru_cache(maxsize=512)

@@ -24,7 +24,7 @@ class Machine(Value):
 
     device: str
     precision: str
-    threads: int | None
+    threads: int | None = None
     versions: dict[str, str]
 
     def __str__(self) -> str:

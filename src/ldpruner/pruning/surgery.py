@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from torch import nn
 
-from ldpruner.errors import DenoiserNotFound, PlanMismatch, ProbeError, one_line
+from ldpruner.errors import DenoiserNotFound, ProbeError, one_line
 from ldpruner.operators.discovery import Removal
 from ldpruner.operators.native import NativeForm, native_form, stand_in_form
-from ldpruner.operators.patching import check_removals, modified
+from ldpruner.operators.patching import modified
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.fingerprints import architecture
 from ldpruner.pipelines.offload import check_copyable, without_offload
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks, schedulers
-from ldpruner.profiling.machine import machine_of
+from ldpruner.pruning.compatibility import check_plan
 from ldpruner.pruning.conversion import apply_native_, checked_form
 from ldpruner.selection.plan import Plan
 from ldpruner.stand_ins import remove_
@@ -40,7 +38,7 @@ def prune(pipeline: DiffusionPipeline, plan: Plan, *, probe: Probe | None = None
         PlanMismatch: the plan was made for another architecture.
         OperatorNotFound: the plan names an operator that the denoiser does not have.
     """
-    component, denoiser, removals = _check_plan(pipeline, plan)
+    component, denoiser, removals = check_plan(pipeline, plan)
     check_copyable(denoiser)
     with without_offload(pipeline) as offload:
         form = _native_form(pipeline, component, removals, probe or plan.provenance.get("probe", {}))
@@ -55,40 +53,13 @@ def prune(pipeline: DiffusionPipeline, plan: Plan, *, probe: Probe | None = None
 
 def prune_(pipeline: DiffusionPipeline, plan: Plan, *, probe: Probe | None = None) -> DiffusionPipeline:
     """Prunes a pipeline in place and returns it. All that `prune` refuses is refused before anything is removed."""
-    component, denoiser, removals = _check_plan(pipeline, plan)
+    component, denoiser, removals = check_plan(pipeline, plan)
     with without_offload(pipeline):
         form = _native_form(pipeline, component, removals, probe or plan.provenance.get("probe", {}))
         remove_(denoiser, [removal.model_dump() for removal in removals])
         apply_native_(denoiser, form)
         pipeline.register_modules(**{component: denoiser})
     return pipeline
-
-
-def _check_plan(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Module, list[Removal]]:
-    """The component and the network that a plan is for, and its removals, all checked."""
-    component = plan.component or find_denoiser(pipeline).component
-    denoiser = networks(pipeline).get(component)
-    if denoiser is None:
-        raise PlanMismatch(f"the plan is for component {component!r}; the pipeline has {sorted(pipeline.components)}")
-    expected, actual = plan.architecture, architecture(denoiser)
-    if expected is not None and expected != actual:
-        raise PlanMismatch(
-            f"the plan is for a {expected.name} of {expected.parameters:,} parameters, this is a {actual.name} of "
-            f"{actual.parameters:,}; score this pipeline and select again"
-        )
-    removals = [planned.removal for planned in plan.removed]
-    check_removals(denoiser, removals)
-    if (
-        plan.budget is not None
-        and plan.budget.latency is not None
-        and plan.machine not in (None, machine_of(denoiser))
-    ):
-        logger.warning(
-            "the plan's latencies were measured on %s; on %s it may save more or less, measure it there",
-            plan.machine,
-            machine_of(denoiser),
-        )
-    return component, denoiser, removals
 
 
 def _replace_components(pipeline: DiffusionPipeline, replacements: Mapping[int, Any]) -> DiffusionPipeline:

@@ -225,7 +225,7 @@ class ScoringRun:
         return {
             "pipeline": self._name,
             "component": self.denoiser.component,
-            "architecture": architecture(self.denoiser.module).model_dump(),
+            "architecture": architecture(self.denoiser.module).model_dump(exclude={"blocks"}),
             "weights": weights,
             "precision": str(module_dtype(self.denoiser.module)),
             "device": module_device(self.denoiser.module).type,

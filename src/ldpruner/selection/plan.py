@@ -14,6 +14,7 @@ from ldpruner.profiling.machine import Machine
 from ldpruner.values import Value
 
 Rule: TypeAlias = Literal["knapsack", "greedy", "random"]
+PLAN_FILE = "plan.json"  # in a run folder
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
@@ -23,12 +24,15 @@ class PlannedRemoval(Value):
     Attributes:
         removal: what is removed, and what stands in for it.
         score: for which it was chosen.
+        parameters: how many weights it takes away; where it would be another number, the plan does not apply. None if
+            it is not known.
         selection_frequency: share of the plans that hold it when the scores are redrawn within their errors;
             well below 1, another removal would do as well.
     """
 
     removal: Removal
     score: float = 0.0
+    parameters: int | None = None
     selection_frequency: float | None = None
 
     @property
@@ -48,7 +52,8 @@ class Plan(Value):
     Attributes:
         removed: the removals, in the order in which the operators run.
         component: the denoiser's name in the pipeline; None for the one that the pipeline calls.
-        architecture: of the denoiser that it was made for; None applies wherever the operators exist.
+        architecture: of the denoiser that it was made for; others that have the same operators can be pruned too. None
+            applies wherever operators of these names exist.
         budget, rule: that it was selected for, and by.
         predicted: what is left.
         machine: where the latencies were measured that it was selected by.
@@ -75,10 +80,11 @@ class Plan(Value):
 
     @classmethod
     def read(cls, path: Path | str) -> "Plan":
-        """Reads a plan that `write` wrote."""
+        """Reads a plan that `write` wrote: a file, or the `plan.json` of a folder."""
+        file = Path(path, PLAN_FILE) if Path(path).is_dir() else Path(path)
         try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise PlanMismatch(f"no plan at {path}: {error.strerror}; make one with 'ldpruner select'") from error
+            raise PlanMismatch(f"no plan at {file}: {error.strerror}; make one with 'ldpruner select'") from error
         except ValueError as error:
-            raise PlanMismatch(f"{path} is not a plan: {one_line(error)}") from error
+            raise PlanMismatch(f"{file} is not a plan: {one_line(error)}") from error

@@ -57,7 +57,12 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", native: b
     chosen = chosen @ members
     return Plan(
         removed=tuple(
-            PlannedRemoval(removal=score.candidate.removal, score=score.score, selection_frequency=frequency)
+            PlannedRemoval(
+                removal=score.candidate.removal,
+                score=score.score,
+                parameters=score.candidate.parameters,
+                selection_frequency=frequency,
+            )
             for score, frequency, is_chosen in zip(removable, frequencies, chosen, strict=True)
             if is_chosen
         ),
