@@ -22,6 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *so
 STAND_INS = {
     "CompVis/ldm-celebahq-256": "ldm",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion",
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": "stable-diffusion-inpaint",
     "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl",
     "stabilityai/sdxl-turbo": "stable-diffusion-xl-img2img",
     "stabilityai/stable-audio-open-1.0": "stable-audio",
@@ -106,9 +107,10 @@ def test_a_python_example_runs(block: str, place: Path, monkeypatch: pytest.Monk
 def test_the_commands_of_an_example_run(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in block.splitlines():
         words = shlex.split(line)
-        if words[2] in STAND_INS:
-            FAMILIES[STAND_INS[words[2]]].pipeline().save_pretrained(place / "model")
-            words[2] = str(place / "model")
+        for index, word in enumerate(words):
+            if word in STAND_INS:
+                words[index] = str(place / STAND_INS[word])
+                FAMILIES[STAND_INS[word]].pipeline().save_pretrained(words[index])
         monkeypatch.setattr(sys, "argv", words)
         assert main() == 0, line
 

@@ -27,6 +27,7 @@ NAMES = [
     "load",
     "prune",
     "prune_",
+    "push",
     "run",
     "save",
     "score_operators",

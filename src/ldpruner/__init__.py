@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ldpruner.pruning.saving import save
     from ldpruner.pruning.serialization import load
     from ldpruner.pruning.surgery import prune, prune_
+    from ldpruner.publishing.hub import push
     from ldpruner.scoring.adaptive import score_operators
     from ldpruner.scoring.results import Score, Scores
     from ldpruner.selection.plan import Plan
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "prune",
     "prune_",
+    "push",
     "run",
     "save",
     "score_operators",
@@ -63,6 +65,7 @@ _MODULES = {
     "pruning.saving": ("save",),
     "pruning.serialization": ("load",),
     "pruning.surgery": ("prune", "prune_"),
+    "publishing.hub": ("push",),
     "scoring.adaptive": ("score_operators",),
     "scoring.results": ("Score", "Scores"),
     "selection.plan": ("Plan",),

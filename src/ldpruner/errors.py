@@ -107,6 +107,10 @@ class RunFolderBusy(LdPrunerError):
     """Another process is writing into the run folder."""
 
 
+class PublishingError(LdPrunerError):
+    """The Hub refuses a pipeline, or cannot be reached."""
+
+
 class StorageError(LdPrunerError):
     """A file could not be written: the disk is full or read-only, or a permission is missing."""
 

@@ -11,16 +11,18 @@ from pydantic import TypeAdapter, ValidationError
 from ldpruner.errors import PipelineNotFound, RunStoreError, one_line
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.files import locked, write_atomic
+from ldpruner.profiling.benchmark import Comparison
 from ldpruner.pruning.saving import check_replaceable
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.store import RunStore
-from ldpruner.selection.plan import Plan
+from ldpruner.selection.plan import PLAN_FILE, Plan
 
 JSON_OBJECT = TypeAdapter(dict[str, Any])
 
 
 class RunFolder:
-    """A run folder: `run.sqlite`, `plan.json`, `pruned/`, `recovered/`, `samples/`, `evaluation.json`.
+    """A run folder: `run.sqlite`, `plan.json`, `pruned/`, `recovered/`, `samples/`, `comparison.json`,
+    `evaluation.json`.
 
     Every file in it is written whole or not at all.
     """
@@ -30,8 +32,9 @@ class RunFolder:
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
         self.samples = self.path / "samples"
-        self.plan_file = self.path / "plan.json"
+        self.plan_file = self.path / PLAN_FILE
         self.evaluation_file = self.path / "evaluation.json"
+        self.comparison_file = self.path / "comparison.json"
 
     def fact(self, name: str) -> Any:
         """A fact of the run's store; a RunStoreError if there is no run, or it does not have the fact yet."""
@@ -90,6 +93,29 @@ class RunFolder:
         """Keeps an evaluation of the latest pipeline, with the name of that pipeline's folder."""
         content = {"pipeline": self.latest().name, **evaluation.model_dump(mode="json")}
         write_atomic(self.evaluation_file, json.dumps(content, indent=2) + "\n")
+
+    def evaluation(self) -> tuple[str, Evaluation] | None:
+        """The evaluation, and whether it is of the `pruned` or the `recovered` pipeline; None if there is none."""
+        if not self.evaluation_file.exists():
+            return None
+        try:
+            content = JSON_OBJECT.validate_json(self.evaluation_file.read_bytes())
+            return str(content.pop("pipeline", "pruned")), Evaluation.model_validate(content)
+        except (OSError, ValueError) as error:
+            raise RunStoreError(f"cannot read {self.evaluation_file}: {one_line(error)}; evaluate again") from error
+
+    def write_comparison(self, comparison: Comparison) -> None:
+        """Keeps what the original and the pruned pipeline cost, as `run` has timed them."""
+        write_atomic(self.comparison_file, comparison.model_dump_json(indent=2) + "\n")
+
+    def comparison(self) -> Comparison | None:
+        """What the original and the pruned pipeline cost; None if it was not timed."""
+        if not self.comparison_file.exists():
+            return None
+        try:
+            return Comparison.model_validate_json(self.comparison_file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunStoreError(f"cannot read {self.comparison_file}: {one_line(error)}; run again") from error
 
 
 def _configurations(folder: Path) -> dict[str, Any]:

@@ -320,6 +320,7 @@ def _finish(
     with force_eager():  # the pruned pipeline has not been compiled yet
         pair = {"original": pipeline, "pruned": pruned}
         comparison = compare(pair, probe, component=plan.component, progress=progress)
+    folder.write_comparison(comparison)
     distances = [
         latent_shift(first, second, probes)
         for first, second, probes in progress(

@@ -52,7 +52,7 @@ def test_commands_are_listed_in_the_order_of_the_work_under_their_panels(run: Ru
     code, out, err = run("--help")
     assert (code, err) == (0, "")
     words = ["Prune", "operators", "score", "select", "prune", "run", "Recover and measure", "finetune", "evaluate"]
-    words += ["bench", "Whole runs", "recipe", "demo"]
+    words += ["bench", "Take it elsewhere", "apply", "diff", "push", "Whole runs", "recipe", "demo"]
     places = [out.index(f"─ {word} ─") if word[0].isupper() else out.index(f"│ {word} ") for word in words]
     assert places == sorted(places)
 
@@ -162,6 +162,8 @@ DRY_RUNS = (
     ("finetune", "--run", "RUN"),
     ("evaluate", "--run", "RUN"),
     ("bench", "MODEL"),
+    ("apply", "RUN", "MODEL", "--out", "new"),
+    ("diff", "RUN", "RUN"),
     ("recipe", "RECIPE"),
     ("demo",),
 )

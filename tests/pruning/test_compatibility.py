@@ -77,7 +77,7 @@ def test_a_plan_applies_to_a_pipeline_with_a_controlnet(tiny_text: DiffusionPipe
 def test_a_class_of_another_name_with_the_same_operators_is_pruned(
     tiny_text: DiffusionPipeline, plan: ldpruner.Plan
 ) -> None:
-    class Variant(UNet2DConditionModel):  # type: ignore[misc]
+    class Variant(UNet2DConditionModel):
         pass
 
     other = with_unet(tiny_text, Variant.from_config(tiny_text.unet.config, out_channels=8).eval())

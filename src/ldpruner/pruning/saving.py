@@ -40,20 +40,32 @@ def save(pipeline: DiffusionPipeline, folder: Path | str) -> None:
     place = Path(folder).absolute()
     _check_networks(pipeline)
     try:
+        with replacing_folder(place) as fresh:
+            with without_offload(pipeline):
+                pipeline.save_pretrained(fresh, safe_serialization=True)
+            _complete_index(pipeline, fresh)
+    except (RuntimeError, ValueError) as error:
+        raise StorageError(f"cannot save the pipeline: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def replacing_folder(place: Path | str) -> Iterator[Path]:
+    """Yields a new folder, which takes the place of another at the end of the `with` block, whole or not at all.
+
+    Raises:
+        StorageError: the place cannot be written, or holds what ld-pruner did not write.
+    """
+    try:
         target = check_replaceable(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean(target)
         with _fresh_folder(target) as fresh:
-            with without_offload(pipeline):
-                pipeline.save_pretrained(fresh, safe_serialization=True)
-            _complete_index(pipeline, fresh)
+            yield fresh
             _write_marker(fresh)
             check_replaceable(target)
             _replace_folder(target, fresh)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot write {place}: {one_line(error)}") from error
-    except (RuntimeError, ValueError) as error:
-        raise StorageError(f"cannot save the pipeline: {_reason(error)}") from error
 
 
 def _check_networks(pipeline: DiffusionPipeline) -> None:
