@@ -22,7 +22,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *so
 STAND_INS = {
     "CompVis/ldm-celebahq-256": "ldm",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion",
-    "stable-diffusion-v1-5/stable-diffusion-inpainting": "stable-diffusion-inpaint",
     "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl",
     "stabilityai/sdxl-turbo": "stable-diffusion-xl-img2img",
     "stabilityai/stable-audio-open-1.0": "stable-audio",
