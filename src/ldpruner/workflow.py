@@ -321,13 +321,8 @@ def _finish(
         pair = {"original": pipeline, "pruned": pruned}
         comparison = compare(pair, probe, component=plan.component, progress=progress)
     folder.write_comparison(comparison)
-    distances = [
-        latent_shift(first, second, probes)
-        for first, second, probes in progress(
-            ((pipeline, pruned, (seeds[0], seeds[0])), (pipeline, pipeline, (seeds[0], seeds[1]))),
-            "comparing latents",
-        )
-    ]
+    pairs = ((pipeline, pruned, (seeds[0], seeds[0])), (pipeline, pipeline, (seeds[0], seeds[1])))
+    distances = [latent_shift(*each) for each in progress(pairs, "comparing latents")]
     files = reported(
         progress,
         "writing samples",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DiTTransformer2DModel
 
 import ldpruner
 from ldpruner.errors import PlanMismatch, PublishingError, StorageError
-from ldpruner.operators.discovery import Removal
+from ldpruner.operators.discovery import Removal, find_operators
 from ldpruner.publishing.hub import push, write_publication
 from ldpruner.selection.plan import PlannedRemoval
 from tests.hub_server import TOKEN, Hub
@@ -52,6 +52,23 @@ def test_a_pushed_pipeline_opens_by_its_name(hub: Hub, run: Path) -> None:
     by_code = DiffusionPipeline.from_pretrained(REPO, trust_remote_code=True)
     assert torch.equal(latents(by_code), expected)
     assert torch.equal(latents(ldpruner.load(REPO)), expected)
+
+
+def test_a_native_pipeline_opens_by_its_name_without_any_code(
+    hub: Hub, tiny_transformer: DiffusionPipeline, tmp_path: Path
+) -> None:
+    (operator,) = [each for each in find_operators(tiny_transformer) if each.name == "transformer_blocks.1"]
+    plan = ldpruner.Plan(removed=(PlannedRemoval(removal=operator.candidates[0].removal),), component="transformer")
+    pruned = ldpruner.prune(tiny_transformer, plan)
+    plan.write(tmp_path / "plan.json")
+    ldpruner.save(pruned, tmp_path / "pruned")
+    push(tmp_path, REPO, base_model="owner/base")
+    card = hub.repositories[REPO].branches["main"]["README.md"].decode()
+    assert f'DiffusionPipeline.from_pretrained("{REPO}")' in card
+    assert "trust_remote_code" not in card
+    opened = DiffusionPipeline.from_pretrained(REPO)
+    assert type(opened.transformer) is DiTTransformer2DModel
+    assert torch.equal(latents(opened), latents(pruned))
 
 
 def test_no_lock_no_marker_no_store_and_no_path_of_this_machine_is_published(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ldpruner.cli import options as opt
+from ldpruner.cli import parsing
 from ldpruner.cli.answer import Answer, settings
 from ldpruner.cli.console import Table, terminal
 
@@ -41,24 +42,28 @@ def apply(
     model: opt.MODEL,
     out: OUT,
     component: opt.COMPONENT = None,
+    pipeline_arg: opt.PIPELINE_ARG = None,
     device: opt.DEVICE = None,
     dtype: opt.DTYPE = None,
     dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """Prune another checkpoint, or a variant of the same architecture, by a plan.
 
-    --dry-run checks the plan on the model's configuration alone.
+    --dry-run checks the plan on the model's configuration alone. --pipeline-arg gives what a variant's call needs,
+    such as image=first.png; without it, whole blocks of a pipeline that cannot be called keep stand-ins.
 
     Example: ldpruner apply runs/demo/plan.json zoo:satellite --out pruned
     """
+    from ldpruner.pipelines.probe import Probe
     from ldpruner.pruning.applying import apply_plan, preview_plan
     from ldpruner.selection.plan import Plan
 
     read = Plan.read(plan)
     if dry_run:
         return application_answer(preview_plan(read, model, out, component=component), is_saved=False)
-    progress = terminal.progress
-    applied = apply_plan(read, model, out, component=component, device=device, dtype=dtype, progress=progress)
+    probe = Probe(samples=1, call=parsing.call_arguments(pipeline_arg)) if pipeline_arg else None
+    place = {"device": device, "dtype": dtype}
+    applied = apply_plan(read, model, out, component=component, probe=probe, progress=terminal.progress, **place)
     return application_answer(applied, is_saved=True)
 
 

@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline
 
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.fingerprints import count_parameters
+from ldpruner.pipelines.probe import Probe
 from ldpruner.progress import Progress, reported, unreported
 from ldpruner.pruning.compatibility import find_network, latency_note
 from ldpruner.pruning.opening import open_pipeline
@@ -47,6 +48,7 @@ def apply_plan(
     folder: Path | str,
     *,
     component: str | None = None,
+    probe: Probe | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Progress = unreported,
@@ -58,6 +60,7 @@ def apply_plan(
         model: a folder, a Hub id, or zoo:NAME; its weights are read.
         folder: where the pruned pipeline goes; only what ld-pruner has saved is replaced.
         component: which network; None is the plan's, or the sole one that has its operators.
+        probe: how the pipeline is called, for the check of native blocks; see `prune`.
         device, dtype: see `open_pipeline`.
 
     Raises:
@@ -68,7 +71,7 @@ def apply_plan(
     pipeline = reported(progress, f"opening {model}", lambda: open_pipeline(model, device, dtype))
     plan = _for_component(plan, component)
     application = _application(plan, pipeline, model, folder)
-    reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan), folder))
+    reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan, probe=probe), folder))
     return application
 
 

@@ -22,7 +22,7 @@ from ldpruner.publishing.card import PICTURES, SOUNDS, Card
 from ldpruner.publishing.origin import Origin, find_origin
 from ldpruner.publishing.task import pipeline_tag
 from ldpruner.run_folder import RunFolder
-from ldpruner.runtime import old_name
+from ldpruner.runtime import REMOVED, old_name
 from ldpruner.selection.plan import PLAN_FILE, Plan
 
 CARD_FILE = "README.md"
@@ -139,7 +139,7 @@ def _find_pruned(pipeline: DiffusionPipeline, plan: Plan) -> tuple[str, nn.Modul
 def _removed_names(network: nn.Module) -> list[str]:
     """The operators that a network's configuration lists as removed, by their names in the original."""
     config: Any = getattr(network, "config", {})
-    moved = list(config.get("_removed") or ())
+    moved = list(config.get(REMOVED) or ())
     operators = [removal["operator"] for removal in config.get("removals") or ()]
     return [*moved, *(old_name(operator, moved) for operator in operators)]
 
