@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import yaml
 
-from ldpruner import __version__
 from ldpruner.budget import QUANTITIES
 from ldpruner.evaluation.evaluate import COSTS, Evaluation
 from ldpruner.evaluation.metrics import HIGHER_IS_BETTER, Measure
@@ -94,8 +94,8 @@ class Card:
         removed = _count(len(self.plan.removed), "operator")
         return (
             f"# {plain(self.repo.rpartition('/')[2])}\n\n"
-            f"{link}, pruned with ld-pruner {__version__} ({METHOD}): without {removed} of {code(self.component)}, a "
-            f"{code(self.network)}. {trained} {terms}"
+            f"{link}, pruned with ld-pruner {version('ld-pruner')} ({METHOD}): without {removed} of "
+            f"{code(self.component)}, a {code(self.network)}. {trained} {terms}"
         )
 
     def _usage(self) -> str:

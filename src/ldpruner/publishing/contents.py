@@ -22,8 +22,8 @@ from ldpruner.publishing.card import PICTURES, SOUNDS, Card
 from ldpruner.publishing.origin import Origin, find_origin
 from ldpruner.publishing.task import pipeline_tag
 from ldpruner.run_folder import RunFolder
-from ldpruner.runtime import REMOVED, old_name
 from ldpruner.selection.plan import PLAN_FILE, Plan
+from ldpruner.stand_ins import REMOVED, old_name
 
 CARD_FILE = "README.md"
 CLOSE = 0.002  # two shares of parameters are of one plan
