@@ -246,8 +246,8 @@ def running_hub() -> Iterator[Hub]:
             thread.join()
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+@contextlib.contextmanager
+def in_place_of_the_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     """A server that huggingface_hub takes for the Hub, with a token and an empty cache."""
     constants: Any = huggingface_hub.constants
     with running_hub() as server:
@@ -257,7 +257,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The stand-in of the Hub, for one test."""
+    with in_place_of_the_hub(monkeypatch, tmp_path / "cache") as server:
         yield server

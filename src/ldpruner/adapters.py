@@ -82,7 +82,11 @@ def _fetched(lora: Any, options: dict[str, Any]) -> tuple[Mapping[str, torch.Ten
     places = {name: options.pop(name, None) for name in FETCH_OPTIONS}
     agent = {"file_type": "attn_procs_weights", "framework": "pytorch"}
     weights, metadata = _fetch_state_dict(
-        lora, user_agent=agent, allow_pickle=False, metadata=metadata, **{**places, "force_download": False}
+        lora,
+        user_agent=agent,
+        allow_pickle=False,
+        metadata=metadata,
+        **{**places, "force_download": bool(places["force_download"])},
     )
     return weights, metadata
 

@@ -55,7 +55,7 @@ def test_a_list_of_two_numbers_is_a_setting(tmp_path: Path) -> None:
         ("DiffusionPipeline", "cannot be run; name the class of the pipeline"),
         ("UNet2DModel", "cannot be run"),
         (["my_pipeline", "MyPipeline"], "is code of its folder and is not run"),
-        ("OnnxStableDiffusionPipeline", "needs "),
+        ("ConsisIDPipeline", "needs "),
         ("ModularPipeline", "cannot be run"),
     ],
 )

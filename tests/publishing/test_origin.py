@@ -67,4 +67,4 @@ def test_the_card_on_the_hub_names_the_licence(hub: Hub, tmp_path: Path) -> None
 
 def test_a_card_that_cannot_be_read_leaves_the_licence_unknown(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     assert find_origin("owner/none").license == {}
-    assert "its licence is not known" in caplog.messages[0]
+    assert "its licence is not known" in caplog.text

@@ -1,0 +1,1 @@
+"""What works with a pruned pipeline: things that people do with pipelines, on small pipelines with random weights."""
