@@ -119,6 +119,7 @@ def with_layers_(network: nn.Module, make: Callable[[nn.Linear], Any]) -> None:
                 setattr(parent, name, replaced.to(CPU))
 
 
+@pytest.mark.gpu  # where diffusers uses bitsandbytes
 def test_layers_of_bitsandbytes_are_pruned_as_others(pair: Pair) -> None:
     first, second = copy.deepcopy(pair.original), copy.deepcopy(pair.pruned)
     for pipeline in (first, second):

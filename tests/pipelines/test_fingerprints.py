@@ -18,14 +18,17 @@ def test_shared_weights_count_once() -> None:
     assert count_parameters(nn.Sequential(shared, shared)) == count_parameters(shared, shared) == 2 * 3 + 3
 
 
-def test_a_quantised_weight_counts_as_before() -> None:
+@pytest.mark.gpu  # where diffusers uses bitsandbytes
+def test_a_weight_of_four_bits_counts_as_before() -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    pytest.importorskip("gguf")
-    from diffusers.quantizers.gguf.utils import GGUFParameter
-
     packed = bitsandbytes.nn.Linear4bit(64, 32, bias=False, quant_type="nf4").to("cpu")
     assert packed.weight.numel() < 64 * 32
     assert count_parameters(packed) == 64 * 32
+
+
+def test_a_weight_of_gguf_counts_as_before() -> None:
+    from diffusers.quantizers.gguf.utils import GGUFParameter
+
     blocks = nn.ParameterList([GGUFParameter(torch.zeros(32, 68, dtype=torch.uint8), quant_type=8)])  # Q8_0: 34 of 32
     assert count_parameters(blocks) == 32 * 64
 
