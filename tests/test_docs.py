@@ -60,12 +60,20 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
             yield page.name, block
 
 
-def examples(language: str, *, always: bool) -> list[Any]:
-    """Test parameters; the first of Python runs in every test run, as all go the same way."""
+def python_examples() -> list[Any]:
+    """Test parameters; the first runs in every test run, as all go the same way."""
     return [
-        pytest.param(block, id=f"{page}-{index}", marks=[pytest.mark.extensive] * (index > 0 or not always))
-        for index, (page, block) in enumerate(blocks(language))
+        pytest.param(block, id=f"{page}-{index}", marks=[pytest.mark.extensive] * (index > 0))
+        for index, (page, block) in enumerate(blocks("python"))
     ]
+
+
+def command_examples() -> list[Any]:
+    """Test parameters: the commands of a page, which a reader runs in this order in one folder."""
+    pages: dict[str, str] = {}
+    for page, block in blocks("bash"):
+        pages[page] = pages.get(page, "") + block
+    return [pytest.param(commands, id=page) for page, commands in pages.items()]
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
-@pytest.mark.parametrize("block", examples("python", always=True))
+@pytest.mark.parametrize("block", python_examples())
 def test_a_python_example_runs(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_folder = DiffusionPipeline.from_pretrained
 
@@ -102,9 +110,9 @@ def test_a_python_example_runs(block: str, place: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.extensive
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("block", examples("bash", always=False))
-def test_the_commands_of_an_example_run(block: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for line in block.splitlines():
+@pytest.mark.parametrize("commands", command_examples())
+def test_the_commands_of_a_page_run(commands: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in commands.splitlines():
         words = shlex.split(line)
         for index, word in enumerate(words):
             if word in STAND_INS:

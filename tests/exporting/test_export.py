@@ -146,6 +146,7 @@ def test_a_pruned_family_is_exported_and_opens(name: str, file_format: str, tmp_
     plan = ldpruner.Plan(component=family.component, removed=tuple(map(planned, removals.values())))
     pruned = ldpruner.prune(pipeline, plan)
     description = ldpruner.export(pruned, tmp_path / "out", file_format, probe=probe, component=family.component)
-    assert description.free == ("batch" if name == "audioldm2" else "batch and size")  # its call takes no size
+    takes_no_size = name in {"audioldm2", "dit"}
+    assert description.free == ("batch" if takes_no_size else "batch and size")
     opened = ldpruner.load(tmp_path / "out", trust_programs=True)
     assert relative(sample_latents(pruned, probe, [0]), sample_latents(opened, probe, [0])) < 1e-3
