@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch: tiny matrices are slower on more
+os.environ["MKL_CBWR"] = "COMPATIBLE"  # the same bits wherever weights lie in memory, as in a mapped file
 
 import pytest
 import tokenizers

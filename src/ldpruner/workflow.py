@@ -24,6 +24,7 @@ from ldpruner.operators.native import native_operators
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import force_eager, networks
 from ldpruner.pipelines.sampling import BATCH_SIZE
+from ldpruner.pipelines.state import align_weights_
 from ldpruner.profiling.benchmark import Comparison, compare
 from ldpruner.profiling.machine import machine_of
 from ldpruner.progress import Progress, reported, unreported
@@ -316,6 +317,8 @@ def _finish(
     """Saves a pruned pipeline into a run folder, opens it again, and compares it with its original."""
     reported(progress, "saving the pruned pipeline", lambda: save(pruned, folder.pruned))
     reloaded = open_pipeline(folder.pruned, str(pipeline.device), str(pipeline.dtype).removeprefix("torch."))
+    for part in (pruned, reloaded):
+        align_weights_(part)
     seeds = [probe.replace(seed=probe.seed + shift) for shift in (1, 2)]
     with force_eager():  # the pruned pipeline has not been compiled yet
         pair = {"original": pipeline, "pruned": pruned}

@@ -4,6 +4,7 @@ import copy
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import StopPipeline, run_pipeline
 from ldpruner.pipelines.sampling import sample_latents
-from ldpruner.pipelines.state import evaluation_mode, known_state, without_caches
+from ldpruner.pipelines.state import ALIGNMENT, align_weights_, evaluation_mode, known_state, without_caches
 from tests.families import FAMILIES
 
 PROBE = Probe(samples=2, steps=2)
@@ -188,3 +189,15 @@ def test_a_stopped_run_frees_offloaded_networks(fresh: DiffusionPipeline, monkey
         run_pipeline(fresh, {"num_inference_steps": 1})
     handle.remove()
     assert len(freed) == 2
+
+
+def test_weights_of_a_mapped_file_are_aligned(tiny: DiffusionPipeline, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+    for weight in pipeline.unet.parameters():  # as far from alignment as a file may have it
+        shifted = torch.empty(weight.nbytes + 4, dtype=torch.uint8)[4:].view(weight.dtype).view(weight.shape)
+        weight.data = shifted.copy_(weight.data)
+    align_weights_(pipeline)
+    for weight, expected in zip(pipeline.unet.parameters(), tiny.unet.parameters(), strict=True):
+        assert weight.data_ptr() % ALIGNMENT == 0
+        assert torch.equal(weight, expected)

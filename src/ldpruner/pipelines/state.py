@@ -11,6 +11,7 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
+ALIGNMENT = 64  # bytes: that of torch's own memory
 OFFLOAD_HOOKS = ("_all_hooks", "_offload_gpu_id", "_offload_device")  # a pipeline renews them at the end of a call
 
 
@@ -33,6 +34,17 @@ def known_state(pipeline: DiffusionPipeline, seed: int) -> Iterator[None]:
         for part in pipelines:
             part.set_progress_bar_config(disable=True)
         yield
+
+
+def align_weights_(pipeline: DiffusionPipeline) -> None:
+    """Copies weights on the CPU that lie unaligned, as in a mapped file, to memory of torch's own.
+
+    Some kernels round differently there, so that a pipeline and its reloaded copy would differ in their last bits.
+    """
+    for part in all_parts(pipeline).values():
+        for tensor in [*part.parameters(), *part.buffers()] if isinstance(part, nn.Module) else ():
+            if tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor and tensor.data_ptr() % ALIGNMENT:
+                tensor.data = tensor.data.clone()
 
 
 def all_parts(pipeline: DiffusionPipeline) -> dict[str, Any]:
