@@ -31,6 +31,7 @@ class RunFolder:
         self.path = Path(path)
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
+        self.lora = self.path / "lora"
         self.samples = self.path / "samples"
         self.plan_file = self.path / PLAN_FILE
         self.evaluation_file = self.path / "evaluation.json"

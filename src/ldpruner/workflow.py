@@ -222,6 +222,7 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
             pass
         history = work.finish()
         if work.is_first:
+            work.write_adapter(folder.lora)
             save(pruned, folder.recovered)
     return history if work.is_first else None
 

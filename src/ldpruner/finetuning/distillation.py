@@ -1,6 +1,6 @@
 """Distillation: the teacher, the examples, and the losses of a student."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from ldpruner.finetuning.examples import Examples, Source
 from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
 from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
 from ldpruner.finetuning.settings import Training
+from ldpruner.finetuning.teacher import OutputCache
 from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.fingerprints import module_dtype
@@ -33,6 +34,25 @@ MAX_VALIDATION_EXAMPLES = 256  # so that a validation costs little
 TEACHER_EXAMPLES = 8  # on which the teacher is validated
 Inputs: TypeAlias = tuple[Tensor, Tensor, Sequence[Tensor]]  # noisy latents, timesteps and conditions
 UNCONDITIONAL_SHARE = 0.2  # of the examples; classifier-free guidance uses 0.1 to 0.2 (Ho and Salimans 2022)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one pass.
+
+    Attributes:
+        key: tells the batches of a training apart.
+        inputs: noisy latents [batch, ...], timesteps [batch] and conditions [batch, rows, ...].
+        target: of the denoising loss, [batch, ...].
+        weights: SNR weights of the loss, [batch].
+        guidance: strengths of autoguidance, [batch, 1, ...].
+    """
+
+    key: str
+    inputs: Inputs
+    target: Tensor
+    weights: Tensor
+    guidance: Tensor
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,7 @@ class DistillationLoss:
         self.distillation, self.student, self.weak_model = distillation, student, weak_model
         self.training, self.accelerator = training, accelerator
         self.stages = stages(distillation.teacher, student) if training.feature_kd_weight else {}
+        self.cache: OutputCache | None = None
         count = len(distillation.examples)
         validation = min(MAX_VALIDATION_EXAMPLES, max(1, round(count * training.validation_fraction)))
         if validation >= count:
@@ -142,33 +163,50 @@ class DistillationLoss:
 
     def training_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
         """The losses on this process's part of a random batch, one for each accumulation pass."""
-        chosen = torch.randint(len(self.trained), (self.training.train_batch_size,), generator=generator)
-        yield from self._losses(module, self.trained[chosen], generator)
+        return (self._loss(module, batch) for batch in self._training_batches(generator))
 
     def validation_losses(self, module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:
         """The losses on this process's part of the validation examples."""
+        return (self._loss(module, batch) for batch in self._validation_batches(generator))
+
+    def cache_outputs(self, cache: OutputCache, steps: Iterable[torch.Generator], validation: torch.Generator) -> None:
+        """Computes what the teacher gives for all steps and for a validation; from then on it is not called."""
+        self.cache = cache
+        for batch in self._validation_batches(validation):
+            self._references(batch)
+        for generator in steps:
+            for batch in self._training_batches(generator):
+                self._references(batch)
+
+    def _training_batches(self, generator: torch.Generator) -> Iterator[Batch]:
+        chosen = torch.randint(len(self.trained), (self.training.train_batch_size,), generator=generator)
+        yield from self._batches(self.trained[chosen], generator)
+
+    def _validation_batches(self, generator: torch.Generator) -> Iterator[Batch]:
         size, count = self.training.train_batch_size, len(self.validation)
         # whole batches, so that each process has a part: a few examples come twice, with other noise
         padded = self.validation[torch.arange(-(-count // size) * size) % count]
-        for indices in padded.split(size):
-            yield from self._losses(module, indices, generator)
+        for number, indices in enumerate(padded.split(size)):
+            yield from self._batches(indices, generator, number)
 
-    def _losses(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """The losses on this process's part of some examples; noise is sampled for all of them."""
-        distillation, training = self.distillation, self.training
+    def _batches(self, indices: Tensor, generator: torch.Generator, number: int = 0) -> Iterator[Batch]:
+        """This process's part of some examples, for each accumulation pass; noise is sampled for all of them."""
+        distillation, training, accelerator = self.distillation, self.training, self.accelerator
         low, high = training.guidance_interval
         copies = torch.multinomial(distillation.copy_shares, len(indices), replacement=True, generator=generator)
         levels = random_levels(len(indices), generator)
         noise = torch.randn((len(indices), *distillation.examples.shape), generator=generator)
-        part = torch.arange(self.accelerator.process_index, len(indices), self.accelerator.num_processes)
-        for chosen in part.chunk(training.gradient_accumulation_steps):
+        part = torch.arange(accelerator.process_index, len(indices), accelerator.num_processes)
+        passes = training.gradient_accumulation_steps
+        for place, chosen in enumerate(part.chunk(passes)):
             latents, conditions = distillation.examples.batch(indices[chosen], copies[chosen])
             noisy, target, times = distillation.add_noise(latents, noise[chosen], levels[chosen])
             is_guided = (low <= levels[chosen]) & (levels[chosen] <= high)
             guidance = (training.autoguidance_scale * is_guided).reshape(-1, *[1] * (latents.ndim - 1))
             weights = distillation.objective.weights(times) if training.snr_weighting else torch.ones(len(times))
-            batch = tree_map(self._on_device, ((noisy, times, conditions), target, weights, guidance))
-            yield self._loss(module, *batch)
+            tensors = tree_map(self._on_device, ((noisy, times, conditions), target, weights, guidance))
+            process = f"{accelerator.process_index}of{accelerator.num_processes}"
+            yield Batch(f"{generator.initial_seed()}-{number}-{process}-{place}of{passes}", *tensors)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         device = self.accelerator.device
@@ -177,24 +215,46 @@ class DistillationLoss:
         # a copy from memory that is not pinned waits until the device has finished all earlier work
         return tensor.pin_memory().to(device, non_blocking=True)
 
-    def _loss(self, module: nn.Module, inputs: Inputs, target: Tensor, weights: Tensor, guidance: Tensor) -> Tensor:
-        """The loss of outputs for `inputs` with SNR weights [batch] and strengths of autoguidance [batch, 1, ...]."""
-        distillation, training = self.distillation, self.training
+    def _references(self, batch: Batch) -> Tensor:
+        """What the teacher, and the weak model where there is one, give for a batch, [networks, batch, ...]."""
+
+        def predict() -> Tensor:
+            networks = [self.distillation.teacher, *([self.weak_model] if self.weak_model is not None else [])]
+            with self.accelerator.autocast():
+                return torch.stack([self.distillation.predict(network, *batch.inputs) for network in networks])
+
+        if self.cache is None:
+            return predict()
+        return self.cache.get(batch.key, lambda: predict().cpu()).to(batch.target.device)
+
+    def _loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        training, target = self.training, batch.target
         with (
             self.accelerator.autocast(),
             force_eager(),  # compiled networks may not call hooks
-            features_of(distillation.teacher, self.stages) as teacher_features,
+            features_of(self.distillation.teacher, self.stages) as teacher_features,
             features_of(self.student, self.stages.values()) as student_features,
         ):
-            output = predicted(module(**distillation.call_signature.arguments(*inputs)), inputs[0]).float()
+            output = self._output(module, *batch.inputs)
             if not training.needs_teacher:
-                return (training.task_loss_weight or 0.0) * latent_loss(output, target, weights)
-            teacher_output = distillation.predict(distillation.teacher, *inputs)
-            if self.weak_model is not None:
-                shift = guidance * (teacher_output - distillation.predict(self.weak_model, *inputs))
+                return (training.task_loss_weight or 0.0) * latent_loss(output, target, batch.weights)
+            teacher_output, *weak_output = self._references(batch)
+            for weak in weak_output:
+                shift = batch.guidance * (teacher_output - weak)
                 target, teacher_output = target + shift, teacher_output + shift
-            loss = (training.task_loss_weight or 0.0) * latent_loss(output, target, weights)
-            loss = loss + training.output_kd_weight * latent_loss(output, teacher_output, weights)
-            return loss + training.feature_kd_weight * feature_loss(
+            loss = (training.task_loss_weight or 0.0) * latent_loss(output, target, batch.weights)
+            loss = loss + training.output_kd_weight * latent_loss(output, teacher_output, batch.weights)
+            return loss + (training.feature_kd_weight or 0.0) * feature_loss(
                 teacher_features, student_features, normalize=training.normalize_features
             )
+
+    def _output(self, module: nn.Module, noisy: Tensor, times: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+        """The student's output in full precision; its weights are in full precision too, unless they are frozen."""
+        inputs = noisy.to(self._student_dtype)
+        return predicted(
+            module(**self.distillation.call_signature.arguments(inputs, times, conditions)), noisy
+        ).float()
+
+    @cached_property
+    def _student_dtype(self) -> torch.dtype:
+        return module_dtype(self.student)

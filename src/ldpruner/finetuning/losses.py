@@ -24,10 +24,15 @@ def stages(teacher: nn.Module, student: nn.Module) -> dict[str, str]:
         elif any(isinstance(part, nn.ModuleList) for part in child.children()):
             names.append(name)
     modules = dict(student.named_modules())
+    shared = {name: new for name, new in names_in(student, teacher, names).items() if new in modules}
+    return {name: new for name, new in shared.items() if type(modules[new]).__name__ not in STAND_INS}
+
+
+def names_in(student: nn.Module, teacher: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """How modules or weights of the teacher are called in the student, whose blocks may have moved up."""
     gone, left = ([*getattr(network, "config", {}).get(REMOVED, ())] for network in (teacher, student))
     pairs = {name: new_name(old_name(name, gone), left) for name in names}
-    shared = {name: str(new) for name, new in pairs.items() if new in modules}
-    return {name: new for name, new in shared.items() if type(modules[new]).__name__ not in STAND_INS}
+    return {name: new for name, new in pairs.items() if new is not None}
 
 
 @contextmanager

@@ -27,22 +27,27 @@ FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
 
 
 class State:
-    """Everything that a checkpoint holds. The network is trained in full precision, whatever it ships in.
+    """Everything that a checkpoint holds. What is trained is in full precision, whatever the network ships in.
 
     Only weights that require gradients are trained: all of a network as it is loaded, a LoRA where the rest is frozen.
+    Under an adapter, the frozen weights keep their precision.
 
     Raises:
-        FinetuningError: no weight requires gradients.
+        FinetuningError: no weight requires gradients, or bitsandbytes is missing.
     """
 
     def __init__(self, module: nn.Module, training: Training, scaler: torch.amp.GradScaler | None = None) -> None:
         self.training, self.scaler = training, scaler
-        self.weights = [weight for weight in module.float().parameters() if weight.requires_grad]
+        self.weights = [weight for weight in module.parameters() if weight.requires_grad]
         if not self.weights:
             raise FinetuningError("all weights are frozen; call requires_grad_(True) on the network, or add a LoRA")
+        if getattr(module, "peft_config", None):
+            for weight in self.weights:
+                weight.data = weight.data.float()
+        else:
+            module.float()
         self.buffers = list(module.buffers())
-        fused, decay = module_device(module).type in FUSED_DEVICES, training.adam_weight_decay
-        self.optimizer = torch.optim.AdamW(self.weights, training.learning_rate, weight_decay=decay, fused=fused)
+        self.optimizer = _optimizer(self.weights, training, module_device(module))
         self.lr_scheduler = get_scheduler(
             training.lr_scheduler,
             self.optimizer,
@@ -156,9 +161,23 @@ class State:
             if group == "optimizer":
                 # fused AdamW walks moments in the memory order of their weight, which the file does not keep
                 weight = self.weights[int(index)].detach()
-                moment = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
-                state.setdefault(int(index), {})[name[0]] = moment
+                moment = torch.empty_like(weight, dtype=tensor.dtype) if tensor.shape == weight.shape else None
+                state.setdefault(int(index), {})[name[0]] = tensor if moment is None else moment.copy_(tensor)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def _optimizer(weights: Sequence[nn.Parameter], training: Training, device: torch.device) -> torch.optim.Optimizer:
+    rate, decay = training.learning_rate, training.adam_weight_decay
+    if not training.use_8bit_adam:
+        return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=device.type in FUSED_DEVICES)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise FinetuningError(
+            "use_8bit_adam=True needs bitsandbytes; install it with: pip install bitsandbytes"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(weights, rate, weight_decay=decay)
+    return optimizer
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:

@@ -7,6 +7,8 @@ one.
 
 import contextlib
 import copy
+import hashlib
+import json
 import logging
 import math
 import time
@@ -25,8 +27,10 @@ from ldpruner.errors import FinetuningError, one_line
 from ldpruner.files import locked
 from ldpruner.finetuning.dataset import Rows, open_data
 from ldpruner.finetuning.distillation import DistillationLoss, prepare_distillation
-from ldpruner.finetuning.settings import History, Training
+from ldpruner.finetuning.lora import add_lora_, merge_lora_, own_weights_, save_lora, share_weights_
+from ldpruner.finetuning.settings import RANK, History, Training
 from ldpruner.finetuning.state import State
+from ldpruner.finetuning.teacher import OutputCache, offloaded
 from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
@@ -36,7 +40,11 @@ from ldpruner.runtime import cast_
 SAMPLES = 256  # of the teacher, where there is no data
 SEED_STRIDE = 1_000_003  # runs with neighbouring seeds share no step's seed
 CHECKPOINT = Path("finetuning", "state.safetensors")
-WITHOUT_EFFECT = {"gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps"}  # on the result
+OUTPUTS = Path("finetuning", "outputs")  # of the teacher
+WITHOUT_EFFECT = {  # on the result
+    *("gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps"),
+    *("teacher", "merge_adapter"),
+}
 ENCODING_TIMEOUT = timedelta(days=7)  # other processes wait while the first one encodes
 
 Losses: TypeAlias = Callable[[nn.Module, torch.Generator], Iterable[Tensor]]
@@ -71,6 +79,7 @@ class Trainer:
         self.losses, self.validation_losses, self.training = losses, validation_losses, training
         self.accelerator, self.checkpoint = accelerator, checkpoint
         self.identity = {**training.model_dump(exclude=WITHOUT_EFFECT), **(identity or {})}
+        self.digest = hashlib.blake2b(json.dumps(self.identity).encode(), digest_size=8).hexdigest()
         self.state = State(module, training, accelerator.scaler)
         self.module, self.optimizer = accelerator.prepare(module, self.state.optimizer)
         self._pending: list[tuple[Tensor, float]] = []  # losses that are still on the device, and learning rates
@@ -109,9 +118,8 @@ class Trainer:
         return self.state.history
 
     def _step(self) -> None:
-        generator = torch.Generator().manual_seed(self.training.seed * SEED_STRIDE + self.state.step)
         losses = []
-        for loss in self.losses(self.module, generator):
+        for loss in self.losses(self.module, step_generator(self.training, self.state.step)):
             self.accelerator.backward(loss / self.training.gradient_accumulation_steps)
             losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.state.weights, self.training.max_grad_norm)
@@ -126,9 +134,8 @@ class Trainer:
         self._flush()
         if self.validation_losses is None:
             return
-        generator = torch.Generator().manual_seed((self.training.seed + 1) * SEED_STRIDE - 1)
         with self.state.averaged():
-            losses = list(self.validation_losses(self.module, generator))
+            losses = list(self.validation_losses(self.module, validation_generator(self.training)))
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
         self.state.record_validation(loss)
         self.accelerator.log({"validation_loss": loss}, step=self.state.step)
@@ -216,18 +223,13 @@ class Finetuning(Trainer):
         self._placement = module_device(self._student), module_dtype(self._student)
         student: Any = self._student.to(accelerator.device).eval()
         weak_model = copy.deepcopy(student).requires_grad_(False) if training.autoguidance_scale else None
+        if training.adapter == "lora":
+            add_lora_(student, training.rank or RANK, training.seed)
         if training.gradient_checkpointing:
             try:
                 student.enable_gradient_checkpointing()
             except ValueError as error:
                 raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
-        identity: dict[str, Any] = {
-            "network": architecture(student).digest,
-            "examples": self.distillation.examples.digest,
-            "weak_model": weights_digest(weak_model) if weak_model is not None else None,
-        }
-        if frozen := [name for name, weight in student.named_parameters() if not weight.requires_grad]:
-            identity["frozen"] = frozen
         loss = DistillationLoss(self.distillation, student, weak_model, training, accelerator)
         super().__init__(
             student,
@@ -236,8 +238,9 @@ class Finetuning(Trainer):
             accelerator,
             validation_losses=loss.validation_losses,
             checkpoint=folder / CHECKPOINT if folder is not None else None,
-            identity=identity,
+            identity=_identity(student, weak_model, self.distillation.examples.digest),
         )
+        self._place_teacher(teacher, loss, folder)
 
     @property
     def is_first(self) -> bool:
@@ -247,11 +250,59 @@ class Finetuning(Trainer):
     def finish(self) -> History:
         """Loads the best weights into the pruned pipeline, on its device and in its precision; returns the history."""
         history = super().finish()
+        self._teacher_place.close()
         if self.training.gradient_checkpointing:
             self._student.disable_gradient_checkpointing()
         device, dtype = self._placement
-        cast_(self._student.to(device), dtype)
+        own_weights_(self._student.to(device), self.distillation.teacher)
+        if self.training.adapter and self.training.merge_adapter:
+            merge_lora_(self._student)
+        cast_(self._student, dtype)
         return history
+
+    def write_adapter(self, folder: Path) -> None:
+        """Writes the adapter that `finish` left in the network, and merges it."""
+        if self.training.adapter and not self.training.merge_adapter:
+            save_lora(self._student, self.distillation.component, folder)
+            merge_lora_(self._student)
+
+    def _place_teacher(self, teacher: DiffusionPipeline, loss: DistillationLoss, folder: Path | None) -> None:
+        """Puts the teacher where the settings want it, until `finish` puts it back."""
+        self._teacher_place = contextlib.ExitStack()
+        device, training = self.accelerator.device, self.training
+        if training.teacher == "resident":
+            share_weights_(self._student, self.distillation.teacher)
+            return
+        if training.teacher == "cached":
+            cache = OutputCache(folder / OUTPUTS / self.digest if folder is not None else None)
+            steps = (step_generator(training, step) for step in range(self.state.step, training.max_train_steps))
+            loss.cache_outputs(cache, steps, validation_generator(training))
+            self._teacher_place.callback(cache.clear)
+        self._teacher_place.callback(teacher.to, device)
+        teacher.to("cpu")
+        if training.teacher == "offloaded":
+            self._teacher_place.enter_context(offloaded(self.distillation.teacher, device))
+
+
+def step_generator(training: Training, step: int) -> torch.Generator:
+    """The random numbers of a step."""
+    return torch.Generator().manual_seed(training.seed * SEED_STRIDE + step)
+
+
+def validation_generator(training: Training) -> torch.Generator:
+    """The random numbers of each validation."""
+    return torch.Generator().manual_seed((training.seed + 1) * SEED_STRIDE - 1)
+
+
+def _identity(student: nn.Module, weak_model: nn.Module | None, examples: str) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "network": architecture(student).digest,
+        "examples": examples,
+        "weak_model": weights_digest(weak_model) if weak_model is not None else None,
+    }
+    if frozen := [name for name, weight in student.named_parameters() if not weight.requires_grad]:
+        identity["frozen"] = frozen
+    return identity
 
 
 def prepare_accelerator(
