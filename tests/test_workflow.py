@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from ldpruner import Budget, Plan, Probe, Training
 from ldpruner.progress import Long
-from ldpruner.workflow import evaluate_run, finetune_run, prune_run, score_run, select_run
+from ldpruner.recovery import finetune_run
+from ldpruner.workflow import evaluate_run, prune_run, score_run, select_run
 
 Item = TypeVar("Item")
 PROBE = Probe(samples=2, steps=2)

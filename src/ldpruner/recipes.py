@@ -29,11 +29,12 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.progress import Progress, unreported
 from ldpruner.pruning.opening import open_pipeline
+from ldpruner.recovery import finetune_run
 from ldpruner.run_folder import JSON_OBJECT
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
 from ldpruner.values import MAX_COUNT, Settings
-from ldpruner.workflow import EVALUATED_SAMPLES, Outcome, evaluate_run, finetune_run, run
+from ldpruner.workflow import EVALUATED_SAMPLES, Outcome, evaluate_run, run
 
 StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
 

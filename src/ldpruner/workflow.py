@@ -1,7 +1,7 @@
 """Whole steps on a run folder, each one resumable call: what a command does, Python can do too.
 
-`run` scores, selects, prunes, saves and compares. `score_run`, `select_run` and `prune_run` are its parts,
-`finetune_run` and `evaluate_run` what follows. The same call again resumes. Each holds the run folder while it works.
+`run` scores, selects, prunes, saves and compares. `score_run`, `select_run` and `prune_run` are its parts, and
+`evaluate_run` measures. The same call again resumes. Each holds the run folder while it works.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,6 @@ from ldpruner.evaluation.features import Features
 from ldpruner.evaluation.metrics import latent_shift, same_latents
 from ldpruner.evaluation.samples import write_samples
 from ldpruner.files import locked
-from ldpruner.finetuning.settings import History, Training
-from ldpruner.finetuning.trainer import SAMPLES, Finetuning
 from ldpruner.operators.discovery import find_operators
 from ldpruner.operators.native import native_operators
 from ldpruner.pipelines.probe import Probe
@@ -128,7 +126,7 @@ def prune_run(
     folder = RunFolder(run)
     with folder.writing(folder.pruned):
         plan = folder.plan()
-        pipeline = _original(folder, original, device, dtype, progress)
+        pipeline = folder.open_original(original, device, dtype, progress)
         reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan), folder.pruned))
     return plan
 
@@ -182,51 +180,6 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
         return _finish(pipeline, pruned, plan, probe, folder, progress)
 
 
-def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
-    run: Path | str,
-    training: Training | None = None,
-    *,
-    data: Path | str | None = None,
-    probe: Probe | None = None,
-    original: DiffusionPipeline | None = None,
-    report_to: Sequence[str] = (),
-    device: str | None = None,
-    dtype: str | None = None,
-    progress: Progress = unreported,
-) -> History | None:
-    """Trains the pruned pipeline of a run folder, with the original as teacher, and saves it as `recovered/`.
-
-    Returns how training went; None in all processes of a launcher but the first.
-
-    Args:
-        training: how long, how fast, by which losses.
-        data: a folder of pictures or sounds; None learns from samples of the original.
-        probe: how the original is called; None is the probe of the scores, with 256 samples.
-        original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
-        report_to: trackers of Accelerate, such as `tensorboard`.
-    """
-    folder = RunFolder(run)
-    with folder.writing(folder.recovered):
-        folder.check_pruned()
-        scores = folder.scores()
-        teacher = _original(folder, original, device, dtype, progress)
-        pruned = open_pipeline(folder.pruned, "cpu", dtype)
-        probe = probe or scores.probe.replace(samples=SAMPLES)
-        options: dict[str, Any] = {"component": scores.component, "training": training, "report_to": report_to}
-        work = reported(
-            progress,
-            "preparing examples",
-            lambda: Finetuning(pruned, teacher, data, probe=probe, run=folder.path, **options),
-        )
-        for _ in (progress if work.is_first else unreported)(work, "finetuning"):
-            pass
-        history = work.finish()
-        if work.is_first:
-            work.write_adapter(folder.lora)
-            save(pruned, folder.recovered)
-    return history if work.is_first else None
-
-
 def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
     run: Path | str,
     *,
@@ -251,7 +204,7 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
     with locked(run):
         scores = folder.scores()
         folder.check_pruned()
-        reference = _original(folder, original, device, dtype, progress)
+        reference = folder.open_original(original, device, dtype, progress)
         latest = folder.latest()
         pipeline = reported(progress, f"opening {latest.name}", lambda: open_pipeline(latest, device, dtype))
         probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
@@ -340,11 +293,3 @@ def _finish(
         reload_is_exact=same_latents(pruned, reloaded, probe),
         samples=tuple(files),
     )
-
-
-def _original(
-    folder: RunFolder, original: DiffusionPipeline | None, device: str | None, dtype: str | None, progress: Progress
-) -> DiffusionPipeline:
-    if original is not None:
-        return original
-    return reported(progress, "opening the original", lambda: open_pipeline(folder.model(), device, dtype))

@@ -15,8 +15,9 @@ from ldpruner.finetuning.trainer import Finetuning, finetune
 from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.running import networks
 from ldpruner.pipelines.sampling import sample_latents
+from ldpruner.recovery import finetune_run
 from ldpruner.selection.plan import PlannedRemoval
-from ldpruner.workflow import finetune_run, prune_run, score_run, select_run
+from ldpruner.workflow import prune_run, score_run, select_run
 from tests.families import FAMILIES
 from tests.finetuning.conftest import PROBE, short
 

@@ -69,6 +69,13 @@ PIPELINE_ARG = Annotated[
     typer.Option(help="Another argument of the pipeline's call, such as eta=0.5; an image is a path; repeatable."),
 ]
 DATA = Annotated[Path | None, typer.Option(help="A folder of pictures or sounds. Default: samples of the original.")]
+FINETUNE = Annotated[
+    bool, typer.Option("--finetune", help="Also recover the quality, with default settings, and evaluate it.")
+]
+UNTIL = Annotated[
+    str | None,
+    typer.Option(help="Stop when good enough, such as frechet_distance<=original; the best weights by it are kept."),
+]
 EXECUTOR = Annotated[
     Literal["local", "ray"],
     typer.Option(help="What samples: local, this process; ray, several.", rich_help_panel=RUNNING),

@@ -134,6 +134,9 @@ def run(
     probe: parsing.PROBE,
     metric: opt.METRIC = "mean_std",
     exhaustive: opt.EXHAUSTIVE = False,
+    finetune: opt.FINETUNE = False,
+    data: opt.DATA = None,
+    until: opt.UNTIL = None,
     executor: opt.EXECUTOR = "local",
     ray_address: opt.RAY_ADDRESS = None,
     batch_size: opt.BATCH = opt.BATCH_SIZE,
@@ -143,21 +146,40 @@ def run(
 ) -> Answer:
     """Score, select, prune, save, and compare the pruned pipeline with its original.
 
-    Example: ldpruner run zoo:satellite --run runs/demo --budget latency=0.65
+    Example: ldpruner run zoo:satellite --run runs/demo --budget latency=0.65 --finetune
     """
+    parsing.refuse_ignored(
+        {"--data": data and not finetune, "--until": until and not finetune}, "it is for --finetune"
+    )
     wanted = parsing.budget_of(budget)
     chosen: dict[str, Any] = {"component": component, "ignore": ignore or [], "targets": targets or []}
     check_executor(executor, ray_address)
     chosen |= {"metric": metric, "rule": rule, "native": native, "batch_size": batch_size, "exhaustive": exhaustive}
     if dry_run:
         shown = {"budget": wanted.model_dump(exclude_none=True), "probe": probe.model_dump(mode="json")}
-        return settings(model=model, run=str(run), **shown, **chosen, executor=executor)
+        after = {"finetune": finetune, "data": str(data) if data else None, "until": until}
+        return settings(model=model, run=str(run), **shown, **chosen, executor=executor, **after)
     from ldpruner.workflow import run as run_all
 
+    pipeline = opened(model, device, dtype)
     with executor_of(executor, ray_address, model, device, dtype) as sampler:
         chosen |= {"executor": sampler, "progress": terminal.progress}
-        outcome = run_all(opened(model, device, dtype), wanted, run=run, probe=probe, model=model, **chosen)
-    return outcome_answer(outcome, run)
+        outcome = run_all(pipeline, wanted, run=run, probe=probe, model=model, **chosen)
+    pruned = outcome_answer(outcome, run)
+    if not finetune:
+        return pruned
+    from ldpruner.cli.recover import evaluation_answer, history_answer
+    from ldpruner.recovery import recover_run
+    from ldpruner.run_folder import RunFolder
+
+    history, evaluation = recover_run(run, data=data, until=until, original=pipeline, progress=terminal.progress)
+    answers = {
+        "prune": pruned,
+        "finetune": history_answer(history, run) if history is not None else Answer(None),
+        "evaluate": evaluation_answer(evaluation, RunFolder(run).latest(), model),
+    }
+    parts = [part for answer in answers.values() for part in answer.parts]
+    return Answer({name: answer.data for name, answer in answers.items()}, parts, answers["evaluate"].then)
 
 
 def plan_answer(plan: "Plan", then: str, *lines: str) -> Answer:

@@ -29,6 +29,7 @@ def finetune(
     *,
     run: opt.RUN,
     data: opt.DATA = None,
+    until: opt.UNTIL = None,
     samples: Annotated[
         int | None, typer.Option(help="Of the original, where there is no data. Default: 256.", min=2)
     ] = None,
@@ -47,8 +48,8 @@ def finetune(
     Example: accelerate launch -m ldpruner finetune --run runs/a
     """
     from ldpruner.finetuning.trainer import SAMPLES
+    from ldpruner.recovery import finetune_run
     from ldpruner.run_folder import RunFolder
-    from ldpruner.workflow import finetune_run
 
     folder = RunFolder(run)
     ignored = {"--samples": data and samples, "--prompts": data and prompts}
@@ -56,12 +57,13 @@ def finetune(
     probe = parsing.changed(folder.scores().probe, samples or SAMPLES, prompts, pipeline_arg)
     if dry_run:
         shown = {"training": training.resolved(data=data is not None).model_dump(mode="json")}
-        place = {"device": device, "dtype": dtype, "data": str(data) if data else None}
+        place = {"device": device, "dtype": dtype, "data": str(data) if data else None, "until": until}
         return settings(run=str(run), model=folder.model(), probe=probe.model_dump(mode="json"), **shown, **place)
     history = finetune_run(
         run,
         training,
         data=data,
+        until=until,
         probe=probe,
         report_to=report_to or (),
         device=device,

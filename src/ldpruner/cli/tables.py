@@ -24,6 +24,11 @@ if TYPE_CHECKING:  # evaluation takes seconds to import, and most commands do no
 MAX_STAGES = 16  # rows of a summary; more, and blocks that differ in their number only share a row
 WORDS = {"macs": "MACs"}
 MAX_LABEL = 18  # letters of a column's title
+STOPPED = {
+    "early": "stopped early, as it no longer improved",
+    "time": "stopped at the time limit",
+    "quality": "stopped as the quality is reached",
+}
 SAME_SPEED = 0.02  # relative difference of latency that words do not tell
 UNITS: Mapping[str, Callable[[float], str]] = {
     "latency_ms": "{:,.1f} ms".format,
@@ -206,15 +211,18 @@ def outcome(outcome: Outcome) -> list[str | Table]:
 
 
 def history(history: History) -> list[str | Table]:
-    """How training went, and the validation losses; a star marks the weights that are kept."""
+    """How training went: quality and validation loss against training time; a star marks the weights that are kept."""
     losses = history.validation_losses
     first, best = losses[min(losses)], losses[history.best_step]
-    rows = [
-        (str(step), f"{loss:.5g}" + (" *" if step == history.best_step else "  ")) for step, loss in losses.items()
-    ]
+    columns = {">step": [str(step) + (" *" if step == history.best_step else "  ") for step in losses]}
+    columns[">minutes"] = [f"{60 * history.hours[step]:.1f}" for step in losses]
+    columns[">validation loss ↓"] = [f"{loss:.5g}" for loss in losses.values()]
+    if history.qualities:
+        columns[">quality"] = [f"{history.qualities[step]:.5g}" for step in losses]
     return [
-        f"finetuned: the validation loss went from {first:.4g} to {best:.4g} in {history.best_step} steps",
-        Table((">step", ">validation loss ↓  "), rows),
+        f"finetuned: the validation loss went from {first:.4g} to {best:.4g} in {history.best_step} steps"
+        + (f"; {STOPPED[history.stopped]}" if history.stopped else ""),
+        Table(tuple(columns), list(zip(*columns.values(), strict=True))),
     ]
 
 

@@ -55,7 +55,9 @@ class Training(Settings):
         seed: seed of the training; each step derives its own.
         validation_fraction: share of the examples that is not trained on; its loss chooses the weights.
         validation_steps: steps between two validations.
-        early_stopping_patience: validations without a better loss before training stops; None never stops early.
+        early_stopping_patience: validations without a better loss, or a better quality where that is measured, before
+            training stops; None never stops early.
+        max_hours: training stops at the first validation after this time; None sets no limit.
         checkpointing_steps: steps between two checkpoints, which is what a kill can cost.
     """
 
@@ -89,6 +91,7 @@ class Training(Settings):
     validation_fraction: float = Field(default=0.05, gt=0, lt=1)
     validation_steps: int = Field(default=100, ge=1, le=MAX_COUNT)
     early_stopping_patience: int | None = Field(default=5, ge=1)
+    max_hours: float | None = Field(default=None, gt=0)
     checkpointing_steps: int = Field(default=100, ge=1, le=MAX_COUNT)
 
     @model_validator(mode="after")
@@ -135,17 +138,37 @@ class Training(Settings):
         return self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
 
+class Quality(Value):
+    """How good the samples of a network are while it is trained.
+
+    Attributes:
+        value: of the metric.
+        reached: whether it is good enough to stop.
+        higher_is_better: whether more of it is better.
+    """
+
+    value: float
+    reached: bool
+    higher_is_better: bool = False
+
+
 class History(Value):
     """What training went through.
 
     Attributes:
         losses: of each step.
         validation_losses: loss on the validation examples, by step; step 0 is before the first update.
-        best_step: the step whose EMA weights were kept.
-        steps: optimizer steps taken; fewer than `max_train_steps` after early stopping.
+        qualities: value of the user's metric, by step; empty if none was asked for.
+        hours: training time up to each validation, by step.
+        best_step: the step whose EMA weights were kept: those of the best quality, or else of the lowest loss.
+        steps: optimizer steps taken; fewer than `max_train_steps` if training stopped before.
+        stopped: why it stopped before: `early`, `time` or `quality`; None if it did not.
     """
 
     losses: tuple[float, ...]
     validation_losses: dict[int, float]
+    qualities: dict[int, float] = Field(default_factory=dict)
+    hours: dict[int, float] = Field(default_factory=dict)
     best_step: int
     steps: int
+    stopped: Literal["early", "time", "quality"] | None = None

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, StorageError, one_line
 from ldpruner.files import replacing
-from ldpruner.finetuning.settings import History, Training
+from ldpruner.finetuning.settings import History, Quality, Training
 from ldpruner.pipelines.offload import module_device
 
 FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
@@ -59,22 +59,37 @@ class State:
         self.step, self.best_step, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
         self.validation_losses: dict[int, float] = {}
+        self.qualities: dict[int, float] = {}
+        self.hours: dict[int, float] = {}
+        self.reached = False
 
     @property
     def history(self) -> History:
         return History(
             losses=tuple(self.losses),
             validation_losses=self.validation_losses,
+            qualities=self.qualities,
+            hours=self.hours,
             best_step=self.best_step if self.validation_losses else self.step,
             steps=self.step,
+            stopped=self.stopped,
         )
 
     @property
-    def is_over(self) -> bool:
-        """Whether all steps are done, or the last validations had no lower loss."""
-        patience = self.training.early_stopping_patience
+    def stopped(self) -> Literal["early", "time", "quality"] | None:
+        """Why training is over before its last step."""
+        patience, limit = self.training.early_stopping_patience, self.training.max_hours
+        if self.reached:
+            return "quality"
+        if limit is not None and max(self.hours.values(), default=0.0) >= limit:
+            return "time"
         without_improvement = sum(step > self.best_step for step in self.validation_losses)
-        return self.step >= self.training.max_train_steps or (patience is not None and without_improvement >= patience)
+        return "early" if patience is not None and without_improvement >= patience else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done, or training has stopped before."""
+        return self.step >= self.training.max_train_steps or self.stopped is not None
 
     @property
     def learning_rate(self) -> float:
@@ -88,12 +103,18 @@ class State:
         self.ema.step(self.weights)
         self.step += 1
 
-    def record_validation(self, loss: float) -> None:
-        """Keeps a validation loss, and the averaged weights if it is the lowest so far."""
-        if not self.validation_losses or loss < min(self.validation_losses.values()):
+    def record_validation(self, loss: float, hours: float, quality: Quality | None = None) -> None:
+        """Keeps a validation loss, and the averaged weights if it, or the quality where there is one, is the best."""
+        sign = -1.0 if quality is not None and quality.higher_is_better else 1.0
+        earlier, value = self.validation_losses, loss
+        if quality is not None:
+            earlier, value = self.qualities, quality.value
+        if not earlier or sign * value < min(sign * other for other in earlier.values()):
             self.best_step = self.step
             self.best = [weight.clone() for weight in self.ema.shadow_params]
-        self.validation_losses[self.step] = loss
+        self.validation_losses[self.step], self.hours[self.step] = loss, hours
+        if quality is not None:
+            self.qualities[self.step], self.reached = quality.value, quality.reached
 
     @torch.no_grad()
     def load_best_(self) -> None:
@@ -124,6 +145,9 @@ class State:
             "identity": dict(identity),
             "losses": self.losses,
             "validation_losses": self.validation_losses,
+            "qualities": self.qualities,
+            "hours": self.hours,
+            "reached": self.reached,
             "best_step": self.best_step,
             "seconds": self.seconds,
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -149,7 +173,11 @@ class State:
             group["lr"] = rate
         self.ema.optimization_step = metadata["ema_step"]
         self.losses, self.step = metadata["losses"], len(metadata["losses"])
-        self.validation_losses = {int(step): loss for step, loss in metadata["validation_losses"].items()}
+        self.validation_losses, self.qualities, self.hours = (
+            {int(step): value for step, value in metadata.get(name, {}).items()}
+            for name in ("validation_losses", "qualities", "hours")
+        )
+        self.reached = metadata.get("reached", False)
         self.best_step, self.seconds = metadata["best_step"], metadata["seconds"]
         if self.scaler is not None:
             self.scaler.load_state_dict(metadata["scaler"])

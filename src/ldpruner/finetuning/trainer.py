@@ -7,28 +7,29 @@ one.
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.files import locked
+from ldpruner.finetuning.accelerator import prepare_accelerator
 from ldpruner.finetuning.dataset import Rows, open_data
 from ldpruner.finetuning.distillation import DistillationLoss, prepare_distillation
 from ldpruner.finetuning.lora import add_lora_, merge_lora_, own_weights_, save_lora, share_weights_
-from ldpruner.finetuning.settings import RANK, History, Training
+from ldpruner.finetuning.settings import RANK, History, Quality, Training
 from ldpruner.finetuning.state import State
 from ldpruner.finetuning.teacher import OutputCache, offloaded
 from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
@@ -43,10 +44,10 @@ CHECKPOINT = Path("finetuning", "state.safetensors")
 OUTPUTS = Path("finetuning", "outputs")  # of the teacher
 WITHOUT_EFFECT = {  # on the result
     *("gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps"),
-    *("teacher", "merge_adapter"),
+    *("teacher", "merge_adapter", "max_hours"),
 }
-ENCODING_TIMEOUT = timedelta(days=7)  # other processes wait while the first one encodes
 
+Judge: TypeAlias = Callable[[DiffusionPipeline, DiffusionPipeline], Quality]  # of the pruned one and the teacher
 Losses: TypeAlias = Callable[[nn.Module, torch.Generator], Iterable[Tensor]]
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Trainer:
         training: how long, how fast.
         accelerator: the devices and the precision, of `prepare_accelerator`.
         validation_losses: yields the losses on the validation examples; None keeps the last averaged weights.
+        quality: measures the network with its averaged weights at each validation; the best weights by it are kept.
         checkpoint: a file for its state, from which training resumes.
         identity: what describes the run besides its settings. A checkpoint of another run is refused.
     """
@@ -73,11 +75,12 @@ class Trainer:
         accelerator: Accelerator,
         *,
         validation_losses: Losses | None = None,
+        quality: Callable[[], Quality] | None = None,
         checkpoint: Path | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.losses, self.validation_losses, self.training = losses, validation_losses, training
-        self.accelerator, self.checkpoint = accelerator, checkpoint
+        self.accelerator, self.checkpoint, self.quality = accelerator, checkpoint, quality
         self.identity = {**training.model_dump(exclude=WITHOUT_EFFECT), **(identity or {})}
         self.digest = hashlib.blake2b(json.dumps(self.identity).encode(), digest_size=8).hexdigest()
         self.state = State(module, training, accelerator.scaler)
@@ -94,7 +97,7 @@ class Trainer:
     def __iter__(self) -> Iterator[int]:
         """Trains; yields the number of steps done so far, those before a resume included."""
         state, training = self.state, self.training
-        started = time.perf_counter() - state.seconds
+        self._started = time.perf_counter() - state.seconds
         if not state.validation_losses:
             self._validate()
         while not state.is_over:
@@ -103,7 +106,7 @@ class Trainer:
                 self._validate()
             if state.step % training.checkpointing_steps == 0 or state.is_over:
                 self._flush()
-                state.seconds = time.perf_counter() - started
+                state.seconds = time.perf_counter() - self._started
                 if self.checkpoint is not None and self.accelerator.is_main_process:
                     state.write(self.checkpoint, self.identity)
             yield state.step
@@ -136,9 +139,20 @@ class Trainer:
             return
         with self.state.averaged():
             losses = list(self.validation_losses(self.module, validation_generator(self.training)))
-        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
-        self.state.record_validation(loss)
-        self.accelerator.log({"validation_loss": loss}, step=self.state.step)
+            quality = self._measure()
+        hours = torch.full_like(losses[0], (time.perf_counter() - self._started) / 3600)
+        means = self.accelerator.reduce(torch.stack([torch.stack(losses).mean(), hours]), "mean")
+        loss, elapsed = means.tolist()  # of all processes, so that they stop together
+        self.state.record_validation(loss, elapsed, quality)
+        values = {"validation_loss": loss, **({"quality": quality.value} if quality is not None else {})}
+        self.accelerator.log(values, step=self.state.step)
+
+    def _measure(self) -> Quality | None:
+        """The quality of the averaged weights, measured by one process."""
+        if self.quality is None:
+            return None
+        shared = [self.quality() if self.accelerator.is_main_process else None]
+        return cast(Quality, broadcast_object_list(shared)[0])
 
     def _flush(self) -> None:
         """Fetches the losses of the last steps from the device, all at once."""
@@ -160,7 +174,7 @@ class Trainer:
             )
 
 
-def finetune(
+def finetune(  # noqa: PLR0913  (each is a choice of its own)
     pruned: DiffusionPipeline,
     teacher: DiffusionPipeline,
     data: Path | str | Rows | None = None,
@@ -170,6 +184,7 @@ def finetune(
     training: Training | None = None,
     run: Path | str | None = None,
     report_to: Sequence[Any] = (),
+    quality: Judge | None = None,
 ) -> History:
     """Trains a pruned pipeline's denoiser in place, with the original as teacher.
 
@@ -185,12 +200,15 @@ def finetune(
         training: how long, how fast, by which losses.
         run: a folder for examples and checkpoints; the same call again resumes there.
         report_to: trackers of Accelerate, or their names, such as `tensorboard`.
+        quality: measures the pruned pipeline, given it and the teacher, at each validation. The best weights by it are
+            kept, and training stops when it says so.
 
     Raises:
         FinetuningError: the pipeline, the data or the settings do not fit.
         RunFolderBusy: another process is writing into the folder.
     """
     options: dict[str, Any] = {"component": component, "training": training, "run": run, "report_to": report_to}
+    options["quality"] = quality
     with locked(run) if run is not None else contextlib.nullcontext():
         work = Finetuning(pruned, teacher, data, probe=probe, **options)
         for _ in work:
@@ -201,7 +219,7 @@ def finetune(
 class Finetuning(Trainer):
     """A finetuning run, with the arguments of `finetune`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is a choice of its own)
         self,
         pruned: DiffusionPipeline,
         teacher: DiffusionPipeline,
@@ -212,8 +230,11 @@ class Finetuning(Trainer):
         training: Training | None = None,
         run: Path | str | None = None,
         report_to: Sequence[Any] = (),
+        quality: Judge | None = None,
     ) -> None:
         training = (training or Training()).resolved(data=data is not None)
+        if quality is not None and training.teacher != "resident":
+            raise FinetuningError(f"teacher={training.teacher!r}: the quality is measured beside a resident teacher")
         folder = Path(run) if run is not None else None
         accelerator = prepare_accelerator(training, teacher.device, folder, report_to)
         rows, probe = open_data(data) if data is not None else None, probe or Probe(samples=SAMPLES)
@@ -237,6 +258,7 @@ class Finetuning(Trainer):
             training,
             accelerator,
             validation_losses=loss.validation_losses,
+            quality=functools.partial(self._quality, pruned, teacher, quality) if quality is not None else None,
             checkpoint=folder / CHECKPOINT if folder is not None else None,
             identity=_identity(student, weak_model, self.distillation.examples.digest),
         )
@@ -259,6 +281,17 @@ class Finetuning(Trainer):
             merge_lora_(self._student)
         cast_(self._student, dtype)
         return history
+
+    def _quality(self, pruned: DiffusionPipeline, teacher: DiffusionPipeline, judge: Judge) -> Quality:
+        """Judges the student in the precision of its pipeline; the weights in training stay as they are."""
+        trained = [(weight, weight.data) for weight in (*self._student.parameters(), *self._student.buffers())]
+        pruned.to(self.accelerator.device)
+        cast_(self._student, self._placement[1])
+        try:
+            return judge(pruned, teacher)
+        finally:
+            for weight, data in trained:
+                weight.data = data
 
     def write_adapter(self, folder: Path) -> None:
         """Writes the adapter that `finish` left in the network, and merges it."""
@@ -303,40 +336,3 @@ def _identity(student: nn.Module, weak_model: nn.Module | None, examples: str) -
     if frozen := [name for name, weight in student.named_parameters() if not weight.requires_grad]:
         identity["frozen"] = frozen
     return identity
-
-
-def prepare_accelerator(
-    training: Training, device: torch.device, folder: Path | None = None, report_to: Sequence[Any] = ()
-) -> Accelerator:
-    """The devices, the precision and the trackers of a training run.
-
-    Raises:
-        FinetuningError: a tracker is not installed, or a batch cannot be shared among the processes.
-    """
-    # Otherwise Accelerate keeps the precision and the device of the first accelerator of the process.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # a pruned network may have a weight that nothing reads, and gradient checkpointing needs a static graph
-    handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT)]
-    try:
-        accelerator = Accelerator(
-            mixed_precision=training.mixed_precision,
-            cpu=device.type == "cpu",
-            log_with=list(report_to) or None,
-            project_dir=str(folder or "."),
-            kwargs_handlers=handlers,
-        )
-    except ValueError as error:
-        raise FinetuningError(f"report_to={list(report_to)}: {one_line(error)}") from error
-    if len(accelerator.log_with) != len(report_to):
-        raise FinetuningError(f"report_to={list(report_to)}: not all of their packages are installed")
-    passes = accelerator.num_processes * training.gradient_accumulation_steps
-    if training.train_batch_size % passes:
-        raise FinetuningError(
-            f"train_batch_size={training.train_batch_size} cannot be shared among {accelerator.num_processes} "
-            f"processes in {training.gradient_accumulation_steps} passes each; choose a multiple of {passes}"
-        )
-    if report_to:
-        accelerator.init_trackers("ld-pruner", config=training.model_dump(exclude_none=True))
-    return accelerator
