@@ -40,6 +40,9 @@ SMALLER = (
     (r"\"audio_end_in_s\": [\d.]+", '"audio_end_in_s": 0.1'),
     (r" --data images --features inception", ""),  # its weights would be downloaded
     (r" --dtype float16", ""),
+    (r"(?m)^(.*ldpruner\.run\((?!.*probe).*)\)$", r"\1, probe=ldpruner.Probe(samples=2, steps=4))"),
+    (r"(?m)^(ldpruner (?:run|score) (?!.*--samples).*)$", r"\1 --samples 2"),
+    (r"(?m)^(ldpruner (?:run|score) (?!.*--steps).*)$", r"\1 --steps 2"),
     (r"latency=0\.\d+", "parameters=0.9"),  # their latency is mostly not the denoiser's
 )
 COMMAND = re.compile(r"\bldpruner ([a-z]+)((?: [^\n`]*)?)")

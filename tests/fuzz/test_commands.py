@@ -95,7 +95,7 @@ def means_a_budget(text: str) -> bool:
 BUDGETS = st.one_of(words_like("latency=0.65", "parameters=0.8,macs=0.9", "operators=2"), st.sampled_from(TYPOS))
 
 
-@sizes(20, 150)
+@sizes(20, 300)
 def test_budgets(run: Run, places: Callable[[], Place], inputs: int) -> None:
     def trial(text: str) -> Trial:
         return Trial(("select", "--run", "run", f"--budget={text}"), means_nothing=not means_a_budget(text))
@@ -106,7 +106,7 @@ def test_budgets(run: Run, places: Callable[[], Place], inputs: int) -> None:
 ARGUMENTS = ("batch_size", "generator", "eta", "num_inference_steps", "output_type", "return_dict")
 
 
-@sizes(20, 150)
+@sizes(20, 100)
 def test_arguments_of_the_pipeline(run: Run, places: Callable[[], Place], inputs: int) -> None:
     texts = words_like("eta=0.5", "eta=[[1]]", "etaa=1", "prompt=a cat", "image=data/0.png", "height=64", "steps=3")
 
@@ -117,7 +117,7 @@ def test_arguments_of_the_pipeline(run: Run, places: Callable[[], Place], inputs
     campaign(run, places, inputs, texts.map(trial))
 
 
-@sizes(8, 150)
+@sizes(8, 300)
 def test_numbers_of_options(run: Run, places: Callable[[], Place], inputs: int) -> None:
     options: list[tuple[str, ...]] = [
         ("score", "model", "--run", "new", "--dry-run", name) for name in ("--samples", "--steps", "--seed")
@@ -142,7 +142,7 @@ def test_numbers_of_options(run: Run, places: Callable[[], Place], inputs: int) 
     campaign(run, places, inputs, trials)
 
 
-@sizes(8, 150)
+@sizes(8, 70)
 def test_words_in_any_place(run: Run, places: Callable[[], Place], inputs: int) -> None:
     """Names of models, run folders, components, patterns and devices."""
     word = words_like("model", "zoo:satellite", "run", "unet", "mid_block*", "cpu", "m2/[/]", "\x1b[31mx", "x" * 3000)
@@ -181,7 +181,7 @@ def test_words_in_any_place(run: Run, places: Callable[[], Place], inputs: int) 
     campaign(run, places, inputs, trials)
 
 
-@sizes(8, 150)
+@sizes(8, 80)
 def test_files_of_a_run(run: Run, places: Callable[[], Place], template: Place, inputs: int) -> None:
     """The store, the plan and the pruned pipeline."""
     index = json.loads((template / "run/pruned/model_index.json").read_bytes())
@@ -212,7 +212,7 @@ def test_files_of_a_run(run: Run, places: Callable[[], Place], template: Place, 
     campaign(run, places, inputs, trials)
 
 
-@sizes(4, 50)
+@sizes(4, 20)
 def test_data_to_learn_from(run: Run, places: Callable[[], Place], template: Place, inputs: int) -> None:
     words = ("finetune", "--run", "run", "--data", "data", *TRAIN)
     pictures = [path.name for path in sorted((template / "data").iterdir())]

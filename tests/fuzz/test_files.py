@@ -61,7 +61,7 @@ def attempt(inputs: int, contents: Strategy[bytes], path: Path, check: Callable[
     check_one()
 
 
-@sizes(30, 500)
+@sizes(30, 100)
 def test_plans(template: Place, tmp_path: Path, inputs: int) -> None:
     document = json.loads((template / "run/plan.json").read_bytes())
 
@@ -75,7 +75,7 @@ def test_plans(template: Place, tmp_path: Path, inputs: int) -> None:
     attempt(inputs, json_files(document), tmp_path / "plan.json", check)
 
 
-@sizes(30, 500)
+@sizes(30, 100)
 def test_recipes(tmp_path: Path, inputs: int) -> None:
     def check(path: Path, data: bytes) -> None:
         recipe = outcome_of(lambda: read_recipe(path))
@@ -87,7 +87,7 @@ def test_recipes(tmp_path: Path, inputs: int) -> None:
     attempt(inputs, yaml_files(RECIPE), tmp_path / "recipe.yaml", check)
 
 
-@sizes(30, 500)
+@sizes(30, 100)
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
 def test_metadata(tmp_path: Path, name: str, inputs: int) -> None:
     names = {str(row["file_name"]) for row in ROWS}
@@ -105,7 +105,7 @@ def test_metadata(tmp_path: Path, name: str, inputs: int) -> None:
     attempt(inputs, contents, tmp_path / name, check)
 
 
-@sizes(30, 666)
+@sizes(30, 60)
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "bmp", "16-bit", "palette", "exif"])
 def test_pictures(tmp_path: Path, form: str, inputs: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
@@ -125,7 +125,7 @@ def test_pictures(tmp_path: Path, form: str, inputs: int) -> None:
     attempt(inputs, damaged(file.getvalue()), tmp_path / "a.png", check)
 
 
-@sizes(30, 333)
+@sizes(30, 60)
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg"])
 def test_sounds(tmp_path: Path, form: str, inputs: int) -> None:
     file = io.BytesIO()
@@ -138,7 +138,7 @@ def test_sounds(tmp_path: Path, form: str, inputs: int) -> None:
     attempt(inputs, damaged(file.getvalue()), tmp_path / f"a.{form}", check)
 
 
-@sizes(30, 500)
+@sizes(30, 100)
 def test_prompts(tmp_path: Path, inputs: int) -> None:
     contents = st.one_of(damaged("a cat\nthe moon, größer\n\ufeffx\r\n".encode()), st.binary(max_size=40))
 
@@ -155,7 +155,7 @@ def test_prompts(tmp_path: Path, inputs: int) -> None:
     attempt(inputs, contents, tmp_path / "prompts.txt", check)
 
 
-@sizes(30, 500)
+@sizes(30, 100)
 def test_stores(template: Place, tmp_path: Path, inputs: int) -> None:
     """A damaged store is refused, or what it says is what it said."""
     scores, folder = RunFolder(template / "run").scores(), RunFolder(tmp_path)
@@ -167,7 +167,7 @@ def test_stores(template: Place, tmp_path: Path, inputs: int) -> None:
     attempt(inputs, damaged((template / "run/run.sqlite").read_bytes()), tmp_path / "run.sqlite", check)
 
 
-@sizes(10, 133)
+@sizes(10, 50)
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
 def test_pipelines(places: Callable[[], Place], name: str, inputs: int) -> None:
     """A pruned pipeline's folder with one damaged file."""
@@ -181,7 +181,7 @@ def test_pipelines(places: Callable[[], Place], name: str, inputs: int) -> None:
     attempt(inputs, contents, pruned / name, check)
 
 
-@sizes(6, 66)
+@sizes(6, 30)
 def test_weights(places: Callable[[], Place], inputs: int) -> None:
     pruned = places() / "run/pruned"
     (weights,) = (pruned / "unet").glob("*.safetensors")
