@@ -1,0 +1,102 @@
+"""Counts the memory of a training step, on the meta device too, where nothing is computed and nothing is held."""
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ldpruner.values import Value
+
+
+class TrainingMemory(Value):
+    """Bytes of a training step.
+
+    Attributes:
+        weights: all weights and buffers.
+        gradients: of what is trained.
+        optimizer: its state.
+        activations: what else is alive at the peak: what the backward pass needs, and what is computed with.
+        peak: the most bytes that are alive at once.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside the context, as long as they are alive.
+
+    Attributes:
+        current, peak: bytes now, and the most so far. Tensors from before the context do not count.
+    """
+
+    def __init__(self, before: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.current, self.peak = 0, 0
+        self._storages: dict[int, weakref.ref[Any]] = {}
+        self._before = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages or key in self._before:
+            return
+
+        def forget(_: Any) -> None:
+            self.current -= size
+            self._storages.pop(key, None)
+
+        self._storages[key] = weakref.ref(storage, forget)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+
+def training_memory(
+    network: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], others: Sequence[Tensor] = ()
+) -> TrainingMemory:
+    """Counts the memory of the second step of a training: the first one makes the state of the optimizer.
+
+    Args:
+        network: on any device; on `meta` nothing is computed. Gradient checkpointing and frozen weights count.
+        optimizer: of what is trained.
+        loss: calls the network.
+        others: tensors besides the weights that are there from the beginning, such as the inputs.
+    """
+    weights = [*network.parameters(), *network.buffers()]
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    state = [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
+    held = _bytes([*weights, *state])
+    with LiveBytes([*weights, *state, *others]) as live:
+        step()
+    gradients = sum(weight.nbytes for weight in weights if weight.requires_grad)
+    return TrainingMemory(
+        weights=_bytes(weights),
+        gradients=gradients,
+        optimizer=_bytes(state),
+        activations=max(0, live.peak - gradients),
+        peak=held + live.peak,
+    )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Storages that several tensors share count once."""
+    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
