@@ -46,29 +46,29 @@ def main() -> None:
         sys.stdout.write(json.dumps(_peak(options.peak_of)) + "\n")
         return
     for size in SIZES:
-        for kind in KINDS:
-            settings = {"size": size, "kind": kind, "rank": RANK, **SIZES[size]}
-            cell(STUDY, settings, lambda size=size, kind=kind: _counted(size, kind), options.results)
+        for training in KINDS:
+            settings = {"size": size, "training": training, "rank": RANK, **SIZES[size]}
+            cell(STUDY, settings, lambda size=size, training=training: _counted(size, training), options.results)
 
 
-def _counted(size: str, kind: str) -> dict[str, Any]:
-    result: dict[str, Any] = _step(size, kind, "meta").model_dump()
-    if size == "a tenth" and "lora" in kind:  # all weights would take 13 GB
-        words = ["-m", "benchmarks.training_memory", "--peak-of", kind]
+def _counted(size: str, training: str) -> dict[str, Any]:
+    result: dict[str, Any] = _step(size, training, "meta").model_dump()
+    if size == "a tenth" and "lora" in training:  # all weights would take 13 GB
+        words = ["-m", "benchmarks.training_memory", "--peak-of", training]
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
         result["measured"] = int(json.loads(done.stdout.splitlines()[-1]))
     return result
 
 
-def _step(size: str, kind: str, device: str) -> TrainingMemory:
+def _step(size: str, training: str, device: str) -> TrainingMemory:
     settings = SIZES[size]
     dtype, heads = getattr(torch, settings["dtype"]), settings["width"]
     with torch.device(device):
         network: Any = FluxTransformer2DModel(**BLOCKS, num_attention_heads=heads).to(dtype)
         inputs = _inputs(settings["tokens"], settings["texts"], dtype)
-    if "lora" in kind:
+    if "lora" in training:
         add_lora_(network, RANK, seed=0)
-    if "checkpointing" in kind:
+    if "checkpointing" in training:
         network.enable_gradient_checkpointing()
     trained = [weight for weight in network.train().parameters() if weight.requires_grad]
     for weight in trained:
@@ -95,10 +95,10 @@ def _inputs(tokens: int, texts: int, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def _peak(kind: str) -> int:
+def _peak(training: str) -> int:
     """The most bytes of this process, beyond those before the network was made."""
     before = resident("VmRSS")
-    _step("a tenth", kind, "cpu")
+    _step("a tenth", training, "cpu")
     return resident("VmHWM") - before
 
 
@@ -106,7 +106,7 @@ def _peak(kind: str) -> int:
 
 
 def table() -> Iterator[str]:
-    """A row for each size and kind."""
+    """A row for each size and training."""
     head = ["network", "training", "weights", "gradients", "optimizer", "activations", "counted", "measured"]
     yield from markdown(head, [_row(record["settings"], record["result"]) for record in read(STUDY)])
 
@@ -114,7 +114,7 @@ def table() -> Iterator[str]:
 def _row(settings: dict[str, Any], result: dict[str, Any]) -> list[str]:
     parts = (result[name] for name in ("weights", "gradients", "optimizer", "activations", "peak"))
     measured = f"{result['measured'] / 2**30:.2f} GiB" if "measured" in result else ""
-    return [settings["size"], settings["kind"], *(f"{part / 2**30:.2f} GiB" for part in parts), measured]
+    return [settings["size"], settings["training"], *(f"{part / 2**30:.2f} GiB" for part in parts), measured]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from ldpruner.errors import FinetuningError
 from ldpruner.evaluation.evaluate import METRICS, Evaluation, evaluate
 from ldpruner.finetuning.settings import History, Quality, Training
-from ldpruner.finetuning.trainer import SAMPLES, Finetuning, Judge
+from ldpruner.finetuning.trainer import SAMPLES, Finetuning, MeasureQuality
 from ldpruner.pipelines.probe import Probe
 from ldpruner.progress import Progress, reported, unreported
 from ldpruner.pruning.opening import open_pipeline
@@ -72,13 +72,13 @@ def parse_goal(text: str) -> Goal:
     return Goal(metric=metric, higher_is_better=sign == ">=", limit=value)
 
 
-def judge_of(goal: Goal, probe: Probe) -> Judge:
+def quality_measure(goal: Goal, probe: Probe) -> MeasureQuality:
     """Evaluates the goal's metric with the samples of a probe."""
 
-    def judge(pruned: DiffusionPipeline, teacher: DiffusionPipeline) -> Quality:
+    def measure(pruned: DiffusionPipeline, teacher: DiffusionPipeline) -> Quality:
         return goal.quality(evaluate(pruned, teacher, probe, metrics=[goal.metric]))
 
-    return judge
+    return measure
 
 
 def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
@@ -120,7 +120,7 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
         probe = probe or scores.probe.replace(samples=SAMPLES)
         options: dict[str, Any] = {"component": scores.component, "training": training, "report_to": report_to}
         if goal is not None:
-            options["quality"] = judge_of(goal, scores.probe.replace(samples=EVALUATED_SAMPLES))
+            options["quality"] = quality_measure(goal, scores.probe.replace(samples=EVALUATED_SAMPLES))
         work = reported(
             progress,
             "preparing examples",

@@ -47,7 +47,7 @@ WITHOUT_EFFECT = {  # on the result
     *("teacher", "merge_adapter", "max_hours"),
 }
 
-Judge: TypeAlias = Callable[[DiffusionPipeline, DiffusionPipeline], Quality]  # of the pruned one and the teacher
+MeasureQuality: TypeAlias = Callable[[DiffusionPipeline, DiffusionPipeline], Quality]  # of the pruned one and the teacher
 Losses: TypeAlias = Callable[[nn.Module, torch.Generator], Iterable[Tensor]]
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def finetune(  # noqa: PLR0913  (each is a choice of its own)
     training: Training | None = None,
     run: Path | str | None = None,
     report_to: Sequence[Any] = (),
-    quality: Judge | None = None,
+    quality: MeasureQuality | None = None,
 ) -> History:
     """Trains a pruned pipeline's denoiser in place, with the original as teacher.
 
@@ -230,7 +230,7 @@ class Finetuning(Trainer):
         training: Training | None = None,
         run: Path | str | None = None,
         report_to: Sequence[Any] = (),
-        quality: Judge | None = None,
+        quality: MeasureQuality | None = None,
     ) -> None:
         training = (training or Training()).resolved(data=data is not None)
         if quality is not None and training.teacher != "resident":
@@ -282,13 +282,13 @@ class Finetuning(Trainer):
         cast_(self._student, dtype)
         return history
 
-    def _quality(self, pruned: DiffusionPipeline, teacher: DiffusionPipeline, judge: Judge) -> Quality:
-        """Judges the student in the precision of its pipeline; the weights in training stay as they are."""
+    def _quality(self, pruned: DiffusionPipeline, teacher: DiffusionPipeline, measure: MeasureQuality) -> Quality:
+        """Measures the student in the precision of its pipeline; the weights in training stay as they are."""
         trained = [(weight, weight.data) for weight in (*self._student.parameters(), *self._student.buffers())]
         pruned.to(self.accelerator.device)
         cast_(self._student, self._placement[1])
         try:
-            return judge(pruned, teacher)
+            return measure(pruned, teacher)
         finally:
             for weight, data in trained:
                 weight.data = data
