@@ -10,6 +10,7 @@ import tokenizers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torchmetrics import Metric
 from transformers import (
     BertConfig,
     BertModel,
@@ -238,16 +239,28 @@ def test_lpips_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lpips_is_of_each_sample_with_its_own_original_the_mean_over_frames() -> None:
-    """A stand-in that takes two pictures as torchmetrics does: [1, 3, height, width] in 0 to 1."""
 
-    def network(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        assert first.shape == (1, 3, 24, 32)
-        assert 0 <= float(first.min()) <= float(first.max()) <= 1
-        return (first - second).abs().mean()
+    class Network(Metric):
+        """A stand-in that takes two pictures as LPIPS of torchmetrics does: [1, 3, height, width] in 0 to 1."""
+
+        full_state_update = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("all_scores", default=[], dist_reduce_fx=None)
+
+        def update(self, first: torch.Tensor, second: torch.Tensor) -> None:
+            assert not self.all_scores
+            assert first.shape == (1, 3, 24, 32)
+            assert 0 <= float(first.min()) <= float(first.max()) <= 1
+            self.all_scores.append((first - second).abs().mean())
+
+        def compute(self) -> torch.Tensor:
+            return torch.stack(self.all_scores).mean()
 
     assert VIDEOS.pictures is not None
     others = VIDEOS.pictures[[1, 2, 0]]
-    distances = Lpips(network, CPU)(VIDEOS.pictures, others)
+    distances = Lpips(Network(), CPU)(VIDEOS.pictures, others)
     apart = np.abs(VIDEOS.pictures.astype(float) - others).mean((1, 2, 3, 4)) / 255
     np.testing.assert_allclose(distances, apart, rtol=1e-5)
 

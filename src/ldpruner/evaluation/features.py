@@ -188,7 +188,9 @@ class Lpips:
     @torch.no_grad()
     def _distance(self, *frames: Pixels) -> float:
         tensors = [torch.from_numpy(frame).permute(2, 0, 1)[None].to(self.device) / 255 for frame in frames]
-        return float(self.network(*tensors))
+        distance = float(self.network(*tensors))
+        self.network.reset()  # it gathers all distances for their mean
+        return distance
 
 
 def find_extractor(features: Features, device: torch.device) -> Extractor:

@@ -118,9 +118,8 @@ def set_measures(runs: Runs, real: Observations, metrics: Collection[str], extra
 def sample_measures(runs: Runs, metrics: Collection[str], scorers: Sequence[Scorer]) -> Iterator[Measure]:
     """Metrics with a number for each sample: scores of both pipelines, and distances to the original's sample."""
     original, _, pruned = runs
-    scores = {scorer.name: scorer.higher_is_better for scorer in scorers}
-    if "clip_score" in metrics:
-        scores["clip_score"] = True
+    scores = {"clip_score": True} if "clip_score" in metrics else {}
+    scores |= {scorer.name: scorer.higher_is_better for scorer in scorers}
     for name in (*scores, *(name for name in DISTANCES if name in metrics)):
         if name not in pruned:
             continue
