@@ -84,8 +84,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red cat\nthe blue sea\n")
     for _, block in blocks("python"):
-        if name := FILE.match(block):
-            (tmp_path / name[1]).write_text(block)
+        if saved := FILE.match(block):
+            (tmp_path / saved[1]).write_text(block)
     (tmp_path / "images").mkdir()
     names = ("first.png", "second.png")
     rows = [{"file_name": name, "text": f"a red {name}"} for name in names]

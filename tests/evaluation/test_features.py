@@ -244,6 +244,7 @@ def test_lpips_is_of_each_sample_with_its_own_original_the_mean_over_frames() ->
         """A stand-in that takes two pictures as LPIPS of torchmetrics does: [1, 3, height, width] in 0 to 1."""
 
         full_state_update = False
+        all_scores: list[torch.Tensor]
 
         def __init__(self) -> None:
             super().__init__()
