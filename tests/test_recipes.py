@@ -10,11 +10,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ldpruner import Budget, LdPrunerError, Probe, Training
+from ldpruner.evaluation.settings import EvaluationSettings
 from ldpruner.finetuning.trainer import SAMPLES
 from ldpruner.pipelines.meta import open_meta
 from ldpruner.recipes import (
     MARK,
-    EvaluationSettings,
     Recipe,
     RecipeError,
     carry_out,
@@ -80,11 +80,6 @@ def test_an_estimate_adds_up(tiny: DiffusionPipeline) -> None:
 def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPipeline) -> None:
     plain, fed = (estimate_recipe(recipe(data=data), tiny).stages["finetuning"] for data in (None, Path("pictures")))
     assert plain.calls - fed.calls == SAMPLES * 25
-
-
-def test_an_unconditional_pipeline_has_no_clip_score(tiny: DiffusionPipeline) -> None:
-    with pytest.raises(RecipeError, match="LDMPipeline takes no prompts"):
-        estimate_recipe(recipe(evaluation=EvaluationSettings(clip="c")), tiny)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +200,11 @@ def test_a_mark_that_is_no_mark_is_one_line(tmp_path: Path, content: str) -> Non
     with pytest.raises(RecipeError, match=r"recipe\.json does not say what was pruned: .*delete it") as caught:
         recipe(run=tmp_path).was_pruned()
     assert "\n" not in str(caught.value)
+
+
+def test_a_scorer_that_is_not_there_stops_a_recipe_before_it_begins() -> None:
+    with pytest.raises(LdPrunerError, match="scorer 'no_module_of_this_name:score' cannot be imported"):
+        next(carry_out(recipe(evaluation=EvaluationSettings(scorers=("no_module_of_this_name:score",)))))
 
 
 def test_what_another_recipe_pruned_is_refused(tmp_path: Path) -> None:

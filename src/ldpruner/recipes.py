@@ -20,8 +20,10 @@ from ldpruner.estimate import (
     finetuning_stage,
     scoring_stage,
 )
-from ldpruner.evaluation.evaluate import MIN_SAMPLES, Evaluation
+from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.evaluation.media import read_picture
+from ldpruner.evaluation.scorers import find_scorers
+from ldpruner.evaluation.settings import EvaluationSettings
 from ldpruner.files import locked, write_atomic
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES
@@ -34,7 +36,7 @@ from ldpruner.run_folder import JSON_OBJECT
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
 from ldpruner.values import MAX_COUNT, Settings
-from ldpruner.workflow import EVALUATED_SAMPLES, Outcome, evaluate_run, run
+from ldpruner.workflow import Outcome, evaluate_run, run
 
 StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
 
@@ -50,37 +52,6 @@ class RecipeError(LdPrunerError):
     """A recipe cannot be read, or one of its fields is wrong."""
 
 
-class EvaluationSettings(Settings):
-    """How the recovered pipeline is compared with the original (see `evaluate`).
-
-    Attributes:
-        samples: of each pipeline.
-        batch_size: samples at once; None is 16, or 8 where they are decoded.
-        features, clip: the feature network, and the CLIP model.
-        data: a folder that samples are compared with; None compares them with the original's.
-        prompts: a text file with one on each line; None takes those of the recipe.
-    """
-
-    noun = "evaluation"
-    error = RecipeError
-
-    samples: int = Field(default=EVALUATED_SAMPLES, ge=MIN_SAMPLES, le=MAX_COUNT)
-    batch_size: int | None = Field(default=None, ge=1, le=MAX_COUNT)
-    features: str = "latents"
-    clip: str | None = None
-    data: Path | None = None
-    prompts: Path | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "EvaluationSettings":
-        if self.data is not None and self.features == "latents":
-            raise RecipeError(
-                f"evaluation data={str(self.data)!r}: files have no latents; "
-                "choose features: inception, a folder or a Hub id"
-            )
-        return self
-
-
 class Recipe(Settings):
     """A whole run: score, select, prune, finetune, evaluate.
 
@@ -88,7 +59,7 @@ class Recipe(Settings):
         model: a folder, a Hub id, or zoo:NAME.
         run: the run folder.
         probe: which latents are compared for the scores; images of its call are files' paths.
-        prompts: a text file with one prompt on each line, read when the recipe runs.
+        prompts: a file of prompts (see `read_prompts`), read when the recipe runs.
         component: which network, for pipelines with more than one denoiser.
         ignore, targets: glob patterns of operators' names.
         metric, rule, native, budget: what is removed.
@@ -202,11 +173,8 @@ def estimate_recipe(recipe: Recipe, pipeline: DiffusionPipeline, *, tflops: floa
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run.
-        RecipeError: the recipe does not fit the pipeline.
     """
     probe = recipe.probe.replace(call=opened_images(recipe.probe.call))
-    if recipe.evaluation.clip is not None and "prompt" not in probe.arguments(pipeline, [0]):
-        raise RecipeError(f"evaluation.clip={recipe.evaluation.clip!r}: {type(pipeline).__name__} takes no prompts")
     denoising = count_denoising(
         pipeline, probe, component=recipe.component, ignore=recipe.ignore, targets=recipe.targets
     )
@@ -230,12 +198,15 @@ def carry_out(
     has begun would be lost. So does finetuning in all processes of a launcher but the first.
 
     Raises:
+        EvaluationError: a scorer cannot be imported.
         RecipeError: a file is missing, or the run folder holds what another recipe pruned.
     """
     for field, path in recipe.missing.items():  # before the first hour, not after the hundredth
         raise RecipeError(
             f"{field}={str(path)!r}: no such file or folder; put it there (relative to the working directory)"
         )
+    if "evaluate" in stages:
+        find_scorers(recipe.evaluation.scorers)
     place: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "progress": progress}
     if "prune" in stages:
         yield "prune", None if recipe.was_pruned() else _prune(recipe, progress)
@@ -244,7 +215,7 @@ def carry_out(
         yield "finetune", finetune_run(recipe.run, recipe.training, data=recipe.data, probe=probe, **place)
     if "evaluate" in stages:
         settings = recipe.evaluation
-        options = settings.model_dump(include={"data", "features", "clip", "batch_size"})
+        options = settings.model_dump(exclude={"samples", "prompts"})
         probe = recipe.resolved_probe(settings.samples, settings.prompts)
         yield "evaluate", evaluate_run(recipe.run, probe=probe, **options, **place)
 

@@ -8,7 +8,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ldpruner.errors import FinetuningError
-from ldpruner.evaluation.evaluate import METRICS, Evaluation, evaluate
+from ldpruner.evaluation.evaluate import Evaluation, evaluate
+from ldpruner.evaluation.measures import METRICS
+from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.finetuning.settings import History, Quality, Training
 from ldpruner.finetuning.trainer import SAMPLES, Finetuning, MeasureQuality
 from ldpruner.pipelines.probe import Probe
@@ -17,7 +19,7 @@ from ldpruner.pruning.opening import open_pipeline
 from ldpruner.pruning.saving import save
 from ldpruner.run_folder import RunFolder
 from ldpruner.values import Value, check_choice
-from ldpruner.workflow import EVALUATED_SAMPLES, evaluate_run
+from ldpruner.workflow import evaluate_run
 
 ORIGINAL = "original"
 GOAL = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")

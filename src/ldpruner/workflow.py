@@ -13,9 +13,11 @@ from diffusers import DiffusionPipeline
 from ldpruner.budget import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.evaluation.evaluate import Evaluation, evaluate
-from ldpruner.evaluation.features import Features
+from ldpruner.evaluation.features import Features, LpipsNetwork
 from ldpruner.evaluation.metrics import latent_shift, same_latents
 from ldpruner.evaluation.samples import write_samples
+from ldpruner.evaluation.scorers import Score
+from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.files import locked
 from ldpruner.operators.discovery import find_operators
 from ldpruner.operators.native import native_operators
@@ -40,7 +42,6 @@ from ldpruner.selection.plan import RULES, Plan, Rule
 from ldpruner.selection.select import select
 from ldpruner.values import Value, check_choice
 
-EVALUATED_SAMPLES = 64  # of each pipeline
 SHEET_SAMPLES = 8  # samples of before and after in the run folder
 
 
@@ -187,6 +188,9 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
     data: Path | str | None = None,
     features: Features = "latents",
     clip: str | None = None,
+    dino: str | None = None,
+    lpips: LpipsNetwork | None = None,
+    scorers: Sequence[Score | str] = (),
     batch_size: int | None = None,
     original: DiffusionPipeline | None = None,
     device: str | None = None,
@@ -197,7 +201,7 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
 
     Args:
         probe: how samples are made; None is the probe of the scores, with 64 samples.
-        data, features, clip, batch_size: see `evaluate`.
+        data, features, clip, dino, lpips, scorers, batch_size: see `evaluate`.
         original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
     """
     folder = RunFolder(run)
@@ -208,9 +212,9 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
         latest = folder.latest()
         pipeline = reported(progress, f"opening {latest.name}", lambda: open_pipeline(latest, device, dtype))
         probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
-        options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "batch_size": batch_size}
-        evaluation = evaluate(pipeline, reference, probe, component=scores.component, progress=progress, **options)
-        folder.write_evaluation(evaluation)
+        options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "dino": dino, "lpips": lpips}
+        options |= {"scorers": scorers, "batch_size": batch_size, "component": scores.component}
+        folder.write_evaluation(evaluation := evaluate(pipeline, reference, probe, progress=progress, **options))
     return evaluation
 
 

@@ -124,10 +124,10 @@ def test_a_hundred_samples_of_three_prompts_keep_four_embeddings_and_train_as_be
     assert size - latents < 16 * 2 * 100 + 4 * full[0][0, 0].nbytes + 1000 * len(files)  # digests, embeddings, headers
 
     training = short(max_train_steps=3)
-    losses = finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training, run=tmp_path)
+    history = finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training, run=tmp_path)
     reference = FullExamples(examples.latents, examples.conditions, examples.digest, tuple(full))
     monkeypatch.setattr(Source, "examples", lambda *_: reference)
-    assert finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training) == losses
+    assert finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training).losses == history.losses
 
 
 @pytest.mark.filterwarnings("ignore")

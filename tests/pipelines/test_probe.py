@@ -29,6 +29,18 @@ def test_prompts_come_from_a_file_or_a_sequence(tmp_path: Path) -> None:
         assert Probe(prompts=prompts).prompts == expected
 
 
+def test_a_table_of_prompts_brings_their_categories_and_a_text_none(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Prompts,Category\na cat,Animals\nthe sea,Places\n")
+    (tmp_path / "p.txt").write_text("the moon\n")
+    probe = Probe(prompts=tmp_path / "p.csv")
+    assert [probe.category(index) for index in range(3)] == ["Animals", "Places", "Animals"]
+    assert Probe.model_validate_json(probe.model_dump_json()) == probe
+    other = probe.replace(prompts=tmp_path / "p.txt")
+    assert (other.prompts, other.categories, other.category(0)) == (("the moon",), None, None)
+    with pytest.raises(ProbeError, match="probe has 2 categories for 1 prompts; give each one"):
+        probe.replace(prompts=("the moon",))
+
+
 def test_prompts_start_again_when_they_run_out(tiny_text: DiffusionPipeline) -> None:
     probe = Probe(prompts=("a cat", "the sea"))
     assert probe.arguments(tiny_text, [0, 1, 2, 5])["prompt"] == ["a cat", "the sea", "a cat", "the sea"]

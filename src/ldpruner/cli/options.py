@@ -62,7 +62,10 @@ TFLOPS = Annotated[
     float | None,
     typer.Option(help="For a dry run: what the GPU sustains, in TFLOP/s. Default: 100.", min=0.001, callback=_finite),
 ]
-PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
+PROMPTS = Annotated[
+    Path | None,
+    typer.Option(help="A text file with a prompt on each line; or .csv, .tsv, .jsonl with prompt and category."),
+]
 GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
 PIPELINE_ARG = Annotated[
     list[str] | None,
@@ -105,5 +108,8 @@ QUIET = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, no hints: the result only.", rich_help_panel=OUTPUT)
 ]
 VERBOSE = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also what diffusers and transformers say.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Also what the libraries say, and where an error is.", rich_help_panel=OUTPUT
+    ),
 ]

@@ -1,6 +1,7 @@
 """What the words of a command line mean: probes, budgets, arguments of a pipeline's call."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,6 +56,12 @@ def changed(probe: "Probe", samples: int, prompts: Path | None, pipeline_arg: li
     probe = probe.with_call(call_arguments(pipeline_arg))
     probe.check_complete()
     return probe.replace(samples=samples, prompts=prompts or probe.prompts)
+
+
+def import_from_current_folder() -> None:
+    """Lets Python import modules of the current folder, such as scorers; those that are installed come first."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)
 
 
 def refuse_ignored(options: Mapping[str, Any], reason: str) -> None:

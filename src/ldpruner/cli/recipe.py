@@ -9,7 +9,7 @@ import typer
 from ldpruner.cli.answer import Answer
 from ldpruner.cli.console import terminal
 from ldpruner.cli.options import TFLOPS
-from ldpruner.cli.parsing import refuse_ignored
+from ldpruner.cli.parsing import import_from_current_folder, refuse_ignored
 from ldpruner.cli.prune import outcome_answer
 from ldpruner.cli.recover import evaluation_answer, history_answer
 
@@ -44,6 +44,7 @@ def recipe(
         return _estimate_answer(read, file, config, tflops or DEFAULT_TFLOPS)
     if only != "finetune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise typer.BadParameter("several processes share the training only; add --only finetune")
+    import_from_current_folder()
     data: dict[str, Any] = {}
     parts: list[Any] = []
     for stage, result in carry_out(read, (only,) if only else get_args(StageName), progress=terminal.progress):

@@ -13,7 +13,7 @@ from ldpruner.operators.names import ancestors
 
 if TYPE_CHECKING:  # evaluation takes seconds to import, and most commands do not evaluate
     from ldpruner.evaluation.evaluate import Evaluation
-    from ldpruner.evaluation.metrics import Measure
+    from ldpruner.evaluation.measures import Measure
     from ldpruner.finetuning.settings import History
     from ldpruner.operators.discovery import Operator
     from ldpruner.profiling.benchmark import Comparison
@@ -243,27 +243,58 @@ def evaluation_headline(evaluation: Evaluation, stage: str) -> str:
     return f"{stage}: {', '.join(parts)}"
 
 
-def evaluation(evaluation: Evaluation, stage: str) -> Table:
-    """Each metric of both pipelines, with its interval, its noise floor and a verdict."""
+def evaluation(evaluation: Evaluation, stage: str) -> list[Table]:
+    """Each metric of both pipelines, with its interval, its noise floor and a verdict; then by category of prompts."""
     protocol = evaluation.protocol
     title = (
         f"{protocol['samples']} samples, features: {protocol['features']}; "
         "intervals: 95 % confidence, of latencies 10 % to 90 % of the timings"
     )
-    rows = [_measure_row(measure) for measure in evaluation.metrics]
-    return Table(("metric", ">original", f">{stage}", ">interval", ">noise floor", "verdict"), rows, title)
+    rows = [row for measure in evaluation.metrics for row in _measure_rows(measure)]
+    tables = [Table(("metric", ">original", f">{stage}", ">interval", ">noise floor", "verdict"), rows, title)]
+    if evaluation.by_category:
+        tables.append(_category_table(evaluation, stage))
+    return tables
 
 
-def _measure_row(measure: Measure) -> tuple[str, ...]:
-    from ldpruner.evaluation.metrics import HIGHER_IS_BETTER
-
+def _measure_rows(measure: Measure) -> list[tuple[str, ...]]:
     unit = UNITS.get(measure.metric, "{:.4g}".format)
-    arrow = "↑" if measure.metric in HIGHER_IS_BETTER else "↓"
     figures = ["" if value is None else unit(value) for value in (measure.original, measure.pruned)]
-    interval = "" if measure.interval is None else " to ".join(f"{bound:.3g}" for bound in measure.interval)
     noise = "" if measure.noise_floor is None else unit(measure.noise_floor)
-    verdict = {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
-    return f"{measure.metric} {arrow}", *figures, interval, noise, verdict
+    row = (_with_arrow(measure), *figures, _interval(measure.interval), noise)
+    if measure.difference is None:
+        return [(*row, _verdict(measure))]
+    difference = f"{measure.difference:+.4g}"
+    return [
+        (*row, ""),
+        ("  difference", "", difference, _interval(measure.difference_interval), "", _verdict(measure)),
+    ]
+
+
+def _category_table(evaluation: Evaluation, stage: str) -> Table:
+    """A row for each metric and category; of scores the interval is that of the difference."""
+    rows = []
+    for place, measure in enumerate(next(iter(evaluation.by_category.values()))):
+        for category, measures in evaluation.by_category.items():
+            measured = measures[place]
+            figures = ["" if value is None else f"{value:.4g}" for value in (measured.original, measured.pruned)]
+            interval = measured.interval if measure.difference is None else measured.difference_interval
+            rows.append((_with_arrow(measure), category, *figures, _interval(interval), _verdict(measured)))
+    return Table(
+        ("metric", "category", ">original", f">{stage}", ">interval", "verdict"), rows, "by category of prompts"
+    )
+
+
+def _with_arrow(measure: Measure) -> str:
+    return f"{measure.metric} {'↑' if measure.higher_is_better else '↓'}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else " to ".join(f"{bound:.3g}" for bound in interval)
+
+
+def _verdict(measure: Measure) -> str:
+    return {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
 
 
 def speed(ratio: float) -> str:

@@ -30,7 +30,7 @@ from ldpruner.pipelines.sampling import sample_latents
 
 CHUNK = 64  # examples in a file
 LATENTS = "latents"
-SAMPLING = {"samples", "seed", "steps", "prompts"}  # of a probe; encoded data does not depend on these
+SAMPLING = {"samples", "seed", "steps", "prompts", "categories"}  # of a probe; encoded data does not depend on these
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class Source:
         if self.rows is not None and rows is None:
             return None
         weights = {name: weights_digest(part) for name, part in networks(self.teacher).items()}
-        probe = self.probe.model_dump(mode="json", exclude=SAMPLING if rows is not None else None)
+        probe = self.probe.model_dump(mode="json", exclude=SAMPLING if rows is not None else {"categories"})
         identity = json.dumps({"rows": rows, "weights": weights, "probe": probe}, sort_keys=True)
         return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
@@ -174,7 +174,7 @@ def _probe_of(chosen: Sequence[Item], probe: Probe) -> Probe:
     names = {name for item in chosen for name in item.arguments}
     arguments = {name: tuple(item.arguments[name] for item in chosen) for name in names}
     prompts = arguments.pop("prompt", probe.prompts)
-    return probe.replace(samples=len(chosen), prompts=prompts, call={**probe.call, **arguments})
+    return probe.replace(samples=len(chosen), prompts=prompts, categories=None, call={**probe.call, **arguments})
 
 
 def _joined(batches: Sequence[Tensor], pipeline: str) -> Tensor:

@@ -231,7 +231,7 @@ class ScoringRun:
             "device": module_device(self.denoiser.module).type,
             "versions": installed_versions(),
             "scheduler": [repr((type(stepper).__name__, _own_settings(stepper))) for stepper in steppers],
-            "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
+            "probe": self.probe.model_dump(mode="json", exclude={"samples", "categories"}),
         }
 
     def _check_operators(self) -> None:
