@@ -25,6 +25,7 @@ from ldpruner.evaluation.media import read_picture
 from ldpruner.files import locked, write_atomic
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES
+from ldpruner.operators.discovery import Granularity
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.progress import Progress, unreported
@@ -36,10 +37,10 @@ from ldpruner.values import MAX_COUNT, Settings
 from ldpruner.workflow import EVALUATED_SAMPLES, Outcome, evaluate_run, finetune_run, run
 
 StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
-
 STAGES: tuple[StageName, ...] = get_args(StageName)
 MARK = "recipe.json"  # in the run folder, once it is pruned
-CHOICES = ("component", "ignore", "targets", "metric", "rule", "native")  # of `run`, as it takes them
+OPERATORS = ("component", "granularity", "ignore", "targets")
+CHOICES = (*OPERATORS, "metric", "rule", "native")  # of `run`, as it takes them
 PRUNING = {"model", "probe", "prompts", "budget", "dtype", *CHOICES}
 MAX_DEPTH = 20  # of a recipe's fields
 MAX_NUMBER = 2**63
@@ -89,7 +90,7 @@ class Recipe(Settings):
         probe: which latents are compared for the scores; images of its call are files' paths.
         prompts: a text file with one prompt on each line, read when the recipe runs.
         component: which network, for pipelines with more than one denoiser.
-        ignore, targets: glob patterns of operators' names.
+        granularity, ignore, targets: which operators.
         metric, rule, native, budget: what is removed.
         exhaustive: scores everything on all samples.
         batch_size: samples at once.
@@ -107,6 +108,7 @@ class Recipe(Settings):
     probe: Probe = Probe()
     prompts: Path | None = None
     component: str | None = None
+    granularity: Granularity | None = None
     ignore: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     metric: Metric = "mean_std"
@@ -206,9 +208,7 @@ def estimate_recipe(recipe: Recipe, pipeline: DiffusionPipeline, *, tflops: floa
     probe = recipe.probe.replace(call=opened_images(recipe.probe.call))
     if recipe.evaluation.clip is not None and "prompt" not in probe.arguments(pipeline, [0]):
         raise RecipeError(f"evaluation.clip={recipe.evaluation.clip!r}: {type(pipeline).__name__} takes no prompts")
-    denoising = count_denoising(
-        pipeline, probe, component=recipe.component, ignore=recipe.ignore, targets=recipe.targets
-    )
+    denoising = count_denoising(pipeline, probe, **recipe.model_dump(include=set(OPERATORS)))
     kept = next((fraction for fraction in (recipe.budget.macs, recipe.budget.latency) if fraction is not None), 1.0)
     examples = recipe.examples if recipe.data is None else 0
     stages = {
