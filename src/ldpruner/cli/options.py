@@ -29,8 +29,14 @@ TARGETS = Annotated[
 GRANULARITY = Annotated[
     Literal["block", "branch", "leaf"] | None,
     typer.Option(
-        help="What may be removed: whole blocks; residual branches too; everything. Default: leaf, and branch for "
+        help="What may be removed: whole blocks; residual branches too; everything. Default: leaf, but branch for "
         "networks of two billion parameters or more."
+    ),
+]
+SELECTED = Annotated[
+    Literal["block", "branch", "leaf"] | None,
+    typer.Option(
+        "--granularity", help="Whole blocks; residual branches too; everything. Default: whatever was scored."
     ),
 ]
 BUDGET = Annotated[

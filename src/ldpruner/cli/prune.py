@@ -93,7 +93,7 @@ def select(
     budget: opt.BUDGET,
     rule: opt.RULE = "knapsack",
     native: opt.NATIVE = False,
-    granularity: opt.GRANULARITY = None,
+    granularity: opt.SELECTED = None,
     dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """Select what to remove so that a budget is met, from the scores of a run folder.
