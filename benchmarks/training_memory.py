@@ -8,6 +8,7 @@ memory that a process takes beyond its imports.
 """
 
 import argparse
+import functools
 import json
 import logging
 import subprocess
@@ -48,7 +49,7 @@ def main() -> None:
     for size in SIZES:
         for training in KINDS:
             settings = {"size": size, "training": training, "rank": RANK, **SIZES[size]}
-            cell(STUDY, settings, lambda size=size, training=training: _counted(size, training), options.results)
+            cell(STUDY, settings, functools.partial(_counted, size, training), options.results)
 
 
 def _counted(size: str, training: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Recipes: what they say, what is wrong with them, and what they would take."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+import ldpruner
 from ldpruner import Budget, LdPrunerError, Probe, Training
 from ldpruner.evaluation.settings import EvaluationSettings
 from ldpruner.finetuning.trainer import SAMPLES
 from ldpruner.pipelines.meta import open_meta
 from ldpruner.recipes import (
+    CHOICES,
     MARK,
     Recipe,
     RecipeError,
@@ -75,6 +78,13 @@ def test_an_estimate_adds_up(tiny: DiffusionPipeline) -> None:
     assert total.calls == sum(stage.calls for stage in stages.values())
     assert total.hours == pytest.approx(2 * total.macs / 1e12 / 3600)
     assert stages["scoring"].calls == 16 * 25 * (1 + estimate.modifications)
+
+
+def test_a_recipe_chooses_its_operators_as_run_does(tiny: DiffusionPipeline) -> None:
+    chosen = estimate_recipe(recipe(granularity="block", ignore=("mid_block*",)), tiny)
+    operators = ldpruner.find_operators(tiny, granularity="block", ignore="mid_block*")
+    assert (chosen.granularity, chosen.operators) == ("block", len(operators))
+    assert set(CHOICES) <= inspect.signature(ldpruner.run).parameters.keys()
 
 
 def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPipeline) -> None:

@@ -27,11 +27,12 @@ from ldpruner.evaluation.settings import EvaluationSettings
 from ldpruner.files import locked, write_atomic
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES
+from ldpruner.operators.discovery import Granularity
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.progress import Progress, unreported
 from ldpruner.pruning.opening import open_pipeline
-from ldpruner.recovery import finetune_run
+from ldpruner.recovery import finetune_run, parse_goal
 from ldpruner.run_folder import JSON_OBJECT
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
@@ -39,10 +40,10 @@ from ldpruner.values import MAX_COUNT, Settings
 from ldpruner.workflow import Outcome, evaluate_run, run
 
 StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
-
 STAGES: tuple[StageName, ...] = get_args(StageName)
 MARK = "recipe.json"  # in the run folder, once it is pruned
-CHOICES = ("component", "ignore", "targets", "metric", "rule", "native")  # of `run`, as it takes them
+OPERATORS = ("component", "granularity", "ignore", "targets")
+CHOICES = (*OPERATORS, "metric", "rule", "native")  # of `run`, as it takes them
 PRUNING = {"model", "probe", "prompts", "budget", "dtype", *CHOICES}
 MAX_DEPTH = 20  # of a recipe's fields
 MAX_NUMBER = 2**63
@@ -61,12 +62,13 @@ class Recipe(Settings):
         probe: which latents are compared for the scores; images of its call are files' paths.
         prompts: a file of prompts (see `read_prompts`), read when the recipe runs.
         component: which network, for pipelines with more than one denoiser.
-        ignore, targets: glob patterns of operators' names.
+        granularity, ignore, targets: which operators.
         metric, rule, native, budget: what is removed.
         exhaustive: scores everything on all samples.
         batch_size: samples at once.
         training: how the pruned denoiser is trained.
         data: a folder to learn from; None for `examples` samples of the original.
+        until: how good is good enough (see `finetune_run`).
         evaluation: how the result is evaluated.
         device, dtype: where everything runs, and the precision of the weights.
     """
@@ -79,6 +81,7 @@ class Recipe(Settings):
     probe: Probe = Probe()
     prompts: Path | None = None
     component: str | None = None
+    granularity: Granularity | None = None
     ignore: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     metric: Metric = "mean_std"
@@ -89,6 +92,7 @@ class Recipe(Settings):
     batch_size: int = Field(default=BATCH_SIZE, ge=1, le=MAX_COUNT)
     training: Training = Training()
     data: Path | None = None
+    until: str | None = None
     examples: int = Field(default=SAMPLES, ge=2, le=MAX_COUNT)
     evaluation: EvaluationSettings = EvaluationSettings()
     device: str | None = None
@@ -98,6 +102,8 @@ class Recipe(Settings):
     def _refuse_what_is_ignored(self) -> "Recipe":
         if self.prompts is not None and self.probe.prompts is not None:
             raise RecipeError("recipe prompts and probe.prompts are given; choose one")
+        if self.until is not None:
+            parse_goal(self.until)
         if self.data is not None and self.examples != SAMPLES:
             raise RecipeError(f"recipe examples={self.examples} has no effect with data; leave it out")
         return self
@@ -175,9 +181,7 @@ def estimate_recipe(recipe: Recipe, pipeline: DiffusionPipeline, *, tflops: floa
         DenoiserNotFound: the pipeline cannot be run.
     """
     probe = recipe.probe.replace(call=opened_images(recipe.probe.call))
-    denoising = count_denoising(
-        pipeline, probe, component=recipe.component, ignore=recipe.ignore, targets=recipe.targets
-    )
+    denoising = count_denoising(pipeline, probe, **recipe.model_dump(include=set(OPERATORS)))
     kept = next((fraction for fraction in (recipe.budget.macs, recipe.budget.latency) if fraction is not None), 1.0)
     examples = recipe.examples if recipe.data is None else 0
     stages = {
@@ -212,7 +216,8 @@ def carry_out(
         yield "prune", None if recipe.was_pruned() else _prune(recipe, progress)
     if "finetune" in stages:
         probe = recipe.resolved_probe(recipe.examples)
-        yield "finetune", finetune_run(recipe.run, recipe.training, data=recipe.data, probe=probe, **place)
+        goal = {"data": recipe.data, "until": recipe.until}
+        yield "finetune", finetune_run(recipe.run, recipe.training, probe=probe, **goal, **place)
     if "evaluate" in stages:
         settings = recipe.evaluation
         options = settings.model_dump(exclude={"samples", "prompts"})

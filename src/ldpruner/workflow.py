@@ -19,10 +19,9 @@ from ldpruner.evaluation.samples import write_samples
 from ldpruner.evaluation.scorers import Score
 from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.files import locked
-from ldpruner.operators.discovery import find_operators
-from ldpruner.operators.native import native_operators
+from ldpruner.operators.discovery import Granularity
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import force_eager, networks
+from ldpruner.pipelines.running import force_eager
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.pipelines.state import align_weights_
 from ldpruner.profiling.benchmark import Comparison, compare
@@ -72,6 +71,7 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
     probe: Probe | None = None,
     model: str | None = None,
     component: str | None = None,
+    granularity: Granularity | None = None,
     ignore: Sequence[str] = (),
     targets: Sequence[str] = (),
     metric: Metric = "mean_std",
@@ -88,7 +88,7 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
         probe: which latents to compare.
         model: the name from which later steps open the pipeline again; None is where it was loaded from.
         component: which network, for pipelines with more than one denoiser.
-        ignore, targets: glob patterns of operators' names (see `operators.discovery.matching`).
+        granularity, ignore, targets: which operators (see `find_operators`).
         metric, batch_size: the score, and samples at once.
         budgets: for which the scores shall be certain enough to select; None scores everything on all samples.
         executor: what samples; this process if None.
@@ -98,15 +98,23 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
         RunStoreError: the run folder is another model's or probe's.
     """
     options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
-    with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
+    options |= {"granularity": granularity, "ignore": ignore, "targets": targets, "executor": executor}
+    with ScoringRun(pipeline, None, probe, run=run, **options) as scoring:
         return _score(scoring, model, budgets, progress)
 
 
-def select_run(run: Path | str, budget: Budget, *, rule: Rule = "knapsack", native: bool = False) -> Plan:
+def select_run(
+    run: Path | str,
+    budget: Budget,
+    *,
+    rule: Rule = "knapsack",
+    native: bool = False,
+    granularity: Granularity | None = None,
+) -> Plan:
     """Selects what to remove from the scores of a run folder, and writes the plan there; see `select`."""
     folder = RunFolder(run)
     with locked(run):
-        plan = select(folder.scores(), budget, rule=rule, native=native)
+        plan = select(folder.scores(), budget, rule=rule, native=native, granularity=granularity)
         plan.write(folder.plan_file)
         return plan
 
@@ -140,6 +148,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     probe: Probe | None = None,
     model: str | None = None,
     component: str | None = None,
+    granularity: Granularity | None = None,
     ignore: Sequence[str] = (),
     targets: Sequence[str] = (),
     metric: Metric = "mean_std",
@@ -160,23 +169,26 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
         budget: what may be left.
         rule, native: how to select: `knapsack`, or `greedy` as in the paper; native plans only (see `select`).
         exhaustive: scores everything on all samples, as in the paper.
-        run, probe, model, component, ignore, targets, metric, batch_size, executor, progress: see `score_run`.
+        run, probe, model, component, granularity, ignore, targets, metric, batch_size, executor, progress: see
+            `score_run`.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
     check_choice("rule", rule, RULES, BudgetError)
     folder = RunFolder(run)
-    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size, "native": native}
-    patterns = {"ignore": sorted(ignore), "targets": sorted(targets), "native": native}
+    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
+    chosen: dict[str, Any] = {"ignore": sorted(ignore), "targets": sorted(targets), "native": native}
+    options |= {"granularity": granularity, "executor": executor, **chosen}
     with folder.writing(folder.pruned):
-        with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
-            probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
+        with ScoringRun(pipeline, None, probe, run=run, **options) as scoring:
+            chosen["granularity"] = scoring.granularity
+            probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, chosen)
             if plan is not None and (exhaustive <= bool(plan.provenance["exhaustive"])):
                 return _finish(pipeline, prune(pipeline, plan, probe=probe), plan, probe, folder, progress)
             scores = _score(scoring, model, None if exhaustive else [budget], progress)
         pruned, plan = prune_to_budget(
-            pipeline, scores, budget, rule=rule, native=native, run=folder.path, provenance=patterns, progress=progress
+            pipeline, scores, budget, rule=rule, native=native, run=folder.path, provenance=chosen, progress=progress
         )
         return _finish(pipeline, pruned, plan, probe, folder, progress)
 
@@ -218,25 +230,6 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
     return evaluation
 
 
-def _open_scoring(
-    pipeline: DiffusionPipeline,
-    run: Path | str,
-    probe: Probe | None,
-    ignore: Sequence[str],
-    targets: Sequence[str],
-    *,
-    component: str | None,
-    native: bool = False,
-    **options: Any,
-) -> ScoringRun:
-    probe = (probe or Probe()).completed(pipeline)
-    operators = None
-    if ignore or targets or native:
-        operators = find_operators(pipeline, component, probe.arguments(pipeline, [0]), ignore=ignore, targets=targets)
-        operators = native_operators(networks(pipeline)[operators[0].component], operators) if native else operators
-    return ScoringRun(pipeline, operators, probe, component=component, run=run, **options)
-
-
 def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | None, progress: Progress) -> Scores:
     """Scores, for budgets or, without any, everything on all samples; the store keeps the scores."""
     reported(progress, "measuring what each module costs", lambda: scoring.scores())
@@ -246,20 +239,20 @@ def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | N
 
 
 def _finished_plan(
-    scoring: ScoringRun, folder: RunFolder, budget: Budget, rule: Rule, patterns: dict[str, Any]
+    scoring: ScoringRun, folder: RunFolder, budget: Budget, rule: Rule, chosen: dict[str, Any]
 ) -> Plan | None:
     """The plan that an earlier run finished for the same settings; the store has checked that it is the same model."""
     if not folder.plan_file.exists() or scoring.store.fact("scores") is None:
         return None
     plan = folder.plan()
-    made = {**dict(plan), **plan.provenance}
+    made = {"granularity": "leaf", **dict(plan), **plan.provenance}  # which older plans do not say
     asked = {
         **{"budget": budget, "rule": rule, "component": scoring.denoiser.component},
         "metric": scoring.metric,
         "probe": scoring.probe.model_dump(mode="json", exclude_none=True),
         "machine": machine_of(scoring.denoiser.module),
         "measured": True,
-        **patterns,
+        **chosen,
     }
     return plan if all(made.get(name) == value for name, value in asked.items()) else None
 

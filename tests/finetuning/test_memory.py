@@ -1,5 +1,7 @@
 """Memory is counted as it is used."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
@@ -24,15 +26,19 @@ def test_bytes_are_counted_while_tensors_are_alive() -> None:
         assert live.current == 0
 
 
+def summed(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    total: torch.Tensor = network(inputs).sum()
+    return total
+
+
 def test_a_step_on_the_meta_device_counts_what_a_real_one_uses() -> None:
     counts = []
     for device in ("meta", "cpu"):
         network = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))).to(device)
         optimizer = torch.optim.AdamW(network.parameters())
         inputs = torch.ones(BATCH, WIDTH, device=device)
-        counts.append(
-            training_memory(network, optimizer, lambda network=network, inputs=inputs: network(inputs).sum(), [inputs])
-        )
+        loss = partial(summed, network, inputs)
+        counts.append(training_memory(network, optimizer, loss, [inputs]))
     assert counts[0] == counts[1]
     assert counts[0].weights == counts[0].gradients == LAYERS * SQUARE
     assert 2 * LAYERS * SQUARE <= counts[0].optimizer <= 2 * LAYERS * SQUARE + LAYERS * 8

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldpruner.cli.answer import MadeBy
-from ldpruner.cli.options import GUIDANCE, PIPELINE_ARG, PROMPTS, SAMPLES, SEED, STEPS
+from ldpruner.cli.options import GUIDANCE, HEIGHT, PIPELINE_ARG, PROMPTS, SAMPLES, SEED, STEPS, WIDTH
 
 if TYPE_CHECKING:
     from ldpruner.budget import Budget
@@ -22,12 +22,18 @@ def probe_of(
     pipeline_arg: PIPELINE_ARG = None,
     samples: SAMPLES = 16,
     steps: STEPS = 25,
+    height: HEIGHT = None,
+    width: WIDTH = None,
     seed: SEED = 0,
 ) -> "Probe":
     """The probe of the options that the commands have which score."""
     from ldpruner.pipelines.probe import Probe
 
     call = call_arguments(pipeline_arg)
+    size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+    if twice := sorted(size.keys() & call.keys()):
+        raise typer.BadParameter(f"--{twice[0]} and --pipeline-arg {twice[0]} are given; choose one")
+    call |= size
     return Probe(samples=samples, steps=steps, seed=seed, guidance=guidance, prompts=prompts, call=call)
 
 
@@ -74,6 +80,12 @@ def refuse_ignored(options: Mapping[str, Any], reason: str) -> None:
     for name, is_ignored in options.items():
         if is_ignored:
             raise typer.BadParameter(f"{name} has no effect: {reason}")
+
+
+def check_speed(gpu: str | None, tflops: float | None, *, dry_run: bool) -> None:
+    """Refuses the speed of a GPU where nothing is counted, and two of them."""
+    refuse_ignored({"--tflops": tflops and not dry_run, "--gpu": gpu and not dry_run}, "it is for --dry-run")
+    refuse_ignored({"--gpu": gpu and tflops}, "--tflops says how fast it is")
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, before: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.current, self.peak = 0, 0
         self._storages: dict[int, weakref.ref[Any]] = {}
         self._before = {tensor.untyped_storage()._cdata for tensor in before}

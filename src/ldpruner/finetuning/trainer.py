@@ -47,7 +47,9 @@ WITHOUT_EFFECT = {  # on the result
     *("teacher", "merge_adapter", "max_hours"),
 }
 
-MeasureQuality: TypeAlias = Callable[[DiffusionPipeline, DiffusionPipeline], Quality]  # of the pruned one and the teacher
+MeasureQuality: TypeAlias = Callable[
+    [DiffusionPipeline, DiffusionPipeline], Quality
+]  # of the pruned one and the teacher
 Losses: TypeAlias = Callable[[nn.Module, torch.Generator], Iterable[Tensor]]
 
 logger = logging.getLogger(__name__)

@@ -1,19 +1,20 @@
 """The probe: which samples are compared, the same for every operator and on every machine."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
 from ldpruner.errors import ProbeError, shown
 from ldpruner.pipelines.call_values import as_json, digests_in, from_json
 from ldpruner.pipelines.prompts import read_prompts
-from ldpruner.pipelines.running import accepted_arguments, check_arguments
+from ldpruner.pipelines.running import accepted_arguments, check_arguments, networks
 from ldpruner.values import MAX_COUNT, Settings
 
 ROWS = ("prompt", "embed", "latents")  # in the names of tensors with a row for each sample
@@ -201,6 +202,25 @@ class Probe(Settings):
     @field_serializer("call", when_used="json")
     def _call_as_json(self, call: Mapping[str, Any]) -> dict[str, Any]:
         return {name: as_json(value) for name, value in call.items()}
+
+
+def default_size(pipeline: DiffusionPipeline) -> tuple[int, int] | None:
+    """The height and the width in pixels of what a pipeline makes if its call names none; None if it does not say.
+
+    Diffusers has both in the signature of the call, or multiplies a size in latents by the autoencoder's scale.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    if not SIZE.keys() <= parameters.keys():
+        return None
+    height, width = (parameters[name].default for name in SIZE)
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    configured = [network.config for network in networks(pipeline).values() if isinstance(network, ModelMixin)]
+    sides = [getattr(config, "sample_size", None) for config in configured]
+    own, scale = (getattr(pipeline, name, None) for name in ("default_sample_size", "vae_scale_factor"))
+    # The size of the denoiser is the smallest: that of the autoencoder is in pixels.
+    latents = own or min((side for side in sides if isinstance(side, int)), default=None)
+    return (latents * scale,) * 2 if isinstance(latents, int) and isinstance(scale, int) else None
 
 
 def _is_of_samples(name: str, value: Any) -> bool:
