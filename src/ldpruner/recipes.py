@@ -216,8 +216,8 @@ def carry_out(
         yield "prune", None if recipe.was_pruned() else _prune(recipe, progress)
     if "finetune" in stages:
         probe = recipe.resolved_probe(recipe.examples)
-        goal = {"data": recipe.data, "until": recipe.until}
-        yield "finetune", finetune_run(recipe.run, recipe.training, probe=probe, **goal, **place)
+        place_and_goal: dict[str, Any] = {**place, "data": recipe.data, "until": recipe.until}
+        yield "finetune", finetune_run(recipe.run, recipe.training, probe=probe, **place_and_goal)
     if "evaluate" in stages:
         settings = recipe.evaluation
         options = settings.model_dump(exclude={"samples", "prompts"})

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -64,6 +66,28 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.current)
 
 
+class FlashAttention(TorchFunctionMode):
+    """Attention without its matrix, as kernels compute it; the meta device would hold the matrix."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = {name: value for name, value in (kwargs or {}).items() if name != "enable_gqa" or value}
+        is_attention = func is scaled_dot_product_attention and "enable_gqa" not in options
+        return (_flash if is_attention else func)(*args, **options)
+
+
+def _flash(  # noqa: PLR0917  (as scaled_dot_product_attention)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Any:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
 def training_memory(
     network: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], others: Sequence[Tensor] = ()
 ) -> TrainingMemory:
@@ -85,7 +109,7 @@ def training_memory(
     step()
     state = [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
     held = _bytes([*weights, *state])
-    with LiveBytes([*weights, *state, *others]) as live:
+    with FlashAttention(), LiveBytes([*weights, *state, *others]) as live:
         step()
     gradients = sum(weight.nbytes for weight in weights if weight.requires_grad)
     return TrainingMemory(
