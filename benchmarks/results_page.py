@@ -23,6 +23,7 @@ from benchmarks import (
     stacking,
     support,
     tasks,
+    training_memory,
 )
 from benchmarks.baselines import LONG_RUNS, TRIALS, LongRun
 from benchmarks.comparison import (
@@ -73,6 +74,7 @@ def main() -> None:
         "experiments/lora-transfer.md: lora": lora_transfer.table,
         "experiments/stacking.md: stacking": stacking.table,
         "experiments/stacking.md: compute bound": stacking.compute_bound_table,
+        "experiments/training-memory.md: memory": training_memory.table,
         "experiments/end-to-end.md: demo": demo.table,
         "experiments/end-to-end.md: tasks": tasks.table,
         "experiments/coverage.md: coverage": coverage.table,

@@ -1,13 +1,13 @@
 """Counts the memory of a training step, on the meta device too, where nothing is computed and nothing is held."""
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -66,13 +66,23 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.current)
 
 
-class FlashAttention(TorchFunctionMode):
-    """Attention without its matrix, as kernels compute it; the meta device would hold the matrix."""
+@contextlib.contextmanager
+def flash_attention() -> Iterator[None]:
+    """Computes attention without its matrix inside the context, as kernels do; the meta device would hold the matrix.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = {name: value for name, value in (kwargs or {}).items() if name != "enable_gqa" or value}
-        is_attention = func is scaled_dot_product_attention and "enable_gqa" not in options
-        return (_flash if is_attention else func)(*args, **options)
+    A function of torch is replaced, as gradient checkpointing runs its second forward pass outside of any mode.
+    """
+    original = functional.scaled_dot_product_attention
+
+    def attention(*args: Any, **kwargs: Any) -> Any:
+        is_grouped = kwargs.get("enable_gqa")
+        return original(*args, **kwargs) if is_grouped else _flash(*args, **{**kwargs, "enable_gqa": False})
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
 
 
 def _flash(  # noqa: PLR0917  (as scaled_dot_product_attention)
@@ -83,6 +93,7 @@ def _flash(  # noqa: PLR0917  (as scaled_dot_product_attention)
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Any:
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
@@ -106,10 +117,11 @@ def training_memory(
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
+    with flash_attention():
+        step()
     state = [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
     held = _bytes([*weights, *state])
-    with FlashAttention(), LiveBytes([*weights, *state, *others]) as live:
+    with flash_attention(), LiveBytes([*weights, *state, *others]) as live:
         step()
     gradients = sum(weight.nbytes for weight in weights if weight.requires_grad)
     return TrainingMemory(
