@@ -90,6 +90,6 @@ def test_a_granularity_counts_its_own_modifications_and_all_calls_of_a_step() ->
     ],
 )
 def test_levels_of_published_networks(name: str, levels: dict[str, int], default: str) -> None:
-    """Flux has 19 blocks of four branches and 38 of two, beside those that are one branch more for the text."""
+    """Flux has 19 blocks of five branches and 38 of two."""
     denoising = count_denoising(open_meta(ROOT / "tests" / "architectures" / name), Probe(prompts=("a",)))
     assert (denoising.levels, denoising.granularity) == (levels, default)
