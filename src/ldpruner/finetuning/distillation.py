@@ -1,49 +1,58 @@
 """Distillation: the teacher, the examples, and the losses of a student."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ldpruner.errors import FinetuningError, one_line
-from ldpruner.finetuning.conditioning import CallSignature, predicted, watch_call_signature
+from ldpruner.finetuning.call_arguments import UNSUPPORTED
+from ldpruner.finetuning.conditioning import CallSignature, watch_call_signature
 from ldpruner.finetuning.dataset import Rows
-from ldpruner.finetuning.examples import Examples, Source
+from ldpruner.finetuning.examples import Examples, Source, digest_of
 from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
 from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
+from ldpruner.finetuning.recorded_calls import OwnOutput, RecordedCalls, record_calls
 from ldpruner.finetuning.settings import Training
 from ldpruner.operators.patching import MISFITS
-from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 from ldpruner.pipelines.fingerprints import module_dtype
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import force_eager, schedulers
+from ldpruner.pipelines.running import force_eager
 from ldpruner.pipelines.sampling import largest_batch
 
 BATCH_SIZE = 16  # samples of the teacher at once
 MAX_VALIDATION_EXAMPLES = 256  # so that a validation costs little
 TEACHER_EXAMPLES = 8  # on which the teacher is validated
-Inputs: TypeAlias = tuple[Tensor, Tensor, Sequence[Tensor]]  # noisy latents, timesteps and conditions
+GRID = 1001  # noise levels among which those of a denoiser are found
+Inputs: TypeAlias = tuple[Tensor, Tensor, Sequence[Any]]  # noisy latents, timesteps and conditions
 UNCONDITIONAL_SHARE = 0.2  # of the examples; classifier-free guidance uses 0.1 to 0.2 (Ho and Salimans 2022)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The original's denoiser as the teacher, and the examples; `sign` is -1 where a pipeline negates its output."""
+    """The original's denoiser as the teacher, and the examples; `sign` is -1 where a pipeline negates its output.
+
+    Recorded calls of the teacher stand for examples, how it is called, and an objective, where these are not known.
+    """
 
     component: str
     teacher: nn.Module
-    call_signature: CallSignature
-    objective: Objective
-    examples: Examples
+    call_signature: CallSignature | RecordedCalls
+    objective: Objective | OwnOutput
+    examples: Examples | RecordedCalls
     sign: float = 1.0
 
     @property
@@ -55,6 +64,19 @@ class Distillation:
         """Noisy latents, the target of the denoiser's output, and the scheduler's timesteps."""
         noisy, target, times = self.objective.add_noise(clean, noise, levels)
         return noisy, self.sign * target, times
+
+    def levels(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Noise levels in 0 to 1, [batch], among those at which the pipeline calls this denoiser."""
+        low, high = self._level_range
+        return low + (high - low) * random_levels(batch, generator)
+
+    @cached_property
+    def _level_range(self) -> tuple[float, float]:
+        low, high = self.call_signature.time_range
+        levels, none = torch.linspace(0, 1, GRID), torch.zeros(GRID, 1)
+        _, _, times = self.objective.add_noise(none, none, levels)
+        inside = levels[(low <= times) & (times <= high)]
+        return float(inside.min()), float(inside.max())
 
     @cached_property
     def copy_shares(self) -> Tensor:
@@ -69,10 +91,12 @@ class Distillation:
         return torch.where(unconditional, UNCONDITIONAL_SHARE / unconditional.sum(), conditional_share)
 
     @torch.no_grad()
-    def predict(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+    def predict(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Sequence[Any]) -> Tensor:
         """The output of a network that is not trained, in full precision."""
         noisy = noisy.to(dtype=module_dtype(network))
-        return predicted(network(**self.call_signature.arguments(noisy, times, conditions)), noisy).float()
+        return self.call_signature.prediction(
+            network(**self.call_signature.arguments(noisy, times, conditions)), noisy
+        )
 
     def validate_teacher(self, pipeline: str) -> "Distillation":
         """Calls the teacher on some noised examples, and sets the sign of its output.
@@ -83,7 +107,7 @@ class Distillation:
         generator = torch.Generator().manual_seed(0)
         indices = torch.arange(TEACHER_EXAMPLES) % len(self.examples)
         latents, conditions = self.examples.batch(indices, torch.zeros_like(indices))
-        noise, levels = torch.randn(latents.shape, generator=generator), random_levels(TEACHER_EXAMPLES, generator)
+        noise, levels = torch.randn(latents.shape, generator=generator), self.levels(TEACHER_EXAMPLES, generator)
         noisy, target, times = self.objective.add_noise(latents, noise, levels)
         try:
             output = self.predict(self.teacher, noisy.to(module_device(self.teacher)), times, conditions).cpu()
@@ -102,14 +126,25 @@ def prepare_distillation(
         FinetuningError: the pipeline or the data do not fit.
     """
     probe = probe.completed(teacher)
-    if rows is not None and any("image" in name for name in probe.call):
-        raise FinetuningError(
-            f"the probe's images {sorted(probe.call)} do not belong to the data; finetune without data"
-        )
     denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
+    try:
+        return _prepare(teacher, denoiser, rows, probe, folder)
+    except FinetuningError as error:
+        if rows is not None:
+            raise
+        logger.warning("%s", f"the original's own calls are the examples: {error}".partition(f"; {UNSUPPORTED}")[0])
+    digest = str(digest_of(teacher, probe, calls=denoiser.component))
+    calls = record_calls(teacher, denoiser.component, probe, digest, folder / "examples" / digest if folder else None)
+    return Distillation(denoiser.component, denoiser.module, calls, OwnOutput(), calls)
+
+
+def _prepare(
+    teacher: DiffusionPipeline, denoiser: Denoiser, rows: Rows | None, probe: Probe, folder: Path | None
+) -> Distillation:
+    """Noised latents as examples."""
     batch = largest_batch(teacher, probe.replace(samples=max(2, probe.samples)), BATCH_SIZE)
     call_signature = watch_call_signature(teacher, denoiser.component, probe, batches=batch > 1)
-    objective = objective_of(schedulers(teacher)[0])
+    objective = objective_of(call_signature.scheduler)
     source = Source(teacher, denoiser.component, call_signature, probe, batch, rows)
     examples = source.examples(folder / "examples" if folder is not None else None)
     distillation = Distillation(denoiser.component, denoiser.module, call_signature, objective, examples)
@@ -132,6 +167,12 @@ class DistillationLoss:
     ) -> None:
         self.distillation, self.student, self.weak_model = distillation, student, weak_model
         self.training, self.accelerator = training, accelerator
+        is_alone = isinstance(distillation.objective, OwnOutput)
+        if is_alone and (training.task_loss_weight or training.guidance_interval != (0, 1)):
+            raise FinetuningError(
+                f"task_loss_weight={training.task_loss_weight}, guidance_interval={training.guidance_interval}: the "
+                "original's own calls have neither a task nor noise levels; leave these settings out"
+            )
         self.stages = stages(distillation.teacher, student) if training.feature_kd_weight else {}
         count = len(distillation.examples)
         validation = min(MAX_VALIDATION_EXAMPLES, max(1, round(count * training.validation_fraction)))
@@ -156,19 +197,31 @@ class DistillationLoss:
     def _losses(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         """The losses on this process's part of some examples; noise is sampled for all of them."""
         distillation, training = self.distillation, self.training
-        low, high = training.guidance_interval
         copies = torch.multinomial(distillation.copy_shares, len(indices), replacement=True, generator=generator)
-        levels = random_levels(len(indices), generator)
+        levels = distillation.levels(len(indices), generator)
         noise = torch.randn((len(indices), *distillation.examples.shape), generator=generator)
         part = torch.arange(self.accelerator.process_index, len(indices), self.accelerator.num_processes)
-        for chosen in part.chunk(training.gradient_accumulation_steps):
-            latents, conditions = distillation.examples.batch(indices[chosen], copies[chosen])
-            noisy, target, times = distillation.add_noise(latents, noise[chosen], levels[chosen])
-            is_guided = (low <= levels[chosen]) & (levels[chosen] <= high)
-            guidance = (training.autoguidance_scale * is_guided).reshape(-1, *[1] * (latents.ndim - 1))
-            weights = distillation.objective.weights(times) if training.snr_weighting else torch.ones(len(times))
-            batch = tree_map(self._on_device, ((noisy, times, conditions), target, weights, guidance))
-            yield self._loss(module, *batch)
+        for places in part.chunk(training.gradient_accumulation_steps):
+            groups = [places[group] for group in distillation.examples.groups(indices[places], copies[places])]
+            losses = [
+                self._noised_loss(module, indices[group], copies[group], noise[group], levels[group]) * len(group)
+                for group in groups
+            ]
+            yield torch.stack(losses).sum() / len(places)
+
+    def _noised_loss(
+        self, module: nn.Module, indices: Tensor, copies: Tensor, noise: Tensor, levels: Tensor
+    ) -> Tensor:
+        """The loss on examples that run together, with noise [batch, ...] at noise levels [batch]."""
+        distillation, training = self.distillation, self.training
+        low, high = training.guidance_interval
+        latents, conditions = distillation.examples.batch(indices, copies)
+        noisy, target, times = distillation.add_noise(latents, noise, levels)
+        is_guided = (low <= levels) & (levels <= high)
+        guidance = (training.autoguidance_scale * is_guided).reshape(-1, *[1] * (latents.ndim - 1))
+        weights = distillation.objective.weights(times) if training.snr_weighting else torch.ones(len(times))
+        batch = tree_map_only(Tensor, self._on_device, ((noisy, times, conditions), target, weights, guidance))
+        return self._loss(module, *batch)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         device = self.accelerator.device
@@ -186,7 +239,8 @@ class DistillationLoss:
             features_of(distillation.teacher, self.stages) as teacher_features,
             features_of(self.student, self.stages.values()) as student_features,
         ):
-            output = predicted(module(**distillation.call_signature.arguments(*inputs)), inputs[0]).float()
+            signature = distillation.call_signature
+            output = signature.prediction(module(**signature.arguments(*inputs)), inputs[0])
             if not training.needs_teacher:
                 return (training.task_loss_weight or 0.0) * latent_loss(output, target, weights)
             teacher_output = distillation.predict(distillation.teacher, *inputs)
