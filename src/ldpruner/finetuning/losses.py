@@ -65,13 +65,14 @@ def latent_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 def feature_loss(teacher: Mapping[Any, Tensor], student: Mapping[Any, Tensor], *, normalize: bool) -> Tensor:
     """The mean squared difference of features, summed over the stages (Kim et al. 2023, equation 3).
 
-    Normalized, each stage of each sample counts alike whatever the size of its features (Zhang et al. 2024). Stages of
-    different shapes are left out.
+    Normalized, each stage of each sample counts alike whatever the size of its features (Zhang et al. 2024), unless
+    all are zero. Stages of different shapes are left out.
     """
     terms = []
     for name in [name for name in student if name in teacher and teacher[name].shape == student[name].shape]:
         target = teacher[name].float()
         errors = (target - student[name].float()).square().flatten(1).mean(1)
         # by sample, so that a batch shared among processes has the same loss
-        terms.append((errors / target.square().flatten(1).mean(1) if normalize else errors).mean())
+        sizes = target.square().flatten(1).mean(1)
+        terms.append((errors / sizes.where(sizes > 0, torch.ones(())) if normalize else errors).mean())
     return torch.stack(terms).sum() if terms else torch.zeros(())
