@@ -1,9 +1,12 @@
 """The original's own calls as examples, for pipelines whose denoiser cannot be called with other latents."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 import ldpruner
 from ldpruner.errors import FinetuningError
@@ -65,3 +68,22 @@ def test_a_student_learns_the_originals_output(tmp_path: Path) -> None:
 def test_the_task_is_not_known() -> None:
     with pytest.raises(FinetuningError, match="neither a task nor noise levels"):
         finetune(FAMILY.pipeline(), FAMILY.pipeline(), probe=PROBE, training=short(task_loss_weight=1.0))
+
+
+def test_a_few_step_model_learns_at_its_own_timesteps(tiny: DiffusionPipeline) -> None:
+    training = short(timesteps="pipeline", task_loss_weight=None)
+    probe = ldpruner.Probe(samples=4, steps=2)
+    scheduler = copy.deepcopy(tiny.scheduler)
+    scheduler.set_timesteps(2)
+    own = {int(time) for time in scheduler.timesteps}
+    seen: set[int] = set()
+
+    def record(_: Any, args: Any, kwargs: Any) -> None:
+        seen.update(torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten().tolist())
+
+    student = copy.deepcopy(tiny)
+    with student.unet.register_forward_pre_hook(record, with_kwargs=True):
+        finetune(student, tiny, probe=probe, training=training)
+    assert seen == own
+    with pytest.raises(FinetuningError, match="not from data; leave out the data"):
+        prepare_distillation(tiny, [], probe, None, None, "pipeline")

@@ -16,6 +16,7 @@ from ldpruner.finetuning import Training
         ({"lr_scheduler": "staircase"}, "training lr_scheduler='staircase'"),
         ({"speed": 3}, "training has no 'speed'"),
         ({"task_loss_weight": 0, "output_kd_weight": 0, "feature_kd_weight": 0}, "leaves no loss"),
+        ({"timesteps": "pipeline", "task_loss_weight": 1.0}, "has the original's own calls; set it to 0"),
         ({"rank": 4}, "training rank=4 needs adapter='lora'"),
         ({"merge_adapter": False}, "training merge_adapter=False needs adapter='lora'"),
         ({"teacher": "cached", "feature_kd_weight": 0.1}, "keeps only outputs; set it to 0"),

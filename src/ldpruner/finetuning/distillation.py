@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -139,21 +139,39 @@ class Distillation:
 
 
 def prepare_distillation(
-    teacher: DiffusionPipeline, rows: Rows | None, probe: Probe, component: str | None, folder: Path | None
+    teacher: DiffusionPipeline,
+    rows: Rows | None,
+    probe: Probe,
+    component: str | None,
+    folder: Path | None,
+    timesteps: Literal["all", "pipeline"] | None = None,
 ) -> Distillation:
     """Watches how the teacher is called, and samples or encodes the examples into a folder.
+
+    Args:
+        teacher, probe, component: the original, how it is called, and which network.
+        rows: the data; None samples from the teacher.
+        folder: for the examples; None keeps them in memory.
+        timesteps: see `Training`; None takes the teacher's own calls where these cannot be noised.
 
     Raises:
         FinetuningError: the pipeline or the data do not fit.
     """
     probe = probe.completed(teacher)
+    if timesteps == "pipeline" and rows is not None:
+        raise FinetuningError(
+            "timesteps='pipeline' learns from the original's own calls, not from data; leave out the data"
+        )
     denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
-    try:
-        return _prepare(teacher, denoiser, rows, probe, folder)
-    except FinetuningError as error:
-        if rows is not None:
-            raise
-        logger.warning("%s", f"the original's own calls are the examples: {error}".partition(f"; {UNSUPPORTED}")[0])
+    reason = "timesteps='pipeline'"
+    if timesteps != "pipeline":
+        try:
+            return _prepare(teacher, denoiser, rows, probe, folder)
+        except FinetuningError as error:
+            if rows is not None or timesteps == "all":
+                raise
+            reason = str(error).partition(f"; {UNSUPPORTED}")[0]
+    logger.warning("the original's own calls, at the pipeline's timesteps, are the examples: %s", reason)
     digest = str(digest_of(teacher, probe, calls=denoiser.component))
     calls = record_calls(teacher, denoiser.component, probe, digest, folder / "examples" / digest if folder else None)
     return Distillation(denoiser.component, denoiser.module, calls, OwnOutput(), calls)

@@ -43,6 +43,8 @@ class Training(Settings):
         output_kd_weight: weight of the distillation loss on the teacher's output (BK-SDM, arXiv 2305.15798).
         feature_kd_weight: weight of the distillation loss on the teacher's features at each stage. None is 0.1, and 0
             where only the teacher's outputs are cached.
+        timesteps: the noise levels to learn at: `all` of the schedule; or those of the `pipeline`, on the original's own
+            calls, as few-step models need (Turbo, LCM, Lightning). None is `all` where the pipeline allows it.
         autoguidance_scale: strength of autoguidance (Karras et al. 2024, arXiv 2406.02507): the model as it is
             before this finetuning is the weak model, and training moves the target away from it.
         guidance_interval: lowest and highest noise level, in 0 to 1, at which autoguidance applies (Kynkäänniemi et
@@ -81,6 +83,7 @@ class Training(Settings):
     task_loss_weight: float | None = Field(default=None, ge=0)
     output_kd_weight: float = Field(default=1.0, ge=0)
     feature_kd_weight: float | None = Field(default=None, ge=0)
+    timesteps: Literal["all", "pipeline"] | None = None
     autoguidance_scale: float = Field(default=0.0, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     snr_weighting: bool = True
@@ -116,6 +119,11 @@ class Training(Settings):
         if self.adapter is None and (self.rank is not None or not self.merge_adapter):
             name = f"rank={self.rank}" if self.rank is not None else "merge_adapter=False"
             raise FinetuningError(f"training {name} needs adapter='lora'")
+        if self.timesteps == "pipeline" and self.task_loss_weight:
+            raise FinetuningError(
+                f"training task_loss_weight={self.task_loss_weight:g} needs noised data, and timesteps='pipeline' has the "
+                "original's own calls; set it to 0"
+            )
         if self.teacher == "cached" and self.feature_kd_weight:
             raise FinetuningError(
                 f"training feature_kd_weight={self.feature_kd_weight:g} compares features, and teacher='cached' keeps "
@@ -131,7 +139,7 @@ class Training(Settings):
     def resolved(self, *, data: bool) -> "Training":
         """The same with weights in the place of None that fit learning from data, or from the teacher alone."""
         defaults = {
-            "task_loss_weight": 1.0 if data else 0.0,
+            "task_loss_weight": 1.0 if data and self.timesteps != "pipeline" else 0.0,
             "feature_kd_weight": 0.0 if self.teacher == "cached" else FEATURE_KD_WEIGHT,
             "rank": RANK if self.adapter else None,
         }

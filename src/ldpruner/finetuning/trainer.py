@@ -241,7 +241,9 @@ class Finetuning(Trainer):
         accelerator = prepare_accelerator(training, teacher.device, folder, report_to)
         rows, probe = open_data(data) if data is not None else None, probe or Probe(samples=SAMPLES)
         with accelerator.main_process_first():
-            self.distillation = prepare_distillation(teacher.to(accelerator.device), rows, probe, component, folder)
+            self.distillation = prepare_distillation(
+                teacher.to(accelerator.device), rows, probe, component, folder, training.timesteps
+            )
         self._student: Any = networks(pruned)[self.distillation.component]
         self._placement = module_device(self._student), module_dtype(self._student)
         student: Any = self._student.to(accelerator.device).eval()
