@@ -43,8 +43,8 @@ class Training(Settings):
         output_kd_weight: weight of the distillation loss on the teacher's output (BK-SDM, arXiv 2305.15798).
         feature_kd_weight: weight of the distillation loss on the teacher's features at each stage. None is 0.1, and 0
             where only the teacher's outputs are cached.
-        timesteps: the noise levels to learn at: `all` of the schedule; or those of the `pipeline`, on the original's own
-            calls, as few-step models need (Turbo, LCM, Lightning). None is `all` where the pipeline allows it.
+        timesteps: the noise levels to learn at: `all` of the schedule; or those of the `pipeline`, on the original's
+            own calls, as few-step models need (Turbo, LCM, Lightning). None is `all` where the pipeline allows it.
         autoguidance_scale: strength of autoguidance (Karras et al. 2024, arXiv 2406.02507): the model as it is
             before this finetuning is the weak model, and training moves the target away from it.
         guidance_interval: lowest and highest noise level, in 0 to 1, at which autoguidance applies (Kynkäänniemi et
@@ -121,8 +121,8 @@ class Training(Settings):
             raise FinetuningError(f"training {name} needs adapter='lora'")
         if self.timesteps == "pipeline" and self.task_loss_weight:
             raise FinetuningError(
-                f"training task_loss_weight={self.task_loss_weight:g} needs noised data, and timesteps='pipeline' has the "
-                "original's own calls; set it to 0"
+                f"training task_loss_weight={self.task_loss_weight:g} needs noised data, and timesteps='pipeline' "
+                "has the original's own calls; set it to 0"
             )
         if self.teacher == "cached" and self.feature_kd_weight:
             raise FinetuningError(
