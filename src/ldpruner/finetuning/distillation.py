@@ -127,13 +127,14 @@ class Distillation:
         """
         generator = torch.Generator().manual_seed(0)
         indices = torch.arange(TEACHER_EXAMPLES) % len(self.examples)
+        indices = indices[self.examples.groups(indices, torch.zeros_like(indices))[0]]
         latents, conditions = self.examples.batch(indices, torch.zeros_like(indices))
-        noise, levels = torch.randn(latents.shape, generator=generator), self.levels(TEACHER_EXAMPLES, generator)
+        noise, levels = torch.randn(latents.shape, generator=generator), self.levels(len(indices), generator)
         noisy, target, times = self.objective.add_noise(latents, noise, levels)
         try:
             output = self.predict(self.teacher, noisy.to(module_device(self.teacher)), times, conditions).cpu()
         except MISFITS as error:
-            raise FinetuningError(f"{pipeline} cannot be finetuned yet: {one_line(error)}") from error
+            raise FinetuningError(f"{pipeline} refuses noised examples: {one_line(error)}; {UNSUPPORTED}") from error
         is_negated = mse_loss(-output, target) < 0.5 * mse_loss(output, target)
         return replace(self, sign=-1.0 if is_negated else 1.0)
 

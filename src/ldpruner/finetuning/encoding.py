@@ -56,25 +56,29 @@ class Encoder:
         Raises:
             FinetuningError: a sound is given where pictures are decoded, or the other way round.
         """
-        values = torch.cat([self._values(item) for item in media])
-        if self.autoencoder is None:
-            encoded = values
-        else:
-            with evaluation_mode(self.autoencoder):
-                self.autoencoder.to(self.precision)
-                encode: Any = self.autoencoder.encode
-                # some sample from what they encode unless told otherwise
-                mode = (
-                    {"sample_posterior": False} if "sample_posterior" in inspect.signature(encode).parameters else {}
-                )
-                output = encode(values.to(module_device(self.autoencoder), self.precision), **mode)
-            encoded = output.latent_dist.mode() if "latent_dist" in output else output[0]
+        values = [self._values(item) for item in media]
+        # videos are large, and some autoencoders take one at a time
+        batches = values if len(self.decoded) == VIDEO else [torch.cat(values)]
+        encoded = torch.cat([self._encoded(batch) for batch in batches])
         if encoded.numel() != len(media) * len(self.rearrangement.places):
             raise FinetuningError(
-                f"the autoencoder encodes {tuple(values.shape)} as {tuple(encoded.shape)}, which does not fit latents "
-                f"{tuple(self.rearrangement.shape)}; finetune without data"
+                f"the autoencoder encodes {tuple(values[0].shape)} as {tuple(encoded.shape[1:])}, which does not fit "
+                f"latents {tuple(self.rearrangement.shape)}; finetune without data"
             )
         return self.rearrangement.inverse(encoded.cpu().reshape(len(media), -1))
+
+    def _encoded(self, values: Tensor) -> Tensor:
+        """What the autoencoder makes of pixels or sounds in the shape of what it decodes."""
+        if self.autoencoder is None:
+            return values
+        with evaluation_mode(self.autoencoder):
+            self.autoencoder.to(self.precision)
+            encode: Any = self.autoencoder.encode
+            # some sample from what they encode unless told otherwise
+            mode = {"sample_posterior": False} if "sample_posterior" in inspect.signature(encode).parameters else {}
+            output = encode(values.to(module_device(self.autoencoder), self.precision), **mode)
+        encoded: Tensor = output.latent_dist.mode() if "latent_dist" in output else output[0]
+        return encoded
 
     def _values(self, item: Media) -> Tensor:
         """A picture, a video or a sound in the shape of what is decoded."""
