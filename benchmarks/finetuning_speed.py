@@ -61,7 +61,7 @@ def _measured(name: str, rounds: int, steps: int, batch: int) -> dict[str, Any]:
         task_loss_weight=1.0,
         validation_steps=NEVER,
         checkpointing_steps=NEVER,
-    )
+    ).resolved(data=True)
     probe = ldpruner.Probe(samples=64, steps=4)
     finetuning = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
     finetuning.state.validation_losses = {0: math.inf}
@@ -90,7 +90,7 @@ def _bare(distillation: Distillation, student: torch.nn.Module, training: Traini
             output = predicted(student(**call), noisy)
             loss = (training.task_loss_weight or 0.0) * mse_loss(output, target)
             loss = loss + training.output_kd_weight * mse_loss(output, teacher_output)
-            loss = loss + training.feature_kd_weight * feature_loss(
+            loss = loss + (training.feature_kd_weight or 0.0) * feature_loss(
                 teacher_features, student_features, normalize=training.normalize_features
             )
             loss.backward()

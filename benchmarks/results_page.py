@@ -15,6 +15,7 @@ from benchmarks import (
     adaptive_replay,
     coverage,
     demo,
+    granularity,
     latency_predictions,
     lora_transfer,
     metric_design,
@@ -22,6 +23,7 @@ from benchmarks import (
     stacking,
     support,
     tasks,
+    training_memory,
 )
 from benchmarks.baselines import LONG_RUNS, TRIALS, LongRun
 from benchmarks.comparison import (
@@ -61,6 +63,8 @@ def main() -> None:
         "results.md: comparison": lambda: (line for model in MODELS for line in _comparison(model, cells[model])),
         "results.md: long finetuning": lambda: iter(_long_finetuning(cells)),
         "results.md: without data": lambda: iter(_without_data(cells)),
+        "prune-your-own.md: forecast": granularity.forecast_table,
+        "experiments/granularity.md: plans": granularity.plans_table,
         "experiments/autoguidance.md: trials": lambda: iter(_trials(cells)),
         "experiments/metric-design.md: metrics": metric_design.tables,
         "experiments/adaptive-scoring.md: replays": adaptive_replay.table,
@@ -70,6 +74,7 @@ def main() -> None:
         "experiments/lora-transfer.md: lora": lora_transfer.table,
         "experiments/stacking.md: stacking": stacking.table,
         "experiments/stacking.md: compute bound": stacking.compute_bound_table,
+        "experiments/training-memory.md: memory": training_memory.table,
         "experiments/end-to-end.md: demo": demo.table,
         "experiments/end-to-end.md: tasks": tasks.table,
         "experiments/coverage.md: coverage": coverage.table,

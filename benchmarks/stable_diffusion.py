@@ -235,7 +235,7 @@ def _trained(model: FullSizeModel, plan: Plan, precision: Precision) -> dict[str
         mixed_precision=precision,
         validation_steps=MANY,
         checkpointing_steps=MANY,
-    )
+    ).resolved(data=True)
     pruned = ldpruner.prune(model.pipeline, plan)
     bare = copy.deepcopy(networks(pruned)[model.denoiser.component])
     probe = model.probe(4).replace(samples=8)
@@ -267,7 +267,7 @@ def _bare(distillation: Distillation, module: nn.Module, training: Training, dev
                 found = predicted(module(**call), noisy).float()
                 shown = distillation.predict(distillation.teacher, noisy, times, given)
                 loss = mse_loss(found, target) + training.output_kd_weight * mse_loss(found, shown)
-                loss = loss + training.feature_kd_weight * feature_loss(
+                loss = loss + (training.feature_kd_weight or 0.0) * feature_loss(
                     taught, learnt, normalize=training.normalize_features
                 )
             scaler.scale(loss).backward()

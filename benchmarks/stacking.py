@@ -257,7 +257,7 @@ def _peak(folder: Path, tool: str, device: str) -> int:
     """
     if find_spec("torchao") is not None:
         import torchao  # noqa: F401  (so that every tool starts from the same imports)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     call = _call(_with_tool(folder, tool, device))
     call()
     if device.startswith("cuda"):
@@ -266,10 +266,10 @@ def _peak(folder: Path, tool: str, device: str) -> int:
         return int(torch.cuda.max_memory_allocated())
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     call()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 

@@ -45,6 +45,7 @@ SMALLER = (
     (r"(?m)^(ldpruner (?:run|score) (?!.*--steps).*)$", r"\1 --steps 2"),
     (r"latency=0\.\d+", "parameters=0.9"),  # their latency is mostly not the denoiser's
 )
+FILE = re.compile(r"# (\w+\.py)\n")  # the first line of a block that a reader saves under this name
 COMMAND = re.compile(r"\bldpruner ([a-z]+)((?: [^\n`]*)?)")
 
 
@@ -65,9 +66,10 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 def python_examples() -> list[Any]:
     """Test parameters; the first runs in every test run, as all go the same way."""
+    examples = [(page, block) for page, block in blocks("python") if not FILE.match(block)]
     return [
         pytest.param(block, id=f"{page}-{index}", marks=[pytest.mark.extensive] * (index > 0))
-        for index, (page, block) in enumerate(blocks("python"))
+        for index, (page, block) in enumerate(examples)
     ]
 
 
@@ -84,6 +86,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the examples name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red cat\nthe blue sea\n")
+    for _, block in blocks("python"):
+        if saved := FILE.match(block):
+            (tmp_path / saved[1]).write_text(block)
     (tmp_path / "images").mkdir()
     names = ("first.png", "second.png")
     rows = [{"file_name": name, "text": f"a red {name}"} for name in names]

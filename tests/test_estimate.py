@@ -10,6 +10,7 @@ from ldpruner import Probe, Training
 from ldpruner.estimate import count_denoising, evaluation_stage, finetuning_stage, scoring_stage
 from ldpruner.pipelines.meta import open_meta
 from ldpruner.recipes import estimate_recipe, read_recipe
+from tests.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 LOSSES: dict[str, Any] = {"task_loss_weight": 1.0, "output_kd_weight": 0.0, "feature_kd_weight": 0.0}
@@ -65,3 +66,30 @@ def test_stages_add(tiny: DiffusionPipeline) -> None:
     denoising = count_denoising(tiny, Probe())
     stage = evaluation_stage(denoising, Probe(), 8, kept=1.0)
     assert (stage + stage).calls == 2 * stage.calls == 2 * 3 * 8 * 25
+
+
+def test_a_granularity_counts_its_own_modifications_and_all_calls_of_a_step() -> None:
+    """Wan calls its denoiser twice a step, and each block holds three residual branches."""
+    family = FAMILIES["wan"]
+    probe = Probe(samples=2, steps=3, call=dict(family.call))
+    block, leaf = (count_denoising(family.pipeline(), probe, granularity=level) for level in ("block", "leaf"))
+    assert block.levels == leaf.levels
+    assert block.levels["branch"] == 4 * block.levels["block"]
+    assert (block.modifications, leaf.modifications) == (block.levels["block"], block.levels["leaf"])
+    assert scoring_stage(block, probe, None).calls == (1 + block.levels["block"]) * 2 * 3 * 2
+    assert scoring_stage(leaf, probe, None, granularity="block") == scoring_stage(block, probe, None)
+
+
+@pytest.mark.extensive
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+@pytest.mark.parametrize(
+    ("name", "levels", "default"),
+    [
+        ("stable-diffusion-v1-4", {"block": 55, "branch": 103, "leaf": 410}, "leaf"),
+        ("flux-1-dev", {"block": 57, "branch": 228, "leaf": 883}, "branch"),
+    ],
+)
+def test_levels_of_published_networks(name: str, levels: dict[str, int], default: str) -> None:
+    """Flux has 19 blocks of five branches and 38 of two."""
+    denoising = count_denoising(open_meta(ROOT / "tests" / "architectures" / name), Probe(prompts=("a",)))
+    assert (denoising.levels, denoising.granularity) == (levels, default)

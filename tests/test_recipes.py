@@ -1,5 +1,6 @@
 """Recipes: what they say, what is wrong with them, and what they would take."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+import ldpruner
 from ldpruner import Budget, LdPrunerError, Probe, Training
+from ldpruner.evaluation.settings import EvaluationSettings
 from ldpruner.finetuning.trainer import SAMPLES
 from ldpruner.pipelines.meta import open_meta
 from ldpruner.recipes import (
+    CHOICES,
     MARK,
-    EvaluationSettings,
     Recipe,
     RecipeError,
     carry_out,
@@ -77,14 +80,16 @@ def test_an_estimate_adds_up(tiny: DiffusionPipeline) -> None:
     assert stages["scoring"].calls == 16 * 25 * (1 + estimate.modifications)
 
 
+def test_a_recipe_chooses_its_operators_as_run_does(tiny: DiffusionPipeline) -> None:
+    chosen = estimate_recipe(recipe(granularity="block", ignore=("mid_block*",)), tiny)
+    operators = ldpruner.find_operators(tiny, granularity="block", ignore="mid_block*")
+    assert (chosen.granularity, chosen.operators) == ("block", len(operators))
+    assert set(CHOICES) <= inspect.signature(ldpruner.run).parameters.keys()
+
+
 def test_samples_of_the_original_count_where_there_is_no_data(tiny: DiffusionPipeline) -> None:
     plain, fed = (estimate_recipe(recipe(data=data), tiny).stages["finetuning"] for data in (None, Path("pictures")))
     assert plain.calls - fed.calls == SAMPLES * 25
-
-
-def test_an_unconditional_pipeline_has_no_clip_score(tiny: DiffusionPipeline) -> None:
-    with pytest.raises(RecipeError, match="LDMPipeline takes no prompts"):
-        estimate_recipe(recipe(evaluation=EvaluationSettings(clip="c")), tiny)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +210,11 @@ def test_a_mark_that_is_no_mark_is_one_line(tmp_path: Path, content: str) -> Non
     with pytest.raises(RecipeError, match=r"recipe\.json does not say what was pruned: .*delete it") as caught:
         recipe(run=tmp_path).was_pruned()
     assert "\n" not in str(caught.value)
+
+
+def test_a_scorer_that_is_not_there_stops_a_recipe_before_it_begins() -> None:
+    with pytest.raises(LdPrunerError, match="scorer 'no_module_of_this_name:score' cannot be imported"):
+        next(carry_out(recipe(evaluation=EvaluationSettings(scorers=("no_module_of_this_name:score",)))))
 
 
 def test_what_another_recipe_pruned_is_refused(tmp_path: Path) -> None:

@@ -85,4 +85,4 @@ def test_an_evaluation_names_the_pipeline_that_it_is_of(tmp_path: Path) -> None:
     write_pipeline(run.pruned, {})
     run.write_evaluation(Evaluation(metrics=(), protocol={"samples": 3}))
     written = json.loads(run.evaluation_file.read_text())
-    assert written == {"pipeline": "pruned", "metrics": [], "protocol": {"samples": 3}}
+    assert written == {"pipeline": "pruned", "metrics": [], "by_category": {}, "protocol": {"samples": 3}}

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from ldpruner import Budget, Plan, Probe, Training
 from ldpruner.progress import Long
-from ldpruner.workflow import evaluate_run, finetune_run, prune_run, score_run, select_run
+from ldpruner.recovery import finetune_run
+from ldpruner.workflow import evaluate_run, prune_run, score_run, select_run
 
 Item = TypeVar("Item")
 PROBE = Probe(samples=2, steps=2)
@@ -71,12 +72,16 @@ def test_a_plan_is_kept_for_the_same_settings_only(tiny: DiffusionPipeline, tmp_
         return "scoring" in watch.seen
 
     assert rescored()
-    assert not rescored()
+    assert not rescored(granularity="leaf")  # as by default for a small network
     assert rescored(ignore=("mid_block",))
     assert "mid_block" not in _removed(tmp_path)
     assert not rescored(ignore=("mid_block",))
     assert rescored(Budget(operators=1))
     assert rescored(Budget(operators=1), rule="greedy")
+    assert rescored(granularity="block")
+    assert set(_removed(tmp_path)) <= {
+        operator.name for operator in ldpruner.find_operators(tiny, granularity="block")
+    }
 
 
 def _removed(run: Path) -> list[str]:

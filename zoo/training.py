@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ldpruner.finetuning.trainer import Trainer, prepare_accelerator
+from ldpruner.finetuning.accelerator import prepare_accelerator
+from ldpruner.finetuning.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from ldpruner.exporting.export import export
     from ldpruner.finetuning.settings import History, Training
     from ldpruner.finetuning.trainer import finetune
-    from ldpruner.operators.discovery import Operator, find_operators
+    from ldpruner.operators.choosing import find_operators
+    from ldpruner.operators.discovery import Operator
     from ldpruner.pipelines.probe import Probe
     from ldpruner.pruning.lora import adapt_lora
     from ldpruner.pruning.saving import save
@@ -59,7 +60,8 @@ _MODULES = {
     "exporting.export": ("export",),
     "finetuning.settings": ("History", "Training"),
     "finetuning.trainer": ("finetune",),
-    "operators.discovery": ("Operator", "find_operators"),
+    "operators.choosing": ("find_operators",),
+    "operators.discovery": ("Operator",),
     "pipelines.probe": ("Probe",),
     "pruning.lora": ("adapt_lora",),
     "pruning.saving": ("save",),

@@ -20,26 +20,30 @@ from ldpruner.estimate import (
     finetuning_stage,
     scoring_stage,
 )
-from ldpruner.evaluation.evaluate import MIN_SAMPLES, Evaluation
+from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.evaluation.media import read_picture
+from ldpruner.evaluation.scorers import find_scorers
+from ldpruner.evaluation.settings import EvaluationSettings
 from ldpruner.files import locked, write_atomic
 from ldpruner.finetuning.settings import History, Training
 from ldpruner.finetuning.trainer import SAMPLES
+from ldpruner.operators.discovery import Granularity
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.progress import Progress, unreported
 from ldpruner.pruning.opening import open_pipeline
+from ldpruner.recovery import finetune_run, parse_goal
 from ldpruner.run_folder import JSON_OBJECT
 from ldpruner.scoring.importance import Metric
 from ldpruner.selection.plan import Rule
 from ldpruner.values import MAX_COUNT, Settings
-from ldpruner.workflow import EVALUATED_SAMPLES, Outcome, evaluate_run, finetune_run, run
+from ldpruner.workflow import Outcome, evaluate_run, run
 
 StageName: TypeAlias = Literal["prune", "finetune", "evaluate"]
-
 STAGES: tuple[StageName, ...] = get_args(StageName)
 MARK = "recipe.json"  # in the run folder, once it is pruned
-CHOICES = ("component", "ignore", "targets", "metric", "rule", "native")  # of `run`, as it takes them
+OPERATORS = ("component", "granularity", "ignore", "targets")
+CHOICES = (*OPERATORS, "metric", "rule", "native")  # of `run`, as it takes them
 PRUNING = {"model", "probe", "prompts", "budget", "dtype", *CHOICES}
 MAX_DEPTH = 20  # of a recipe's fields
 MAX_NUMBER = 2**63
@@ -49,37 +53,6 @@ class RecipeError(LdPrunerError):
     """A recipe cannot be read, or one of its fields is wrong."""
 
 
-class EvaluationSettings(Settings):
-    """How the recovered pipeline is compared with the original (see `evaluate`).
-
-    Attributes:
-        samples: of each pipeline.
-        batch_size: samples at once; None is 16, or 8 where they are decoded.
-        features, clip: the feature network, and the CLIP model.
-        data: a folder that samples are compared with; None compares them with the original's.
-        prompts: a text file with one on each line; None takes those of the recipe.
-    """
-
-    noun = "evaluation"
-    error = RecipeError
-
-    samples: int = Field(default=EVALUATED_SAMPLES, ge=MIN_SAMPLES, le=MAX_COUNT)
-    batch_size: int | None = Field(default=None, ge=1, le=MAX_COUNT)
-    features: str = "latents"
-    clip: str | None = None
-    data: Path | None = None
-    prompts: Path | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "EvaluationSettings":
-        if self.data is not None and self.features == "latents":
-            raise RecipeError(
-                f"evaluation data={str(self.data)!r}: files have no latents; "
-                "choose features: inception, a folder or a Hub id"
-            )
-        return self
-
-
 class Recipe(Settings):
     """A whole run: score, select, prune, finetune, evaluate.
 
@@ -87,14 +60,15 @@ class Recipe(Settings):
         model: a folder, a Hub id, or zoo:NAME.
         run: the run folder.
         probe: which latents are compared for the scores; images of its call are files' paths.
-        prompts: a text file with one prompt on each line, read when the recipe runs.
+        prompts: a file of prompts (see `read_prompts`), read when the recipe runs.
         component: which network, for pipelines with more than one denoiser.
-        ignore, targets: glob patterns of operators' names.
+        granularity, ignore, targets: which operators.
         metric, rule, native, budget: what is removed.
         exhaustive: scores everything on all samples.
         batch_size: samples at once.
         training: how the pruned denoiser is trained.
         data: a folder to learn from; None for `examples` samples of the original.
+        until: how good is good enough (see `finetune_run`).
         evaluation: how the result is evaluated.
         device, dtype: where everything runs, and the precision of the weights.
     """
@@ -107,6 +81,7 @@ class Recipe(Settings):
     probe: Probe = Probe()
     prompts: Path | None = None
     component: str | None = None
+    granularity: Granularity | None = None
     ignore: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     metric: Metric = "mean_std"
@@ -117,6 +92,7 @@ class Recipe(Settings):
     batch_size: int = Field(default=BATCH_SIZE, ge=1, le=MAX_COUNT)
     training: Training = Training()
     data: Path | None = None
+    until: str | None = None
     examples: int = Field(default=SAMPLES, ge=2, le=MAX_COUNT)
     evaluation: EvaluationSettings = EvaluationSettings()
     device: str | None = None
@@ -126,6 +102,8 @@ class Recipe(Settings):
     def _refuse_what_is_ignored(self) -> "Recipe":
         if self.prompts is not None and self.probe.prompts is not None:
             raise RecipeError("recipe prompts and probe.prompts are given; choose one")
+        if self.until is not None:
+            parse_goal(self.until)
         if self.data is not None and self.examples != SAMPLES:
             raise RecipeError(f"recipe examples={self.examples} has no effect with data; leave it out")
         return self
@@ -201,14 +179,9 @@ def estimate_recipe(recipe: Recipe, pipeline: DiffusionPipeline, *, tflops: floa
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run.
-        RecipeError: the recipe does not fit the pipeline.
     """
     probe = recipe.probe.replace(call=opened_images(recipe.probe.call))
-    if recipe.evaluation.clip is not None and "prompt" not in probe.arguments(pipeline, [0]):
-        raise RecipeError(f"evaluation.clip={recipe.evaluation.clip!r}: {type(pipeline).__name__} takes no prompts")
-    denoising = count_denoising(
-        pipeline, probe, component=recipe.component, ignore=recipe.ignore, targets=recipe.targets
-    )
+    denoising = count_denoising(pipeline, probe, **recipe.model_dump(include=set(OPERATORS)))
     kept = next((fraction for fraction in (recipe.budget.macs, recipe.budget.latency) if fraction is not None), 1.0)
     examples = recipe.examples if recipe.data is None else 0
     stages = {
@@ -229,21 +202,25 @@ def carry_out(
     has begun would be lost. So does finetuning in all processes of a launcher but the first.
 
     Raises:
+        EvaluationError: a scorer cannot be imported.
         RecipeError: a file is missing, or the run folder holds what another recipe pruned.
     """
     for field, path in recipe.missing.items():  # before the first hour, not after the hundredth
         raise RecipeError(
             f"{field}={str(path)!r}: no such file or folder; put it there (relative to the working directory)"
         )
+    if "evaluate" in stages:
+        find_scorers(recipe.evaluation.scorers)
     place: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "progress": progress}
     if "prune" in stages:
         yield "prune", None if recipe.was_pruned() else _prune(recipe, progress)
     if "finetune" in stages:
         probe = recipe.resolved_probe(recipe.examples)
-        yield "finetune", finetune_run(recipe.run, recipe.training, data=recipe.data, probe=probe, **place)
+        place_and_goal: dict[str, Any] = {**place, "data": recipe.data, "until": recipe.until}
+        yield "finetune", finetune_run(recipe.run, recipe.training, probe=probe, **place_and_goal)
     if "evaluate" in stages:
         settings = recipe.evaluation
-        options = settings.model_dump(include={"data", "features", "clip", "batch_size"})
+        options = settings.model_dump(exclude={"samples", "prompts"})
         probe = recipe.resolved_probe(settings.samples, settings.prompts)
         yield "evaluate", evaluate_run(recipe.run, probe=probe, **options, **place)
 

@@ -4,25 +4,31 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from diffusers import DiffusionPipeline
 from pydantic import TypeAdapter, ValidationError
 
 from ldpruner.errors import PipelineNotFound, RunStoreError, one_line
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.files import locked, write_atomic
+from ldpruner.finetuning.settings import History
 from ldpruner.profiling.benchmark import Comparison
+from ldpruner.progress import Progress, reported
+from ldpruner.pruning.opening import open_pipeline
 from ldpruner.pruning.saving import check_replaceable
 from ldpruner.scoring.results import Scores
 from ldpruner.scoring.store import RunStore
 from ldpruner.selection.plan import PLAN_FILE, Plan
+from ldpruner.values import Value
 
+Read = TypeVar("Read", bound=Value)
 JSON_OBJECT = TypeAdapter(dict[str, Any])
 
 
 class RunFolder:
     """A run folder: `run.sqlite`, `plan.json`, `pruned/`, `recovered/`, `samples/`, `comparison.json`,
-    `evaluation.json`.
+    `finetuning.json`, `evaluation.json`.
 
     Every file in it is written whole or not at all.
     """
@@ -31,10 +37,12 @@ class RunFolder:
         self.path = Path(path)
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
+        self.lora = self.path / "lora"
         self.samples = self.path / "samples"
         self.plan_file = self.path / PLAN_FILE
         self.evaluation_file = self.path / "evaluation.json"
         self.comparison_file = self.path / "comparison.json"
+        self.history_file = self.path / "finetuning.json"
 
     def fact(self, name: str) -> Any:
         """A fact of the run's store; a RunStoreError if there is no run, or it does not have the fact yet."""
@@ -89,6 +97,22 @@ class RunFolder:
         is_current = self.recovered.is_dir() and _configurations(self.recovered) == _configurations(self.pruned)
         return self.recovered if is_current else self.pruned
 
+    def open_original(
+        self, original: DiffusionPipeline | None, device: str | None, dtype: str | None, progress: Progress
+    ) -> DiffusionPipeline:
+        """The original: the one that is given, or else the model's, opened (see `open_pipeline`)."""
+        if original is not None:
+            return original
+        return reported(progress, "opening the original", lambda: open_pipeline(self.model(), device, dtype))
+
+    def write_history(self, history: History) -> None:
+        """Keeps how the latest finetuning went."""
+        write_atomic(self.history_file, history.model_dump_json(indent=2) + "\n")
+
+    def history(self) -> History | None:
+        """How the latest finetuning went; None if there was none."""
+        return _read(self.history_file, History, "finetune")
+
     def write_evaluation(self, evaluation: Evaluation) -> None:
         """Keeps an evaluation of the latest pipeline, with the name of that pipeline's folder."""
         content = {"pipeline": self.latest().name, **evaluation.model_dump(mode="json")}
@@ -110,12 +134,17 @@ class RunFolder:
 
     def comparison(self) -> Comparison | None:
         """What the original and the pruned pipeline cost; None if it was not timed."""
-        if not self.comparison_file.exists():
-            return None
-        try:
-            return Comparison.model_validate_json(self.comparison_file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunStoreError(f"cannot read {self.comparison_file}: {one_line(error)}; run again") from error
+        return _read(self.comparison_file, Comparison, "run")
+
+
+def _read(path: Path, model: type[Read], command: str) -> Read | None:
+    """A value that a command wrote; None if there is none."""
+    if not path.exists():
+        return None
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunStoreError(f"cannot read {path}: {one_line(error)}; {command} again") from error
 
 
 def _configurations(folder: Path) -> dict[str, Any]:

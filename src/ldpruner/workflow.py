@@ -1,7 +1,7 @@
 """Whole steps on a run folder, each one resumable call: what a command does, Python can do too.
 
-`run` scores, selects, prunes, saves and compares. `score_run`, `select_run` and `prune_run` are its parts,
-`finetune_run` and `evaluate_run` what follows. The same call again resumes. Each holds the run folder while it works.
+`run` scores, selects, prunes, saves and compares. `score_run`, `select_run` and `prune_run` are its parts, and
+`evaluate_run` measures. The same call again resumes. Each holds the run folder while it works.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,15 @@ from diffusers import DiffusionPipeline
 from ldpruner.budget import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.evaluation.evaluate import Evaluation, evaluate
-from ldpruner.evaluation.features import Features
+from ldpruner.evaluation.features import Features, LpipsNetwork
 from ldpruner.evaluation.metrics import latent_shift, same_latents
 from ldpruner.evaluation.samples import write_samples
+from ldpruner.evaluation.scorers import Score
+from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.files import locked
-from ldpruner.finetuning.settings import History, Training
-from ldpruner.finetuning.trainer import SAMPLES, Finetuning
-from ldpruner.operators.discovery import find_operators
-from ldpruner.operators.native import native_operators
+from ldpruner.operators.discovery import Granularity
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import force_eager, networks
+from ldpruner.pipelines.running import force_eager
 from ldpruner.pipelines.sampling import BATCH_SIZE
 from ldpruner.pipelines.state import align_weights_
 from ldpruner.profiling.benchmark import Comparison, compare
@@ -42,7 +41,6 @@ from ldpruner.selection.plan import RULES, Plan, Rule
 from ldpruner.selection.select import select
 from ldpruner.values import Value, check_choice
 
-EVALUATED_SAMPLES = 64  # of each pipeline
 SHEET_SAMPLES = 8  # samples of before and after in the run folder
 
 
@@ -73,6 +71,7 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
     probe: Probe | None = None,
     model: str | None = None,
     component: str | None = None,
+    granularity: Granularity | None = None,
     ignore: Sequence[str] = (),
     targets: Sequence[str] = (),
     metric: Metric = "mean_std",
@@ -89,7 +88,7 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
         probe: which latents to compare.
         model: the name from which later steps open the pipeline again; None is where it was loaded from.
         component: which network, for pipelines with more than one denoiser.
-        ignore, targets: glob patterns of operators' names (see `operators.discovery.matching`).
+        granularity, ignore, targets: which operators (see `find_operators`).
         metric, batch_size: the score, and samples at once.
         budgets: for which the scores shall be certain enough to select; None scores everything on all samples.
         executor: what samples; this process if None.
@@ -99,15 +98,23 @@ def score_run(  # noqa: PLR0913  (each is a choice of its own)
         RunStoreError: the run folder is another model's or probe's.
     """
     options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
-    with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
+    options |= {"granularity": granularity, "ignore": ignore, "targets": targets, "executor": executor}
+    with ScoringRun(pipeline, None, probe, run=run, **options) as scoring:
         return _score(scoring, model, budgets, progress)
 
 
-def select_run(run: Path | str, budget: Budget, *, rule: Rule = "knapsack", native: bool = False) -> Plan:
+def select_run(
+    run: Path | str,
+    budget: Budget,
+    *,
+    rule: Rule = "knapsack",
+    native: bool = False,
+    granularity: Granularity | None = None,
+) -> Plan:
     """Selects what to remove from the scores of a run folder, and writes the plan there; see `select`."""
     folder = RunFolder(run)
     with locked(run):
-        plan = select(folder.scores(), budget, rule=rule, native=native)
+        plan = select(folder.scores(), budget, rule=rule, native=native, granularity=granularity)
         plan.write(folder.plan_file)
         return plan
 
@@ -128,7 +135,7 @@ def prune_run(
     folder = RunFolder(run)
     with folder.writing(folder.pruned):
         plan = folder.plan()
-        pipeline = _original(folder, original, device, dtype, progress)
+        pipeline = folder.open_original(original, device, dtype, progress)
         reported(progress, "pruning and saving", lambda: save(prune(pipeline, plan), folder.pruned))
     return plan
 
@@ -141,6 +148,7 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
     probe: Probe | None = None,
     model: str | None = None,
     component: str | None = None,
+    granularity: Granularity | None = None,
     ignore: Sequence[str] = (),
     targets: Sequence[str] = (),
     metric: Metric = "mean_std",
@@ -161,69 +169,28 @@ def run(  # noqa: PLR0913  (each is a choice of its own)
         budget: what may be left.
         rule, native: how to select: `knapsack`, or `greedy` as in the paper; native plans only (see `select`).
         exhaustive: scores everything on all samples, as in the paper.
-        run, probe, model, component, ignore, targets, metric, batch_size, executor, progress: see `score_run`.
+        run, probe, model, component, granularity, ignore, targets, metric, batch_size, executor, progress: see
+            `score_run`.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
     check_choice("rule", rule, RULES, BudgetError)
     folder = RunFolder(run)
-    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size, "native": native}
-    patterns = {"ignore": sorted(ignore), "targets": sorted(targets), "native": native}
+    options: dict[str, Any] = {"component": component, "metric": metric, "batch_size": batch_size}
+    chosen: dict[str, Any] = {"ignore": sorted(ignore), "targets": sorted(targets), "native": native}
+    options |= {"granularity": granularity, "executor": executor, **chosen}
     with folder.writing(folder.pruned):
-        with _open_scoring(pipeline, run, probe, ignore, targets, executor=executor, **options) as scoring:
-            probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, patterns)
+        with ScoringRun(pipeline, None, probe, run=run, **options) as scoring:
+            chosen["granularity"] = scoring.granularity
+            probe, plan = scoring.probe, _finished_plan(scoring, folder, budget, rule, chosen)
             if plan is not None and (exhaustive <= bool(plan.provenance["exhaustive"])):
                 return _finish(pipeline, prune(pipeline, plan, probe=probe), plan, probe, folder, progress)
             scores = _score(scoring, model, None if exhaustive else [budget], progress)
         pruned, plan = prune_to_budget(
-            pipeline, scores, budget, rule=rule, native=native, run=folder.path, provenance=patterns, progress=progress
+            pipeline, scores, budget, rule=rule, native=native, run=folder.path, provenance=chosen, progress=progress
         )
         return _finish(pipeline, pruned, plan, probe, folder, progress)
-
-
-def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
-    run: Path | str,
-    training: Training | None = None,
-    *,
-    data: Path | str | None = None,
-    probe: Probe | None = None,
-    original: DiffusionPipeline | None = None,
-    report_to: Sequence[str] = (),
-    device: str | None = None,
-    dtype: str | None = None,
-    progress: Progress = unreported,
-) -> History | None:
-    """Trains the pruned pipeline of a run folder, with the original as teacher, and saves it as `recovered/`.
-
-    Returns how training went; None in all processes of a launcher but the first.
-
-    Args:
-        training: how long, how fast, by which losses.
-        data: a folder of pictures or sounds; None learns from samples of the original.
-        probe: how the original is called; None is the probe of the scores, with 256 samples.
-        original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
-        report_to: trackers of Accelerate, such as `tensorboard`.
-    """
-    folder = RunFolder(run)
-    with folder.writing(folder.recovered):
-        folder.check_pruned()
-        scores = folder.scores()
-        teacher = _original(folder, original, device, dtype, progress)
-        pruned = open_pipeline(folder.pruned, "cpu", dtype)
-        probe = probe or scores.probe.replace(samples=SAMPLES)
-        options: dict[str, Any] = {"component": scores.component, "training": training, "report_to": report_to}
-        work = reported(
-            progress,
-            "preparing examples",
-            lambda: Finetuning(pruned, teacher, data, probe=probe, run=folder.path, **options),
-        )
-        for _ in (progress if work.is_first else unreported)(work, "finetuning"):
-            pass
-        history = work.finish()
-        if work.is_first:
-            save(pruned, folder.recovered)
-    return history if work.is_first else None
 
 
 def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
@@ -233,6 +200,9 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
     data: Path | str | None = None,
     features: Features = "latents",
     clip: str | None = None,
+    dino: str | None = None,
+    lpips: LpipsNetwork | None = None,
+    scorers: Sequence[Score | str] = (),
     batch_size: int | None = None,
     original: DiffusionPipeline | None = None,
     device: str | None = None,
@@ -243,40 +213,21 @@ def evaluate_run(  # noqa: PLR0913  (each is a choice of its own)
 
     Args:
         probe: how samples are made; None is the probe of the scores, with 64 samples.
-        data, features, clip, batch_size: see `evaluate`.
+        data, features, clip, dino, lpips, scorers, batch_size: see `evaluate`.
         original: of the run folder; None opens it with `device` and `dtype` (see `open_pipeline`).
     """
     folder = RunFolder(run)
     with locked(run):
         scores = folder.scores()
         folder.check_pruned()
-        reference = _original(folder, original, device, dtype, progress)
+        reference = folder.open_original(original, device, dtype, progress)
         latest = folder.latest()
         pipeline = reported(progress, f"opening {latest.name}", lambda: open_pipeline(latest, device, dtype))
         probe = probe or scores.probe.replace(samples=EVALUATED_SAMPLES)
-        options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "batch_size": batch_size}
-        evaluation = evaluate(pipeline, reference, probe, component=scores.component, progress=progress, **options)
-        folder.write_evaluation(evaluation)
+        options: dict[str, Any] = {"data": data, "features": features, "clip": clip, "dino": dino, "lpips": lpips}
+        options |= {"scorers": scorers, "batch_size": batch_size, "component": scores.component}
+        folder.write_evaluation(evaluation := evaluate(pipeline, reference, probe, progress=progress, **options))
     return evaluation
-
-
-def _open_scoring(
-    pipeline: DiffusionPipeline,
-    run: Path | str,
-    probe: Probe | None,
-    ignore: Sequence[str],
-    targets: Sequence[str],
-    *,
-    component: str | None,
-    native: bool = False,
-    **options: Any,
-) -> ScoringRun:
-    probe = (probe or Probe()).completed(pipeline)
-    operators = None
-    if ignore or targets or native:
-        operators = find_operators(pipeline, component, probe.arguments(pipeline, [0]), ignore=ignore, targets=targets)
-        operators = native_operators(networks(pipeline)[operators[0].component], operators) if native else operators
-    return ScoringRun(pipeline, operators, probe, component=component, run=run, **options)
 
 
 def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | None, progress: Progress) -> Scores:
@@ -288,20 +239,20 @@ def _score(scoring: ScoringRun, model: str | None, budgets: Sequence[Budget] | N
 
 
 def _finished_plan(
-    scoring: ScoringRun, folder: RunFolder, budget: Budget, rule: Rule, patterns: dict[str, Any]
+    scoring: ScoringRun, folder: RunFolder, budget: Budget, rule: Rule, chosen: dict[str, Any]
 ) -> Plan | None:
     """The plan that an earlier run finished for the same settings; the store has checked that it is the same model."""
     if not folder.plan_file.exists() or scoring.store.fact("scores") is None:
         return None
     plan = folder.plan()
-    made = {**dict(plan), **plan.provenance}
+    made = {"granularity": "leaf", **dict(plan), **plan.provenance}  # which older plans do not say
     asked = {
         **{"budget": budget, "rule": rule, "component": scoring.denoiser.component},
         "metric": scoring.metric,
         "probe": scoring.probe.model_dump(mode="json", exclude_none=True),
         "machine": machine_of(scoring.denoiser.module),
         "measured": True,
-        **patterns,
+        **chosen,
     }
     return plan if all(made.get(name) == value for name, value in asked.items()) else None
 
@@ -339,11 +290,3 @@ def _finish(
         reload_is_exact=same_latents(pruned, reloaded, probe),
         samples=tuple(files),
     )
-
-
-def _original(
-    folder: RunFolder, original: DiffusionPipeline | None, device: str | None, dtype: str | None, progress: Progress
-) -> DiffusionPipeline:
-    if original is not None:
-        return original
-    return reported(progress, "opening the original", lambda: open_pipeline(folder.model(), device, dtype))

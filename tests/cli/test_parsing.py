@@ -81,3 +81,16 @@ def test_an_option_that_would_be_ignored_is_one_line(run: Run, words: tuple[str,
     code, out, err = run(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "has no effect" in err
+
+
+def test_height_and_width_are_arguments_of_the_call() -> None:
+    probe = parsing.probe_of(height=16, width=32, pipeline_arg=["eta=0.5"])
+    assert probe.call == {"eta": 0.5, "height": 16, "width": 32}
+    with pytest.raises(typer.BadParameter, match="--height and --pipeline-arg height are given; choose one"):
+        parsing.probe_of(height=16, width=16, pipeline_arg=["height=8"])
+
+
+def test_a_size_of_a_pipeline_without_one_is_refused_in_one_line(run: Run, folder: Path) -> None:
+    code, out, err = run("score", folder, "--run", "new", "--height", "16", "--width", "16")
+    assert (code, out) == (1, "")
+    assert "takes no argument 'height'" in err.splitlines()[-1]

@@ -1,12 +1,15 @@
 """Commands that recover quality, on one small run."""
 
+import functools
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import ldpruner
+from ldpruner.profiling.benchmark import compare
 from tests.cli.conftest import PROBE, Run
 from tests.families import FAMILIES
 
@@ -55,6 +58,41 @@ def test_a_pruned_pipeline_is_evaluated_then_finetuned_then_evaluated_as_recover
     table = lines[lines.index(header) : -1]
     assert all(len(line) <= 80 for line in table)
     assert lines[-1] == f"next: ldpruner bench {folder} {place}/recovered"
+
+
+SCORER = """
+def score(samples, prompts):
+    return [sample.getpixel((0, 0))[0] for sample in samples]
+
+def broken(samples, prompts):
+    return samples[0].no_such_thing
+"""
+
+
+def test_a_scorer_of_the_current_folder_is_a_metric_and_its_errors_are_one_line(
+    run: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scorer_of_a_folder.py").write_text(SCORER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("ldpruner.evaluation.evaluate.compare", functools.partial(compare, rounds=2))
+    words = ("evaluate", "--run", place, "--samples", "5")
+    code, out, err = run(*words, "--scorer", "scorer_of_a_folder:score")
+    assert code == 0, err
+    lines = out.splitlines()
+    place_of_row = next(index for index, line in enumerate(lines) if line.startswith("scorer_of_a_folder:score ↑"))
+    assert lines[place_of_row + 1].startswith("  difference")
+    assert lines[place_of_row + 1].split()[-1] in ("good", "worse")
+
+    code, out, err = run(*words, "--scorer", "scorer_of_a_folder:broken", "--quiet")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "scorer scorer_of_a_folder:broken raises AttributeError" in err
+    code, out, err = run(*words, "--scorer", "scorer_of_a_folder:broken", "--verbose")
+    assert (code, out) == (1, "")
+    assert "return samples[0].no_such_thing" in err
+    code, out, err = run(*words, "--scorer", "scorer_of_a_folder:nothing", "--quiet")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "has no 'nothing'; accepted: score, broken" in err
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])

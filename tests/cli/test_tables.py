@@ -8,7 +8,7 @@ from ldpruner import Operator, Scores
 from ldpruner.cli import tables
 from ldpruner.cli.console import Table
 from ldpruner.evaluation.evaluate import Evaluation
-from ldpruner.evaluation.metrics import Measure
+from ldpruner.evaluation.measures import Measure
 from ldpruner.profiling.benchmark import Comparison, Percentiles, PipelineCost
 
 TIMES = Percentiles(median=10.0, p10=9.0, p90=11.0)
@@ -70,10 +70,35 @@ def test_an_evaluation_ends_in_a_verdict() -> None:
     start = "recovered: 2.1 times as fast as the original, 34 % of the parameters, "
     assert good == start + "quality within the noise of the original (64 samples)"
     assert bad == start + "worse by 1 of 2 metrics: kid"
-    rows = tables.evaluation(evaluation(0.5), "recovered").rows
+    (table,) = tables.evaluation(evaluation(0.5), "recovered")
+    rows = table.rows
     assert [row[-1] for row in rows] == ["", "", "worse", "as good"]
     assert [row[0] for row in rows] == ["latency_ratio ↓", "parameters ↓", "kid ↓", "psnr ↑"]
     assert rows[3][1] == ""
+
+
+def test_a_score_has_its_difference_on_a_row_of_its_own_and_categories_a_table() -> None:
+    score = measure("my_metric:score", 5.0, 4.5, (4.0, 5.0), 5.1).replace(
+        higher_is_better=True, difference=-0.5, difference_interval=(-0.75, -0.25)
+    )
+    small = score.replace(interval=None, difference_interval=None)
+    rows: dict[str, tuple[Measure, ...]] = {
+        "Animals": (score, measure("psnr", None, 20.0, (19.0, 21.0), 10.0)),
+        "Places": (small, small),
+    }
+    scored = Evaluation(metrics=(score,), by_category=rows, protocol={"samples": 64, "features": "latents"})
+    whole, categories = tables.evaluation(scored, "pruned")
+    assert whole.rows == [
+        ("my_metric:score ↑", "5", "4.5", "4 to 5", "5.1", ""),
+        ("  difference", "", "-0.5", "-0.75 to -0.25", "", "worse"),
+    ]
+    assert list(categories.rows[:2]) == [
+        ("my_metric:score ↑", "Animals", "5", "4.5", "-0.75 to -0.25", "worse"),
+        ("my_metric:score ↑", "Places", "5", "4.5", "", ""),
+    ]
+    assert categories.rows[2][0] == "psnr ↑"
+    assert all(len(line) <= 80 for table in (whole, categories) for line in table.lines(80))
+    assert tables.evaluation_headline(scored, "pruned") == "pruned: worse by 1 of 1 metrics: my_metric:score"
 
 
 def test_a_summary_counts_what_holds_others_once(operators: tuple[Operator, ...]) -> None:

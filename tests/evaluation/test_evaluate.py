@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.io.wavfile
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
 import ldpruner
-from ldpruner.errors import EvaluationError, LdPrunerError, NonFiniteLatents
+from ldpruner.errors import LdPrunerError
 from ldpruner.evaluation import evaluate as evaluation
-from ldpruner.evaluation.evaluate import COSTS, METRICS, PAIRED, Evaluation, evaluate
+from ldpruner.evaluation.evaluate import Evaluation, evaluate
 from ldpruner.evaluation.features import LatentFeatures
+from ldpruner.evaluation.measures import COSTS, METRICS, PAIRED
 from ldpruner.evaluation.media import find_media
 from ldpruner.evaluation.metrics import frechet_distance
 from ldpruner.evaluation.samples import SampleBatch, read_samples, sample_batch
@@ -31,6 +31,7 @@ from tests.families import FAMILIES
 PROBE = ldpruner.Probe(samples=8, steps=2)
 SHIFTED = [PROBE.replace(seed=seed) for seed in (1, 2)]
 NO_COSTS = tuple(name for name in METRICS if name not in COSTS)
+ABSENT = {"clip_score", "cmmd", "inception_score", "dino_distance", "lpips"}  # without their networks
 LATENT_ONLY = ("frechet_distance", "kid", "precision", "recall", "latent_shift", "latent_distance")
 
 
@@ -70,15 +71,15 @@ def latents(pipeline: DiffusionPipeline, probe: ldpruner.Probe) -> Floats:
 
 
 def test_everything_that_applies_is_measured_in_the_order_of_the_names(result: Evaluation) -> None:
-    absent = {"clip_score", "inception_score"}
-    assert [row.metric for row in result.metrics] == [name for name in METRICS if name not in absent]
+    assert [row.metric for row in result.metrics] == [name for name in METRICS if name not in ABSENT]
 
 
 def test_its_json_is_rows_and_the_protocol(result: Evaluation) -> None:
     answer = json.loads(json.dumps(result.model_dump(mode="json"), allow_nan=False))
-    assert set(answer) == {"metrics", "protocol"}
+    assert set(answer) == {"metrics", "by_category", "protocol"}
+    fields = {"metric", "original", "pruned", "interval", "interval_type", "noise_floor"}
     for row in answer["metrics"]:
-        assert set(row) == {"metric", "original", "pruned", "interval", "interval_type", "noise_floor"}
+        assert set(row) == fields | {"higher_is_better", "difference", "difference_interval"}
     assert Evaluation.model_validate(answer) == result
 
 
@@ -227,34 +228,85 @@ def test_sounds_and_videos_are_compared(name: str, rows: set[str]) -> None:
         ({"data": "nowhere"}, "have no latents"),
         ({"data": "nowhere", "features": Colours()}, "no pictures or sounds in 'nowhere'"),
         ({"features": "nowhere"}, "no feature network at 'nowhere'"),
-        ({"clip": "nowhere"}, "takes no prompts"),
+        ({"clip": "nowhere"}, "no feature network at 'nowhere'"),
+        ({"scorers": ["nowhere"]}, "write it as module:function"),
+        ({"metrics": ()}, "give a list of them; accepted: latency_ms"),
     ],
 )
 def test_wrong_settings_raise_in_one_line_before_anything_is_sampled(
     tiny: DiffusionPipeline, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldpruner.evaluation.evaluate.sample_batch", None)
+    monkeypatch.setattr("ldpruner.evaluation.observer.sample_batch", None)
     with pytest.raises(LdPrunerError, match=message) as caught:
         evaluate(tiny, tiny, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_files_of_another_kind_than_the_samples_are_refused(tiny: DiffusionPipeline, tmp_path: Path) -> None:
-    for name in "abcde":
-        scipy.io.wavfile.write(tmp_path / f"{name}.wav", 8000, np.zeros(100, dtype=np.int16))
-    with pytest.raises(EvaluationError, match="holds sounds, but the pipeline samples none"):
-        evaluate(tiny, tiny, PROBE, data=tmp_path, features=Colours(), metrics=("frechet_distance",))
+class Brightness:
+    """A scorer, and the batches that it has seen."""
+
+    lower_is_better = True
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, Any]] = []
+
+    def __call__(self, samples: list[Image.Image], prompts: list[str] | None) -> torch.Tensor:
+        self.batches.append((len(samples), prompts))
+        return torch.tensor([float(np.asarray(sample).mean()) for sample in samples])
 
 
-def test_a_pipeline_of_another_latent_shape_is_refused(tiny: DiffusionPipeline, satellite: DiffusionPipeline) -> None:
-    with pytest.raises(EvaluationError, match="give a pipeline and what was pruned of it"):
-        evaluate(tiny, satellite, PROBE, metrics=LATENT_ONLY)
+def test_a_scorer_sees_both_pipelines_at_the_same_seeds_batch_by_batch(
+    tiny: DiffusionPipeline, fresh: DiffusionPipeline
+) -> None:
+    torch.nn.init.constant_(fresh.unet.conv_out.bias, 0.5)
+    scorer = Brightness()
+    scored = evaluate(fresh, tiny, PROBE, metrics=(), scorers=[scorer], batch_size=3)
+    (row,) = scored.metrics
+    levels = []
+    for pipeline, probe in ((tiny, SHIFTED[0]), (tiny, SHIFTED[1]), (fresh, SHIFTED[0])):
+        batch = sample_batch(pipeline, probe, range(8))
+        assert batch.pictures is not None
+        levels.append(batch.pictures.mean((1, 2, 3, 4)))
+    original, other, ours = levels
+    assert scorer.batches == [(size, None) for size in (3, 3, 3, 3, 3, 3, 2, 2, 2)]
+    assert [row.original, row.noise_floor, row.pruned] == pytest.approx(
+        [levels.mean() for levels in (original, other, ours)], rel=1e-3
+    )
+    assert row.difference == pytest.approx((ours - original).mean(), abs=0.05)
+    assert row.metric == "tests.evaluation.test_evaluate:Brightness"
+    assert scored.protocol["scorers"] == [row.metric]
+    assert not row.higher_is_better
+    assert (row.metric in scored.worse) == (row.difference_interval is not None and row.difference_interval[0] > 0)
 
 
-def test_latents_that_are_not_finite_are_refused(fresh: DiffusionPipeline, tiny: DiffusionPipeline) -> None:
-    torch.nn.init.constant_(fresh.unet.conv_out.bias, float("nan"))
-    with pytest.raises(NonFiniteLatents, match="not finite"):
-        evaluate(fresh, tiny, PROBE, metrics=LATENT_ONLY)
+def test_scores_and_distances_are_given_by_category_of_the_prompts(
+    tiny_text: DiffusionPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "p.csv").write_text("Prompts,Category\na cat,Animals\nthe sea,Places\na dog,Animals\n")
+    probe = ldpruner.Probe(samples=10, steps=1, prompts=tmp_path / "p.csv")
+
+    def letters(samples: list[Any], prompts: list[str] | None) -> list[int]:
+        assert prompts is not None
+        return list(map(len, prompts))
+
+    result = evaluate(tiny_text, tiny_text, probe, metrics=("psnr", "frechet_distance"), scorers=[letters])
+    assert {name: [row.metric for row in rows] for name, rows in result.by_category.items()} == {
+        name: [f"{__name__}:{letters.__qualname__}", "psnr"] for name in ("Animals", "Places")
+    }
+    animals, places = (rows[0] for rows in result.by_category.values())
+    assert (animals.pruned, places.pruned) == (5, 7)
+    assert result.protocol["probe"]["categories"] == ["Animals", "Places", "Animals"]
+    assert Evaluation.model_validate(json.loads(json.dumps(result.model_dump(mode="json")))) == result
+    assert "leave out categories" not in caplog.text
+    with pytest.raises(LdPrunerError, match="raises ValueError: no"), caplog.at_level("WARNING"):
+        evaluate(
+            tiny_text, tiny_text, probe.replace(samples=5, prompts=("a",) * 6, categories=("b",) * 6), scorers=[_no]
+        )
+    assert "5 samples take the first 5 of 6 prompts, and leave out categories of the others" in caplog.text
+
+
+def _no(samples: Any, prompts: Any) -> Any:
+    raise ValueError("no")
 
 
 def test_without_torchmetrics_only_ssim_is_missing(
@@ -262,4 +314,4 @@ def test_without_torchmetrics_only_ssim_is_missing(
 ) -> None:
     monkeypatch.setattr("ldpruner.evaluation.evaluate.find_spec", lambda name: None)
     itself = evaluate(satellite, satellite, ldpruner.Probe(samples=6, steps=2))
-    assert {row.metric for row in itself.metrics} == set(METRICS) - {"ssim", "clip_score", "inception_score"}
+    assert {row.metric for row in itself.metrics} == set(METRICS) - {"ssim", *ABSENT}

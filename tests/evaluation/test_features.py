@@ -10,9 +10,11 @@ import tokenizers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torchmetrics import Metric
 from transformers import (
     BertConfig,
     BertModel,
+    BitImageProcessor,
     ClapAudioConfig,
     ClapConfig,
     ClapFeatureExtractor,
@@ -25,6 +27,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
     PreTrainedTokenizerFast,
 )
 
@@ -35,8 +39,11 @@ from ldpruner.evaluation.features import (
     Classifier,
     InceptionFeatures,
     LatentFeatures,
-    find_clip_score,
+    Lpips,
+    find_clip,
+    find_dino,
     find_extractor,
+    find_lpips,
 )
 from ldpruner.evaluation.samples import SampleBatch, sample_batch
 from tests.conftest import WORDS
@@ -117,7 +124,8 @@ def test_a_network_of_texts_and_pictures_gives_its_projection_of_pictures(clip: 
 
 
 def test_the_clip_score_is_that_of_the_whole_model(clip: Path) -> None:
-    scores = find_clip_score(str(clip), CPU)(VIDEOS)
+    towers = find_clip(str(clip), CPU)
+    scores = towers.score(towers(VIDEOS), VIDEOS.prompts)
     model = CLIPModel.from_pretrained(clip).eval()
     both = CLIPProcessor.from_pretrained(clip)
     assert VIDEOS.pictures is not None
@@ -138,7 +146,9 @@ def test_an_evaluation_has_the_clip_score_of_pipelines_that_take_prompts(
     seeds = probe.replace(seed=1)
     batch = sample_batch(tiny_text, seeds, range(5))
     assert batch.prompts == ("a cat", "the sea", "a dog on the moon", "a cat", "the sea")
-    assert row.pruned == row.original == pytest.approx(find_clip_score(str(clip), CPU)(batch).mean(), rel=1e-3)
+    towers = find_clip(str(clip), CPU)
+    assert row.pruned == row.original == pytest.approx(towers.score(towers(batch), batch.prompts).mean(), rel=1e-3)
+    assert (row.difference, row.difference_interval) == (0, (0, 0))
     assert row.noise_floor is not None
     assert result.protocol["clip"] == str(clip)
 
@@ -191,9 +201,74 @@ def test_a_network_for_texts_is_refused(tmp_path: Path) -> None:
         find_extractor(str(tmp_path), CPU)
 
 
+def test_clip_features_have_length_one_and_need_no_prompts(clip: Path) -> None:
+    pictures = SampleBatch(pictures=VIDEOS.pictures[:, :1] if VIDEOS.pictures is not None else None)
+    features = find_clip(str(clip), CPU)(pictures)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1)
+    own = find_extractor(str(clip), CPU)(pictures)
+    np.testing.assert_allclose(features, own / np.linalg.norm(own, axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_dino_features_are_those_of_the_class_token(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Dinov2Model(Dinov2Config(**VISION, image_size=16, patch_size=8)).eval()
+    network.save_pretrained(tmp_path)
+    resizing = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    BitImageProcessor(**resizing).save_pretrained(tmp_path)  # as DINOv2 has on the Hub
+    assert VIDEOS.pictures is not None
+    features = find_dino(str(tmp_path), CPU)(VIDEOS)
+    inputs = BitImageProcessor(**resizing)(images=list(VIDEOS.pictures[0]), return_tensors="pt")
+    with torch.no_grad():
+        expected = network(**inputs).last_hidden_state[:, 0].mean(0)
+    np.testing.assert_allclose(features[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["latents", "inception", "nothing-here"])
+def test_what_is_no_network_for_pictures_gives_no_dino_distance(name: str) -> None:
+    with pytest.raises(EvaluationError, match=name) as caught:
+        find_dino(name, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_lpips_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EvaluationError, match="lpips 'resnet' does not exist; accepted: alex, vgg, squeeze"):
+        find_lpips("resnet", CPU)  # type: ignore[arg-type]
+    monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", False)
+    with pytest.raises(EvaluationError, match=r"torchvision is installed.*pip install"):
+        find_lpips("alex", CPU)
+
+
+def test_lpips_is_of_each_sample_with_its_own_original_the_mean_over_frames() -> None:
+
+    class Network(Metric):
+        """A stand-in that takes two pictures as LPIPS of torchmetrics does: [1, 3, height, width] in 0 to 1."""
+
+        full_state_update = False
+        all_scores: list[torch.Tensor]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("all_scores", default=[], dist_reduce_fx=None)
+
+        def update(self, first: torch.Tensor, second: torch.Tensor) -> None:
+            assert not self.all_scores
+            assert first.shape == (1, 3, 24, 32)
+            assert 0 <= float(first.min()) <= float(first.max()) <= 1
+            self.all_scores.append((first - second).abs().mean())
+
+        def compute(self) -> torch.Tensor:
+            return torch.stack(self.all_scores).mean()
+
+    assert VIDEOS.pictures is not None
+    others = VIDEOS.pictures[[1, 2, 0]]
+    distances = Lpips(Network(), CPU)(VIDEOS.pictures, others)
+    apart = np.abs(VIDEOS.pictures.astype(float) - others).mean((1, 2, 3, 4)) / 255
+    np.testing.assert_allclose(distances, apart, rtol=1e-5)
+
+
 def test_a_network_without_texts_gives_no_clip_score(vision: Path) -> None:
     with pytest.raises(EvaluationError, match="no CLIPModel"):
-        find_clip_score(str(vision), CPU)
+        find_clip(str(vision), CPU)
 
 
 def test_features_of_missing_latents_or_pictures_raise(vision: Path) -> None:

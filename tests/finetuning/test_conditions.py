@@ -24,18 +24,29 @@ def test_a_chunk_holds_what_no_earlier_one_holds() -> None:
     distinct = DistinctConditions()
     chunks = []
     for prompts in ((CAT, CAT, SEA), (SEA, CAT), (SEA + 1,)):
-        chunk = split_conditions([examples_of(*prompts)], [distinct])
+        chunk = split_conditions([[examples_of(*prompts)]], [distinct])
         distinct.add(*chunk_conditions(chunk, 0))
         chunks.append(chunk)
-    assert [len(chunk["held.0"]) if "held.0" in chunk else 0 for chunk in chunks] == [3, 0, 1]
+    assert [len(chunk["new.0.0"]) if "new.0.0" in chunk else 0 for chunk in chunks] == [3, 0, 1]
     batch = distinct.batch([(0, 2, 1), (1, 0, 1), (1, 0, 0), (2, 0, 1)])
     assert torch.equal(batch, torch.stack([SEA, SEA, EMPTY, SEA + 1]))
 
 
+def test_prompts_may_have_several_lengths() -> None:
+    long, short = torch.ones(1, 9, 16), torch.ones(1, 5, 16)
+    distinct = DistinctConditions()
+    batches = [prompt.expand(1, 2, -1, -1, -1) for prompt in (long, short, long + 1, short)]
+    distinct.add(*chunk_conditions(split_conditions([batches], [distinct]), 0))
+    assert not distinct.is_uniform
+    assert sorted(len(part) for part in distinct.parts) == [1, 2]
+    assert [distinct.size((0, example, 0))[1] for example in range(4)] == [9, 5, 9, 5]
+    assert torch.equal(distinct.batch([(0, 2, 0), (0, 0, 1)]), torch.stack([long + 1, long]))
+
+
 def test_a_chunk_that_lacks_an_earlier_ones_condition_is_noticed() -> None:
     first, second = DistinctConditions(), DistinctConditions()
-    first.add(*chunk_conditions(split_conditions([examples_of(CAT)], [first]), 0))
-    digests, _, held = chunk_conditions(split_conditions([examples_of(CAT, SEA)], [first]), 0)
+    first.add(*chunk_conditions(split_conditions([[examples_of(CAT)]], [first]), 0))
+    digests, _, held = chunk_conditions(split_conditions([[examples_of(CAT, SEA)]], [first]), 0)
     assert first.holds_all(digests, held)
     assert not second.holds_all(digests, held)
 

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ldpruner.errors import DataError, LdPrunerError
-from ldpruner.finetuning.dataset import items, open_data
+from ldpruner.finetuning.dataset import VIDEO, items, open_data
 from tests.families import FAMILIES
 
 
@@ -42,7 +42,8 @@ def test_sounds_of_a_folder_become_mel_pictures(tmp_path: Path) -> None:
     scipy.io.wavfile.write(tmp_path / "tone.wav", rate, (wave * 9000).astype(np.int16))
     decoded = {"audio": {"array": wave, "sampling_rate": rate}}
     for row in (*open_data(tmp_path), decoded):
-        assert {item.picture.size for item in items([row], pipeline)} == {(mel.x_res, mel.y_res)}
+        media = [item.media for item in items([row], pipeline)]
+        assert {one.size for one in media if isinstance(one, Image.Image)} == {(mel.x_res, mel.y_res)}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -81,3 +82,38 @@ def test_a_column_of_the_metadata_is_not_taken_for_a_picture(tiny: DiffusionPipe
     (tmp_path / "metadata.csv").write_text("file_name,image\na.wav,b.png\n")
     with pytest.raises(LdPrunerError, match="trains on data with a column image"):
         list(items(open_data(tmp_path), tiny))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_image_of_the_call_belongs_to_its_row(tmp_path: Path) -> None:
+    pipeline = FAMILIES["stable-diffusion-inpaint"].pipeline()
+    call = {"image": Image.new("RGB", (8, 8)), "mask_image": Image.new("L", (8, 8))}
+    for name, colour in {"own.png": "red", "source.png": "blue"}.items():
+        Image.new("RGB", (20, 20), colour).save(tmp_path / name)
+    row = {"file_name": "own.png", "text": "a cat", "original_image_file_name": "source.png"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    (item,) = items(open_data(tmp_path), pipeline, call)
+    assert item.arguments.keys() == {"prompt", "image"}  # the mask stays as it is
+    assert item.arguments["image"].size == (8, 8)
+    assert item.arguments["image"].getpixel((0, 0)) == (0, 0, 255)
+    plain = {"image": Image.new("RGB", (20, 20), "red"), "text": "a cat"}
+    (item,) = items([plain], pipeline, call)
+    assert item.arguments["image"].getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(LdPrunerError, match="needs data with a column conditioning_image or original_image"):
+        list(items([plain], pipeline, call, from_itself=False))
+
+
+def test_frames_of_a_video_may_be_arrays(tiny: DiffusionPipeline) -> None:
+    frames = np.zeros((3, 4, 6, 3), dtype=np.uint8)
+    for video in (frames, [Image.fromarray(frame) for frame in frames], frames.transpose(0, 3, 1, 2)):
+        (item,) = items([{VIDEO: video}], tiny)
+        assert isinstance(item.media, list)
+        assert [frame.size for frame in item.media] == [(6, 4)] * 3
+    with pytest.raises(LdPrunerError, match="is no picture; give levels of 8 bits"):
+        list(items([{VIDEO: frames.astype(np.float32)}], tiny))
+
+
+def test_prompt_embeddings_of_the_call_stand_for_captions(tiny_text: DiffusionPipeline) -> None:
+    call = {"prompt": None, "prompt_embeds": np.zeros(1)}
+    (item,) = items([{"image": Image.new("RGB", (4, 4))}], tiny_text, call)
+    assert item.arguments == {}

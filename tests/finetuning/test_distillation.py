@@ -15,6 +15,7 @@ import ldpruner
 from ldpruner.errors import FinetuningError
 from ldpruner.finetuning.distillation import Distillation, DistillationLoss, prepare_distillation
 from ldpruner.pipelines.running import networks
+from tests.families import FAMILIES
 from tests.finetuning.conftest import PROBE, short
 
 OUTPUT_ONLY = {"task_loss_weight": 0.0, "feature_kd_weight": 0.0}
@@ -100,7 +101,12 @@ def test_one_example_is_too_few_to_hold_one_out(tiny: DiffusionPipeline) -> None
         DistillationLoss(distillation, distillation.teacher, None, short(), Accelerator(cpu=True))
 
 
-def test_images_of_the_probe_do_not_go_with_data(tiny: DiffusionPipeline) -> None:
-    probe = ldpruner.Probe(samples=2, steps=3, call={"image": 0})
-    with pytest.raises(FinetuningError, match="do not belong to the data"):
-        prepare_distillation(tiny, [], probe, None, None)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("component", "low", "high"), [("transformer", 0.9, 1.0), ("transformer_2", 0.0, 0.9)])
+def test_a_denoiser_is_trained_on_its_own_noise_levels(component: str, low: float, high: float) -> None:
+    family = FAMILIES["wan-two-denoisers-2"]  # the second one runs below 0.9
+    probe = ldpruner.Probe(samples=2, steps=3, prompts=family.prompts, call=dict(family.call))
+    distillation = prepare_distillation(family.pipeline(), None, probe, component, None)
+    levels = distillation.levels(1000, torch.Generator().manual_seed(0))
+    assert float(levels.min()) == pytest.approx(low, abs=0.01)
+    assert float(levels.max()) == pytest.approx(high, abs=0.01)

@@ -14,21 +14,23 @@ from torch import Tensor
 
 import ldpruner
 from ldpruner.errors import FinetuningError
-from ldpruner.finetuning.conditioning import named_arguments
+from ldpruner.finetuning.conditioning import CallSignature
 from ldpruner.finetuning.dataset import open_data
 from ldpruner.finetuning.distillation import Distillation, prepare_distillation
 from ldpruner.finetuning.examples import Examples, Source
+from ldpruner.finetuning.recorded_calls import RecordedCalls
 from ldpruner.finetuning.state import write_tensors
+from ldpruner.finetuning.steps import record_until
 from ldpruner.finetuning.trainer import finetune
-from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pipelines.sampling import sample_latents
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
 from tests.finetuning.conftest import PROBE, short
 
 
-def conditions_of(examples: Examples) -> Tensor:
+def conditions_of(examples: Examples | RecordedCalls) -> Tensor:
     """[examples, copies, rows, ...] the conditions of the only argument that holds some."""
+    assert isinstance(examples, Examples)
     indices = torch.arange(len(examples))
     copies = examples.conditions[0].digests[0].shape[1]
     return torch.stack([examples.batch(indices, torch.full_like(indices, copy))[1][0] for copy in range(copies)], 1)
@@ -91,10 +93,10 @@ def test_data_without_rows_is_refused(tiny: DiffusionPipeline) -> None:
 def full_conditions(distillation: Distillation, teacher: DiffusionPipeline, probe: ldpruner.Probe) -> list[Tensor]:
     """[examples, copies, rows, ...] of each argument, computed in batches of 16 and without a cache."""
     signature, batches = distillation.call_signature, torch.arange(probe.samples).split(16)
+    assert isinstance(signature, CallSignature)
     parts = []
     for batch in batches:
-        arguments = probe.arguments(teacher, batch.tolist())
-        calls = [named_arguments(find_denoiser(teacher, distillation.component, arguments))]
+        calls = record_until(teacher, distillation.component, probe.arguments(teacher, batch.tolist()))
         parts.append(signature.conditions(calls, len(batch)))
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
@@ -117,6 +119,7 @@ def test_a_hundred_samples_of_three_prompts_keep_four_embeddings_and_train_as_be
     probe = ldpruner.Probe(samples=100, steps=2, prompts=PROMPTS[:3])
     distillation = prepare_distillation(tiny_text, None, probe, None, tmp_path)
     examples, full = distillation.examples, full_conditions(distillation, tiny_text, probe)
+    assert isinstance(examples, Examples)
     assert sum(len(part) for part in examples.conditions[0].parts) == 4
     assert torch.equal(conditions_of(examples), full[0])
     files = list(tmp_path.glob("examples/*/*.safetensors"))
@@ -124,10 +127,10 @@ def test_a_hundred_samples_of_three_prompts_keep_four_embeddings_and_train_as_be
     assert size - latents < 16 * 2 * 100 + 4 * full[0][0, 0].nbytes + 1000 * len(files)  # digests, embeddings, headers
 
     training = short(max_train_steps=3)
-    losses = finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training, run=tmp_path)
+    history = finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training, run=tmp_path)
     reference = FullExamples(examples.latents, examples.conditions, examples.digest, tuple(full))
     monkeypatch.setattr(Source, "examples", lambda *_: reference)
-    assert finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training) == losses
+    assert finetune(copy.deepcopy(tiny_text), tiny_text, probe=probe, training=training).losses == history.losses
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -136,6 +139,7 @@ def test_a_chunk_that_is_damaged_or_of_an_earlier_version_is_made_again(
 ) -> None:
     probe = ldpruner.Probe(samples=70, steps=2, prompts=PROMPTS[:3])
     before = prepare_distillation(tiny_text, None, probe, None, tmp_path).examples
+    assert isinstance(before, Examples)
     first, second = sorted(tmp_path.glob("examples/*/*.safetensors"))
     written = second.stat().st_mtime_ns
     first.write_bytes(first.read_bytes()[:-1])

@@ -58,3 +58,9 @@ def test_a_block_that_moved_up_is_compared_with_the_same_block_of_the_teacher() 
     names = stages(networks(teacher)["transformer"], student)
     assert names["transformer_blocks.1"] == "transformer_blocks.0"
     assert "transformer_blocks.0" not in names
+
+
+def test_features_that_are_zero_have_a_finite_loss() -> None:
+    features = {0: torch.zeros(2, 3)}
+    assert float(feature_loss(features, {0: torch.zeros(2, 3)}, normalize=True)) == 0
+    assert float(feature_loss(features, {0: torch.ones(2, 3)}, normalize=True)) == 1

@@ -10,6 +10,7 @@ from torch import nn
 
 from ldpruner.errors import FinetuningError, StorageError
 from ldpruner.finetuning import Training
+from ldpruner.finetuning.settings import Quality
 from ldpruner.finetuning.state import State, read_tensors, write_tensors
 from tests.finetuning.conftest import short
 
@@ -32,7 +33,7 @@ def train_(state: State, module: nn.Module, steps: int) -> None:
         state.losses.append(loss.item())
         state.advance_(skipped=False)
         if state.step % 2 == 0:
-            state.record_validation(1 / state.step)
+            state.record_validation(1 / state.step, 0.0)
 
 
 def test_a_restored_run_goes_on_bit_identically(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept() -> None:
     for loss in (3.0, 1.0, 2.0, 4.0):
         averages.append(copy.deepcopy(state.ema.shadow_params[0]))
         assert not state.is_over
-        state.record_validation(loss)
+        state.record_validation(loss, 0.0)
         with torch.no_grad():
             module.weight += 1
         state.optimizer.step()
@@ -144,3 +145,16 @@ def test_frozen_weights_stay_as_they_are() -> None:
 def test_a_network_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(FinetuningError, match=r"all weights are frozen; call requires_grad_\(True\)"):
         State(network().requires_grad_(False), short())
+
+
+def test_training_is_over_when_time_or_quality_says_so() -> None:
+    state = State(nn.Linear(2, 2), short(max_hours=1.5))
+    for step, (loss, hours, value) in enumerate([(1.0, 0.0, 5.0), (2.0, 1.0, 4.0), (0.5, 1.4, 4.5)]):
+        state.step = step
+        state.record_validation(loss, hours, Quality(value=value, reached=False))
+    assert state.stopped is None
+    assert state.best_step == 1  # by quality, not by loss
+    state.record_validation(0.5, 1.6)
+    assert state.stopped == "time"
+    state.record_validation(0.5, 1.6, Quality(value=1.0, reached=True))
+    assert state.history.stopped == "quality"

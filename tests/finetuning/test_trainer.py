@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import ldpruner
 from ldpruner.errors import FinetuningError
 from ldpruner.finetuning import History
-from ldpruner.finetuning.trainer import Finetuning, Trainer, finetune, prepare_accelerator
+from ldpruner.finetuning.accelerator import prepare_accelerator
+from ldpruner.finetuning.trainer import Finetuning, Trainer, finetune
 from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.running import networks
 from ldpruner.pipelines.sampling import sample_latents
@@ -43,6 +44,10 @@ for step in work:
 history = work.finish()
 if work.is_first: print(work.accelerator.num_processes, history.model_dump_json())
 """
+
+
+def without_hours(history: History) -> History:
+    return history.replace(hours={})
 
 
 def test_training_changes_the_student_in_place_and_not_the_teacher(
@@ -105,7 +110,7 @@ def test_the_same_call_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> Non
         assert first == 1 if run == whole else first > reached // EVERY * EVERY > 0
         assert len(list(work)) == 60 - first
         histories.append(work.finish())
-    assert histories[0] == histories[1]
+    assert without_hours(histories[0]) == without_hours(histories[1])
 
 
 def test_two_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
@@ -129,8 +134,6 @@ def test_gradient_accumulation_gives_the_same_losses(tiny: DiffusionPipeline) ->
         for passes in (1, 2)
     )
     np.testing.assert_allclose(whole, parts, rtol=1e-4)
-    with pytest.raises(FinetuningError, match="choose a multiple of 3"):
-        Finetuning(tiny, tiny, probe=PROBE, training=short(gradient_accumulation_steps=3))
 
 
 def test_early_stopping_keeps_the_weights_from_before(tiny: DiffusionPipeline, fresh: DiffusionPipeline) -> None:
@@ -182,8 +185,6 @@ def test_trackers_get_every_step(tiny: DiffusionPipeline, fresh: DiffusionPipeli
     assert [values["loss"] for values in notes.values if "loss" in values] == list(history.losses)
     rates = [values["learning_rate"] for values in notes.values if "learning_rate" in values]
     assert rates[:3] == [0, 5e-5, 1e-4]
-    with pytest.raises(FinetuningError, match="report_to"):
-        finetune(fresh, tiny, probe=PROBE, training=short(), report_to=["nothing"])
 
 
 def regression(module: nn.Module, generator: torch.Generator) -> Iterator[Tensor]:

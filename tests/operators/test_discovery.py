@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldpruner.errors import DenoiserNotFound, NothingToRemove, OperatorNotFound, ProbeError
-from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, find_operators, operators_of
+from ldpruner.errors import DenoiserNotFound
+from ldpruner.operators.choosing import find_operators
+from ldpruner.operators.discovery import Candidate, Operator, denoiser_macs, operators_of
 from ldpruner.operators.patching import modified
 from ldpruner.operators.tracing import trace
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
@@ -228,61 +229,3 @@ def test_finding_operators_changes_nothing(tiny: DiffusionPipeline) -> None:
 def test_an_unknown_component_is_refused(tiny: DiffusionPipeline) -> None:
     with pytest.raises(DenoiserNotFound, match="'unet2'"):
         find_operators(tiny, "unet2")
-
-
-def test_patterns_choose_operators_by_their_dotted_names(tiny: DiffusionPipeline) -> None:
-    chosen = find_operators(tiny, ignore=["*.norm*", "mid_block"], targets=["mid_block*", "*attentions.?"])
-    expected = [
-        operator
-        for operator in find_operators(tiny)
-        if (operator.name.startswith("mid_block") or operator.name[:-1].endswith("attentions."))
-        and ".norm" not in operator.name
-        and operator.name != "mid_block"
-    ]
-    assert list(chosen) == expected != []
-
-
-def names_of(operators: Iterable[Operator]) -> list[str]:
-    return [operator.name for operator in operators]
-
-
-def test_targets_keep_the_operators_with_a_matching_name(
-    tiny_text: DiffusionPipeline, text_operators: tuple[Operator, ...]
-) -> None:
-    chosen = find_operators(tiny_text, targets=["*.attn1", "*.attn2"])
-    assert chosen == tuple(operator for operator in text_operators if operator.name.endswith((".attn1", ".attn2")))
-    assert find_operators(tiny_text, targets="*.attn?") == chosen != ()
-
-
-def test_ignoring_a_block_leaves_its_parts_and_a_star_leaves_none(tiny: DiffusionPipeline) -> None:
-    assert "mid_block.resnets.0" in names_of(find_operators(tiny, ignore="mid_block"))
-    assert not any(name.startswith("mid_block") for name in names_of(find_operators(tiny, ignore="mid_block*")))
-
-
-@pytest.mark.parametrize(
-    ("patterns", "seen"),
-    [
-        ({"ignore": ["*.attn3"]}, "*.attn3"),
-        ({"targets": ["*.attn3"]}, "*.attn3"),
-        ({"targets": ["conv_in"]}, "conv_in"),
-    ],
-    ids=["ignores nothing", "no such target", "target that cannot be removed"],
-)
-def test_patterns_that_match_nothing_are_refused_in_one_line(
-    tiny_text: DiffusionPipeline, patterns: dict[str, Any], seen: str
-) -> None:
-    with pytest.raises(OperatorNotFound) as caught:
-        find_operators(tiny_text, **patterns)
-    assert repr(seen) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.case(number=11)
-def test_an_argument_that_the_call_does_not_take_is_refused(tiny: DiffusionPipeline) -> None:
-    with pytest.raises(ProbeError, match=r"no argument 'ata'; did you mean 'eta'\?"):
-        find_operators(tiny, call={"ata": 0.5})
-
-
-def test_patterns_that_leave_nothing_are_refused(tiny: DiffusionPipeline) -> None:
-    with pytest.raises(NothingToRemove, match="leave no operator"):
-        find_operators(tiny, ignore="mid_block*", targets="mid_block*")

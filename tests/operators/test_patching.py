@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ldpruner.errors import LdPrunerError, OperatorNotFound, PlanMismatch
-from ldpruner.operators.discovery import Operator, Removal, find_operators
+from ldpruner.operators.choosing import find_operators
+from ldpruner.operators.discovery import Operator, Removal
 from ldpruner.operators.patching import check_removals, modified, removed_parameters
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
 

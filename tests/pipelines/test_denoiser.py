@@ -55,7 +55,7 @@ def test_the_recorded_call_can_be_repeated(tiny: DiffusionPipeline) -> None:
 
 
 def test_guidance_makes_two_rows_of_one_sample(tiny_text: DiffusionPipeline) -> None:
-    assert find_denoiser(tiny_text).rows == 2
+    assert find_denoiser(tiny_text).rows == find_denoiser(tiny_text).rows_per_step == 2
     assert find_denoiser(tiny_text, call={"guidance_scale": 1.0}).rows == 1
 
 
@@ -153,3 +153,10 @@ def test_an_unknown_component_is_refused(tiny: DiffusionPipeline) -> None:
 
 def test_a_component_that_the_loop_does_not_call_is_refused(tiny: DiffusionPipeline) -> None:
     assert_not_found(tiny, "vqvae", component="vqvae")
+
+
+@pytest.mark.parametrize(("family", "component"), [("wan", None), ("wan-two-denoisers", "transformer_2")])
+def test_two_calls_of_a_step_count_as_many_rows_as_one_call_on_both(family: str, component: str | None) -> None:
+    """Wan calls its denoiser once with the prompt and once without."""
+    denoiser = find_denoiser(FAMILIES[family].pipeline(), component, FAMILIES[family].call)
+    assert (denoiser.rows, denoiser.rows_per_step) == (1, 2)

@@ -13,7 +13,8 @@ from PIL import Image
 import ldpruner
 from ldpruner.errors import ProbeError
 from ldpruner.pipelines.denoiser import find_denoiser
-from ldpruner.pipelines.probe import GENERAL_PROMPTS, Probe
+from ldpruner.pipelines.probe import GENERAL_PROMPTS, Probe, default_size
+from ldpruner.pipelines.running import run_pipeline
 from ldpruner.pipelines.sampling import sample_latents
 from tests.families import FAMILIES
 
@@ -27,6 +28,18 @@ def test_prompts_come_from_a_file_or_a_sequence(tmp_path: Path) -> None:
     sources: tuple[Any, ...] = (file, str(file), ["a cat", "the moon, größer"])
     for prompts in sources:
         assert Probe(prompts=prompts).prompts == expected
+
+
+def test_a_table_of_prompts_brings_their_categories_and_a_text_none(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Prompts,Category\na cat,Animals\nthe sea,Places\n")
+    (tmp_path / "p.txt").write_text("the moon\n")
+    probe = Probe(prompts=tmp_path / "p.csv")
+    assert [probe.category(index) for index in range(3)] == ["Animals", "Places", "Animals"]
+    assert Probe.model_validate_json(probe.model_dump_json()) == probe
+    other = probe.replace(prompts=tmp_path / "p.txt")
+    assert (other.prompts, other.categories, other.category(0)) == (("the moon",), None, None)
+    with pytest.raises(ProbeError, match="probe has 2 categories for 1 prompts; give each one"):
+        probe.replace(prompts=("the moon",))
 
 
 def test_prompts_start_again_when_they_run_out(tiny_text: DiffusionPipeline) -> None:
@@ -288,3 +301,17 @@ def test_a_prompts_file_of_another_encoding_is_refused(tmp_path: Path, data: byt
 def test_a_height_without_a_width_is_refused_as_many_pipelines_ignore_it(tiny_text: DiffusionPipeline) -> None:
     with pytest.raises(ProbeError, match="give both"):
         Probe(call={"height": 32}).arguments(tiny_text, [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("stable-diffusion-xl", (16, 16)), ("wan", (480, 832)), ("flux", (256, 256)), ("ldm", None)]
+)
+def test_the_default_size_stands_in_the_call_or_in_the_networks(name: str, size: tuple[int, int] | None) -> None:
+    assert default_size(FAMILIES[name].pipeline()) == size
+
+
+def test_the_default_size_is_that_of_a_sample(tiny_text: DiffusionPipeline) -> None:
+    """Although the autoencoder has a size of its own, in pixels."""
+    assert tiny_text.vae.config.sample_size == 16
+    (image,) = run_pipeline(tiny_text, {"prompt": "a cat", "num_inference_steps": 1}).images
+    assert default_size(tiny_text) == (image.height, image.width)

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import ldpruner
-from ldpruner.operators.discovery import find_operators
+from ldpruner.operators.choosing import find_operators
 from ldpruner.operators.patching import modified
 from ldpruner.pipelines.running import networks
 from ldpruner.selection.plan import Plan, PlannedRemoval

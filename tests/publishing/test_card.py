@@ -6,7 +6,7 @@ import yaml
 from ldpruner import Budget, Plan
 from ldpruner.budget import Predicted
 from ldpruner.evaluation.evaluate import Evaluation
-from ldpruner.evaluation.metrics import Measure
+from ldpruner.evaluation.measures import Measure
 from ldpruner.operators.discovery import Removal
 from ldpruner.profiling.machine import Machine
 from ldpruner.publishing.card import LICENSE_UNKNOWN, Card

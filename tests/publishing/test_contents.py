@@ -9,7 +9,7 @@ import pytest
 import ldpruner
 from ldpruner.errors import PipelineNotFound, RunStoreError
 from ldpruner.evaluation.evaluate import Evaluation
-from ldpruner.evaluation.metrics import Measure
+from ldpruner.evaluation.measures import Measure
 from ldpruner.publishing.contents import Contents
 from ldpruner.run_folder import RunFolder
 

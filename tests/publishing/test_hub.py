@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline, DiTTransformer2DModel
 
 import ldpruner
 from ldpruner.errors import PlanMismatch, PublishingError, StorageError
-from ldpruner.operators.discovery import Removal, find_operators
+from ldpruner.operators.choosing import find_operators
+from ldpruner.operators.discovery import Removal
 from ldpruner.publishing.hub import push, write_publication
 from ldpruner.selection.plan import PlannedRemoval
 from tests.hub_server import TOKEN, Hub

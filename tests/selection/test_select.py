@@ -10,6 +10,7 @@ import pytest
 
 from ldpruner.budget import QUANTITIES, Budget
 from ldpruner.errors import BudgetError
+from ldpruner.operators.choosing import GRANULARITIES
 from ldpruner.operators.discovery import Candidate
 from ldpruner.pipelines.fingerprints import Architecture
 from ldpruner.pipelines.probe import Probe
@@ -322,3 +323,23 @@ def test_native_plans_hold_whole_groups_and_say_what_the_best_plan_costs() -> No
         select(scores, Budget(parameters=0.3), native=True)
     with pytest.raises(BudgetError, match="score again"):
         select(scores.replace(native=()), Budget(parameters=0.75), native=True)
+
+
+def test_a_granularity_selects_among_what_is_as_coarse() -> None:
+    levels = {"block": score("block", 3.0, ("a", "b"), 200), "branch": score("branch", 1.0, ("a",), 100)}
+    scores = known(
+        *(each.replace(candidate=each.candidate.replace(granularity=level)) for level, each in levels.items()),
+        score("leaf", 0.1, ("c",), 100),
+    )
+    budget = Budget(parameters=0.9)
+    chosen = {level: select(scores, budget, granularity=level).removed for level in GRANULARITIES}
+    assert {level: [planned.operator for planned in removed] for level, removed in chosen.items()} == {
+        "block": ["block"],
+        "branch": ["branch"],
+        "leaf": ["leaf"],
+    }
+    assert select(scores, budget).removed == chosen["leaf"]
+    with pytest.raises(BudgetError, match="granularity='block': nothing that coarse was scored"):
+        select(known(score("leaf", 0.1, ("c",), 100)), budget, granularity="block")
+    with pytest.raises(BudgetError, match="accepted: block, branch, leaf"):
+        select(scores, budget, granularity="blocks")  # type: ignore[arg-type]

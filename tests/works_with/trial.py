@@ -15,7 +15,8 @@ from torch import Tensor
 
 import ldpruner
 from ldpruner.errors import one_line
-from ldpruner.operators.discovery import Operator, find_operators
+from ldpruner.operators.choosing import find_operators
+from ldpruner.operators.discovery import Operator
 from ldpruner.operators.names import overlap
 from ldpruner.selection.plan import Plan, PlannedRemoval
 from tests.families import FAMILIES, Family

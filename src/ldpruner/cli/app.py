@@ -60,6 +60,8 @@ def run_app() -> int:
     except (ClickError, LdPrunerError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
+        if terminal.verbose and error.__cause__ is not None:
+            terminal.trace(error.__cause__)
         terminal.note(f"error: {shortened(_problem(error))}", "red")
         return 2 if isinstance(error, ClickError) else 1
     if code == 130:  # typer turns Ctrl-C into an exit code

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,13 +80,15 @@ class Terminal:
 
     Attributes:
         quiet: no bars, no log lines, no hints.
+        verbose: also what the libraries say, and where errors come from.
     """
 
     quiet = False
+    verbose = False
 
     def configure(self, *, quiet: bool, verbose: bool) -> None:
         """Sets how much is said, and attaches the log to standard error; `verbose` adds what the libraries say."""
-        self.quiet = quiet
+        self.quiet, self.verbose = quiet, verbose
         everything, own = logging.getLogger(), logging.getLogger("ldpruner")
         for logger in (everything, own):
             logger.removeHandler(_LOG_LINES)
@@ -104,6 +107,11 @@ class Terminal:
     def note(self, text: object, style: str = "") -> None:
         """Prints one line beside the answer, to standard error."""
         _console(stderr=True).print(Text(escaped(text), style), soft_wrap=True)
+
+    def trace(self, error: BaseException) -> None:
+        """Prints where an error was raised, to standard error."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self.note(line, "dim")
 
     def show(self, table: Table) -> None:
         """Prints a table: in a terminal as wide as this is, in a pipe with each row on one line."""

@@ -38,8 +38,9 @@ def demo(
     from ldpruner import Budget, Probe, Training
     from ldpruner.evaluation.samples import write_samples
     from ldpruner.pruning.opening import open_pipeline
+    from ldpruner.recovery import finetune_run
     from ldpruner.run_folder import RunFolder
-    from ldpruner.workflow import evaluate_run, finetune_run
+    from ldpruner.workflow import evaluate_run
     from ldpruner.workflow import run as run_all
 
     folder, probe, original = RunFolder(run), Probe(**PROBE), open_pipeline(MODEL)

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def operators(
     model: opt.MODEL,
     component: opt.COMPONENT = None,
+    granularity: opt.GRANULARITY = None,
     ignore: opt.IGNORE = None,
     targets: opt.TARGETS = None,
     show_all: Annotated[bool, typer.Option("--all", help="Every operator, not the summary.")] = False,
@@ -32,10 +33,12 @@ def operators(
     """
     parsing.refuse_ignored({"--sort": sort != "run" and not show_all}, "it is for --all")
     if dry_run:
-        shown = {"call": parsing.pairs(pipeline_arg or [], "--pipeline-arg")}
-        return settings(model=model, component=component, **shown, ignore=ignore or [], targets=targets or [])
+        shown: dict[str, Any] = {"call": parsing.pairs(pipeline_arg or [], "--pipeline-arg")}
+        shown |= {"component": component, "granularity": granularity}
+        return settings(model=model, **shown, ignore=ignore or [], targets=targets or [])
     from ldpruner.errors import WeightsNeeded
-    from ldpruner.operators.discovery import denoiser_macs, matching, operators_of
+    from ldpruner.operators.choosing import choose_operators
+    from ldpruner.operators.discovery import denoiser_macs
     from ldpruner.operators.tracing import trace
     from ldpruner.pipelines.denoiser import find_denoiser
     from ldpruner.pipelines.fingerprints import count_parameters
@@ -52,11 +55,11 @@ def operators(
             raise
         denoiser = find_denoiser(opened(model, None, None), component, probe.arguments(pipeline, [0]))
         flow = trace(denoiser)
-    matched = matching(operators_of(denoiser, flow), ignore=ignore or (), targets=targets or ())
+    chosen = choose_operators(denoiser, flow, granularity=granularity, ignore=ignore or (), targets=targets or ())
     totals = {"parameters": count_parameters(denoiser.module), "macs": denoiser_macs(denoiser, flow)}
     name = type(pipeline).__name__
     return _operators_answer(
-        name, denoiser.component, totals, tables.ordered(matched, sort), show_all=show_all, model=model
+        name, denoiser.component, totals, tables.ordered(chosen, sort), show_all=show_all, model=model
     )
 
 
@@ -67,6 +70,7 @@ def _operators_answer(
         {
             **operator.model_dump(mode="json", by_alias=True, exclude={"component", "candidates"}),
             "modifications": operator.modifications,
+            "granularity": operator.granularity,
         }
         for operator in listed
     ]
@@ -86,6 +90,8 @@ def bench(
     steps: opt.STEPS = 25,
     prompts: opt.PROMPTS = None,
     guidance: opt.GUIDANCE = None,
+    height: opt.HEIGHT = None,
+    width: opt.WIDTH = None,
     pipeline_arg: opt.PIPELINE_ARG = None,
     rounds: Annotated[int, typer.Option(help="Timings of each; fewer where they would take minutes.", min=2)] = 15,
     device: opt.DEVICE = None,
@@ -99,7 +105,7 @@ def bench(
 
     Example: ldpruner bench zoo:satellite runs/demo/pruned
     """
-    probe = parsing.probe_of(prompts, guidance, pipeline_arg, samples=1, steps=steps)
+    probe = parsing.probe_of(prompts, guidance, pipeline_arg, samples=1, steps=steps, height=height, width=width)
     if dry_run:
         return settings(pipelines=[model, other], probe=probe.model_dump(mode="json"), rounds=rounds)
     from ldpruner.profiling.benchmark import compare

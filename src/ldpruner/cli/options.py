@@ -26,6 +26,19 @@ IGNORE = Annotated[
 TARGETS = Annotated[
     list[str] | None, typer.Option(help="Only operators of a pattern, such as 'up_blocks.*'; repeatable.")
 ]
+GRANULARITY = Annotated[
+    Literal["block", "branch", "leaf"] | None,
+    typer.Option(
+        help="What may be removed: whole blocks; residual branches too; everything. Default: leaf, but branch for "
+        "networks of two billion parameters or more."
+    ),
+]
+SELECTED = Annotated[
+    Literal["block", "branch", "leaf"] | None,
+    typer.Option(
+        "--granularity", help="Whole blocks; residual branches too; everything. Default: whatever was scored."
+    ),
+]
 BUDGET = Annotated[
     list[str],
     typer.Option(
@@ -42,6 +55,14 @@ NATIVE = Annotated[
 SAMPLES = Annotated[int, typer.Option(help="Samples for each modification.", rich_help_panel=SCORING)]
 STEPS = Annotated[int, typer.Option(help="Denoising steps of each sample.", rich_help_panel=SCORING)]
 SEED = Annotated[int, typer.Option(help="From which each sample's own seed is made.", rich_help_panel=SCORING)]
+HEIGHT = Annotated[
+    int | None,
+    typer.Option(help="Pixels of a sample. Default: the pipeline's.", min=1, rich_help_panel=SCORING),
+]
+WIDTH = Annotated[
+    int | None,
+    typer.Option(help="Pixels of a sample. Default: the pipeline's.", min=1, rich_help_panel=SCORING),
+]
 METRIC = Annotated[
     Literal["mean_std", "mean_variance", "mse"],
     typer.Option(help="The score: mean_std as in the paper, mean_variance or mse.", rich_help_panel=SCORING),
@@ -62,13 +83,27 @@ TFLOPS = Annotated[
     float | None,
     typer.Option(help="For a dry run: what the GPU sustains, in TFLOP/s. Default: 100.", min=0.001, callback=_finite),
 ]
-PROMPTS = Annotated[Path | None, typer.Option(help="A text file with a prompt on each line.")]
+GPU = Annotated[
+    Literal["A10", "A100", "H100", "H200", "L4", "L40S", "RTX 3090", "RTX 4090"] | None,
+    typer.Option(help="For a dry run: a GPU, at 40 % of its dense peak.", case_sensitive=False),
+]
+PROMPTS = Annotated[
+    Path | None,
+    typer.Option(help="A text file with a prompt on each line; or .csv, .tsv, .jsonl with prompt and category."),
+]
 GUIDANCE = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")]
 PIPELINE_ARG = Annotated[
     list[str] | None,
     typer.Option(help="Another argument of the pipeline's call, such as eta=0.5; an image is a path; repeatable."),
 ]
 DATA = Annotated[Path | None, typer.Option(help="A folder of pictures or sounds. Default: samples of the original.")]
+FINETUNE = Annotated[
+    bool, typer.Option("--finetune", help="Also recover the quality, with default settings, and evaluate it.")
+]
+UNTIL = Annotated[
+    str | None,
+    typer.Option(help="Stop when good enough, such as frechet_distance<=original; the best weights by it are kept."),
+]
 EXECUTOR = Annotated[
     Literal["local", "ray"],
     typer.Option(help="What samples: local, this process; ray, several.", rich_help_panel=RUNNING),
@@ -98,5 +133,8 @@ QUIET = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, no hints: the result only.", rich_help_panel=OUTPUT)
 ]
 VERBOSE = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also what diffusers and transformers say.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Also what the libraries say, and where an error is.", rich_help_panel=OUTPUT
+    ),
 ]

@@ -1,6 +1,7 @@
 """What the words of a command line mean: probes, budgets, arguments of a pipeline's call."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ldpruner.cli.answer import MadeBy
-from ldpruner.cli.options import GUIDANCE, PIPELINE_ARG, PROMPTS, SAMPLES, SEED, STEPS
+from ldpruner.cli.options import GUIDANCE, HEIGHT, PIPELINE_ARG, PROMPTS, SAMPLES, SEED, STEPS, WIDTH
 
 if TYPE_CHECKING:
     from ldpruner.budget import Budget
@@ -21,12 +22,18 @@ def probe_of(
     pipeline_arg: PIPELINE_ARG = None,
     samples: SAMPLES = 16,
     steps: STEPS = 25,
+    height: HEIGHT = None,
+    width: WIDTH = None,
     seed: SEED = 0,
 ) -> "Probe":
     """The probe of the options that the commands have which score."""
     from ldpruner.pipelines.probe import Probe
 
     call = call_arguments(pipeline_arg)
+    size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+    if twice := sorted(size.keys() & call.keys()):
+        raise typer.BadParameter(f"--{twice[0]} and --pipeline-arg {twice[0]} are given; choose one")
+    call |= size
     return Probe(samples=samples, steps=steps, seed=seed, guidance=guidance, prompts=prompts, call=call)
 
 
@@ -57,6 +64,12 @@ def changed(probe: "Probe", samples: int, prompts: Path | None, pipeline_arg: li
     return probe.replace(samples=samples, prompts=prompts or probe.prompts)
 
 
+def import_from_current_folder() -> None:
+    """Lets Python import modules of the current folder, such as scorers; those that are installed come first."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)
+
+
 def refuse_ignored(options: Mapping[str, Any], reason: str) -> None:
     """Raises for an option that is given, but would be ignored.
 
@@ -67,6 +80,12 @@ def refuse_ignored(options: Mapping[str, Any], reason: str) -> None:
     for name, is_ignored in options.items():
         if is_ignored:
             raise typer.BadParameter(f"{name} has no effect: {reason}")
+
+
+def check_speed(gpu: str | None, tflops: float | None, *, dry_run: bool) -> None:
+    """Refuses the speed of a GPU where nothing is counted, and two of them."""
+    refuse_ignored({"--tflops": tflops and not dry_run, "--gpu": gpu and not dry_run}, "it is for --dry-run")
+    refuse_ignored({"--gpu": gpu and tflops}, "--tflops says how fast it is")
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ def score(
     model: opt.MODEL,
     run: opt.RUN,
     component: opt.COMPONENT = None,
+    granularity: opt.GRANULARITY = None,
     ignore: opt.IGNORE = None,
     targets: opt.TARGETS = None,
     probe: parsing.PROBE,
@@ -36,37 +37,40 @@ def score(
     batch_size: opt.BATCH = opt.BATCH_SIZE,
     device: opt.DEVICE = None,
     dtype: opt.DTYPE = None,
+    gpu: opt.GPU = None,
     tflops: opt.TFLOPS = None,
     dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """Score every modification of every operator, into a run folder.
 
     Every removal is scored on one sample. Removals that could still change the selection for a budget get more.
-    --dry-run counts the denoiser calls and hours on the configuration alone.
+    --dry-run counts the denoiser calls and hours on the configuration alone, for each granularity.
 
     Example: ldpruner score zoo:satellite --run runs/a --samples 16 --steps 10
     """
-    chosen: dict[str, Any] = {"component": component, "ignore": ignore or [], "targets": targets or []}
+    chosen: dict[str, Any] = {"component": component, "granularity": granularity}
+    chosen |= {"ignore": ignore or [], "targets": targets or []}
     wanted = [parsing.budget_of(budget)] if budget else []
     parsing.refuse_ignored({"--budget": wanted and exhaustive}, "--exhaustive scores everything, for any budget")
-    parsing.refuse_ignored({"--tflops": tflops and not dry_run}, "it is for --dry-run")
+    parsing.check_speed(gpu, tflops, dry_run=dry_run)
     check_executor(executor, ray_address)
     from ldpruner.scoring.adaptive import DEFAULT_BUDGETS
 
     budgets = None if exhaustive else wanted or DEFAULT_BUDGETS
     if dry_run:
         from ldpruner.cli.forecast import scoring_answer
-        from ldpruner.estimate import TFLOPS
 
         shown: dict[str, Any] = {"exhaustive": exhaustive, "executor": executor, "run": str(run)}
         shown |= {"metric": metric, "batch_size": batch_size}
-        count = None if budgets is None else len(budgets)
-        return scoring_answer(model, probe, count, tflops=tflops or TFLOPS, shown=shown, **chosen)
+        return scoring_answer(model, probe, budgets, gpu=gpu, tflops=tflops, shown=shown, **chosen)
+    from ldpruner.cli.forecast import announce
     from ldpruner.workflow import score_run
 
     with executor_of(executor, ray_address, model, device, dtype) as sampler:
+        pipeline = opened(model, device, dtype)
+        announce(model, pipeline, probe, budgets, **chosen)
         scores = score_run(
-            opened(model, device, dtype),
+            pipeline,
             run=run,
             probe=probe,
             model=model,
@@ -89,6 +93,7 @@ def select(
     budget: opt.BUDGET,
     rule: opt.RULE = "knapsack",
     native: opt.NATIVE = False,
+    granularity: opt.SELECTED = None,
     dry_run: opt.DRY_RUN = False,
 ) -> Answer:
     """Select what to remove so that a budget is met, from the scores of a run folder.
@@ -97,10 +102,11 @@ def select(
     """
     wanted = parsing.budget_of(budget)
     if dry_run:
-        return settings(run=str(run), budget=wanted.model_dump(exclude_none=True), rule=rule, native=native)
+        shown = {"rule": rule, "native": native, "granularity": granularity}
+        return settings(run=str(run), budget=wanted.model_dump(exclude_none=True), **shown)
     from ldpruner.workflow import select_run
 
-    plan = select_run(run, wanted, rule=rule, native=native)
+    plan = select_run(run, wanted, rule=rule, native=native, granularity=granularity)
     return plan_answer(plan, f"ldpruner prune --run {shlex.quote(str(run))}")
 
 
@@ -129,11 +135,15 @@ def run(
     rule: opt.RULE = "knapsack",
     native: opt.NATIVE = False,
     component: opt.COMPONENT = None,
+    granularity: opt.GRANULARITY = None,
     ignore: opt.IGNORE = None,
     targets: opt.TARGETS = None,
     probe: parsing.PROBE,
     metric: opt.METRIC = "mean_std",
     exhaustive: opt.EXHAUSTIVE = False,
+    finetune: opt.FINETUNE = False,
+    data: opt.DATA = None,
+    until: opt.UNTIL = None,
     executor: opt.EXECUTOR = "local",
     ray_address: opt.RAY_ADDRESS = None,
     batch_size: opt.BATCH = opt.BATCH_SIZE,
@@ -143,21 +153,44 @@ def run(
 ) -> Answer:
     """Score, select, prune, save, and compare the pruned pipeline with its original.
 
-    Example: ldpruner run zoo:satellite --run runs/demo --budget latency=0.65
+    Example: ldpruner run zoo:satellite --run runs/demo --budget latency=0.65 --finetune
     """
+    parsing.refuse_ignored(
+        {"--data": data and not finetune, "--until": until and not finetune}, "it is for --finetune"
+    )
     wanted = parsing.budget_of(budget)
-    chosen: dict[str, Any] = {"component": component, "ignore": ignore or [], "targets": targets or []}
+    operators: dict[str, Any] = {"component": component, "granularity": granularity}
+    operators |= {"ignore": ignore or [], "targets": targets or []}
     check_executor(executor, ray_address)
-    chosen |= {"metric": metric, "rule": rule, "native": native, "batch_size": batch_size, "exhaustive": exhaustive}
+    chosen: dict[str, Any] = {"metric": metric, "rule": rule, "native": native}
+    chosen |= {"batch_size": batch_size, "exhaustive": exhaustive}
     if dry_run:
         shown = {"budget": wanted.model_dump(exclude_none=True), "probe": probe.model_dump(mode="json")}
-        return settings(model=model, run=str(run), **shown, **chosen, executor=executor)
+        after = {"finetune": finetune, "data": str(data) if data else None, "until": until}
+        return settings(model=model, run=str(run), **shown, **operators, **chosen, executor=executor, **after)
+    from ldpruner.cli.forecast import announce
     from ldpruner.workflow import run as run_all
 
+    pipeline = opened(model, device, dtype)
     with executor_of(executor, ray_address, model, device, dtype) as sampler:
+        announce(model, pipeline, probe, None if exhaustive else [wanted], **operators)
         chosen |= {"executor": sampler, "progress": terminal.progress}
-        outcome = run_all(opened(model, device, dtype), wanted, run=run, probe=probe, model=model, **chosen)
-    return outcome_answer(outcome, run)
+        outcome = run_all(pipeline, wanted, run=run, probe=probe, model=model, **operators, **chosen)
+    pruned = outcome_answer(outcome, run)
+    if not finetune:
+        return pruned
+    from ldpruner.cli.recover import evaluation_answer, history_answer
+    from ldpruner.recovery import recover_run
+    from ldpruner.run_folder import RunFolder
+
+    history, evaluation = recover_run(run, data=data, until=until, original=pipeline, progress=terminal.progress)
+    answers = {
+        "prune": pruned,
+        "finetune": history_answer(history, run) if history is not None else Answer(None),
+        "evaluate": evaluation_answer(evaluation, RunFolder(run).latest(), model),
+    }
+    parts = [part for answer in answers.values() for part in answer.parts]
+    return Answer({name: answer.data for name, answer in answers.items()}, parts, answers["evaluate"].then)
 
 
 def plan_answer(plan: "Plan", then: str, *lines: str) -> Answer:

@@ -8,8 +8,8 @@ import typer
 
 from ldpruner.cli.answer import Answer
 from ldpruner.cli.console import terminal
-from ldpruner.cli.options import TFLOPS
-from ldpruner.cli.parsing import refuse_ignored
+from ldpruner.cli.options import GPU, TFLOPS
+from ldpruner.cli.parsing import check_speed, import_from_current_folder, refuse_ignored
 from ldpruner.cli.prune import outcome_answer
 from ldpruner.cli.recover import evaluation_answer, history_answer
 
@@ -25,6 +25,7 @@ def recipe(
     config: Annotated[
         Path | None, typer.Option(help="For a dry run: a folder with the model's configuration files.")
     ] = None,
+    gpu: GPU = None,
     tflops: TFLOPS = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what it would take.")] = False,
 ) -> Answer:
@@ -34,16 +35,17 @@ def recipe(
 
     Example: accelerate launch -m ldpruner recipe recipes/sd14-coco.yaml --only finetune
     """
-    from ldpruner.estimate import TFLOPS as DEFAULT_TFLOPS
     from ldpruner.recipes import carry_out, read_recipe
 
-    refuse_ignored({"--config": config and not dry_run, "--tflops": tflops and not dry_run}, "it is for --dry-run")
+    refuse_ignored({"--config": config and not dry_run}, "it is for --dry-run")
+    check_speed(gpu, tflops, dry_run=dry_run)
     refuse_ignored({"--only": only and dry_run}, "--dry-run counts all parts")
     read = read_recipe(file)
     if dry_run:
-        return _estimate_answer(read, file, config, tflops or DEFAULT_TFLOPS)
+        return _estimate_answer(read, file, config, gpu, tflops)
     if only != "finetune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise typer.BadParameter("several processes share the training only; add --only finetune")
+    import_from_current_folder()
     data: dict[str, Any] = {}
     parts: list[Any] = []
     for stage, result in carry_out(read, (only,) if only else get_args(StageName), progress=terminal.progress):
@@ -65,10 +67,11 @@ def _stage_answer(recipe: "Recipe", stage: str, result: Any) -> Answer:
     return evaluation_answer(result, RunFolder(recipe.run).latest(), recipe.model)
 
 
-def _estimate_answer(recipe: "Recipe", file: Path, config: Path | None, tflops: float) -> Answer:
+def _estimate_answer(
+    recipe: "Recipe", file: Path, config: Path | None, gpu: str | None, tflops: float | None
+) -> Answer:
     from ldpruner.cli import forecast
     from ldpruner.errors import PipelineNotFound
-    from ldpruner.estimate import NOTE
     from ldpruner.pruning.serialization import load_meta
     from ldpruner.recipes import estimate_recipe
 
@@ -77,9 +80,9 @@ def _estimate_answer(recipe: "Recipe", file: Path, config: Path | None, tflops: 
     except PipelineNotFound as error:
         hint = "" if config else "; or give a folder with its configuration files: --config FOLDER"
         raise PipelineNotFound(f"{error}{hint}") from error
-    estimate = estimate_recipe(recipe, pipeline, tflops=tflops)
+    speed, note = forecast.sustained(gpu, tflops)
+    estimate = estimate_recipe(recipe, pipeline, tflops=speed)
     missing = {field: str(path) for field, path in recipe.missing.items()}
-    note = NOTE.format(tflops=tflops)
     settings = recipe.model_dump(mode="json", exclude_none=True)
     return Answer(
         {"recipe": settings, **estimate.model_dump(mode="json"), "missing": missing, "note": note},

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,13 +22,28 @@ REPORT_TO = Annotated[
 FEATURES = Annotated[
     str, typer.Option(help="Compare in: latents, inception, or a folder or Hub id of a transformers network.")
 ]
-CLIP = Annotated[str | None, typer.Option(help="A folder or Hub id of a CLIP model, for the CLIP score.")]
+CLIP = Annotated[str | None, typer.Option(help="A folder or Hub id of a CLIP model, for the CLIP score and CMMD.")]
+DINO = Annotated[
+    str | None,
+    typer.Option(help="A DINO network, such as facebook/dinov2-small, for the distance to the original's samples."),
+]
+LPIPS = Annotated[
+    Literal["alex", "vgg", "squeeze"] | None,
+    typer.Option(help="The network of LPIPS, for the distance to the original's samples."),
+]
+SCORERS = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scorer", help="A metric of your own: module:function, in the current folder or installed; repeatable."
+    ),
+]
 
 
 def finetune(
     *,
     run: opt.RUN,
     data: opt.DATA = None,
+    until: opt.UNTIL = None,
     samples: Annotated[
         int | None, typer.Option(help="Of the original, where there is no data. Default: 256.", min=2)
     ] = None,
@@ -47,8 +62,8 @@ def finetune(
     Example: accelerate launch -m ldpruner finetune --run runs/a
     """
     from ldpruner.finetuning.trainer import SAMPLES
+    from ldpruner.recovery import finetune_run
     from ldpruner.run_folder import RunFolder
-    from ldpruner.workflow import finetune_run
 
     folder = RunFolder(run)
     ignored = {"--samples": data and samples, "--prompts": data and prompts}
@@ -56,12 +71,13 @@ def finetune(
     probe = parsing.changed(folder.scores().probe, samples or SAMPLES, prompts, pipeline_arg)
     if dry_run:
         shown = {"training": training.resolved(data=data is not None).model_dump(mode="json")}
-        place = {"device": device, "dtype": dtype, "data": str(data) if data else None}
+        place = {"device": device, "dtype": dtype, "data": str(data) if data else None, "until": until}
         return settings(run=str(run), model=folder.model(), probe=probe.model_dump(mode="json"), **shown, **place)
     history = finetune_run(
         run,
         training,
         data=data,
+        until=until,
         probe=probe,
         report_to=report_to or (),
         device=device,
@@ -76,6 +92,9 @@ def evaluate(
     data: opt.DATA = None,
     features: FEATURES = "latents",
     clip: CLIP = None,
+    dino: DINO = None,
+    lpips: LPIPS = None,
+    scorer: SCORERS = None,
     samples: Annotated[int, typer.Option(help="Of each pipeline.", min=5)] = 64,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples at once. Default: 16, or 8 where they are decoded.", min=1)
@@ -89,6 +108,8 @@ def evaluate(
     """Measure cost and quality of a run's recovered pipeline, or its pruned one, against the original.
 
     Example: ldpruner evaluate --run runs/a --samples 256 --data images/ --features inception
+
+    Example: ldpruner evaluate --run runs/a --prompts prompts.csv --scorer my_metric:score
     """
     from ldpruner.run_folder import RunFolder
     from ldpruner.workflow import evaluate_run
@@ -96,16 +117,26 @@ def evaluate(
     folder = RunFolder(run)
     probe = parsing.changed(folder.scores().probe, samples, prompts, pipeline_arg)
     folder.check_pruned()
+    networks: dict[str, Any] = {"features": features, "clip": clip, "dino": dino, "lpips": lpips}
     if dry_run:
-        shown = {"data": str(data) if data else None, "features": features, "clip": clip, "batch_size": batch_size}
         pipelines = {"original": folder.model(), "pruned": str(folder.latest())}
-        return settings(**pipelines, **shown, probe=probe.model_dump(mode="json"), device=device, dtype=dtype)
+        place = {"data": str(data) if data else None, "batch_size": batch_size}
+        return settings(
+            **pipelines,
+            **networks,
+            **place,
+            scorers=scorer,
+            probe=probe.model_dump(mode="json"),
+            device=device,
+            dtype=dtype,
+        )
+    parsing.import_from_current_folder()
     evaluation = evaluate_run(
         run,
         probe=probe,
         data=data,
-        features=features,
-        clip=clip,
+        **networks,
+        scorers=scorer or (),
         batch_size=batch_size,
         device=device,
         dtype=dtype,
@@ -125,7 +156,7 @@ def evaluation_answer(evaluation: "Evaluation", pipeline: Path, original: str) -
     """Each metric, and what all of them say."""
     parts: list[str | Table] = [
         tables.evaluation_headline(evaluation, pipeline.name),
-        tables.evaluation(evaluation, pipeline.name),
+        *tables.evaluation(evaluation, pipeline.name),
     ]
     run = shlex.quote(str(pipeline.parent))
     then = f"ldpruner bench {shlex.quote(original)} {shlex.quote(str(pipeline))}"

@@ -13,7 +13,7 @@ from ldpruner.operators.names import ancestors
 
 if TYPE_CHECKING:  # evaluation takes seconds to import, and most commands do not evaluate
     from ldpruner.evaluation.evaluate import Evaluation
-    from ldpruner.evaluation.metrics import Measure
+    from ldpruner.evaluation.measures import Measure
     from ldpruner.finetuning.settings import History
     from ldpruner.operators.discovery import Operator
     from ldpruner.profiling.benchmark import Comparison
@@ -24,6 +24,11 @@ if TYPE_CHECKING:  # evaluation takes seconds to import, and most commands do no
 MAX_STAGES = 16  # rows of a summary; more, and blocks that differ in their number only share a row
 WORDS = {"macs": "MACs"}
 MAX_LABEL = 18  # letters of a column's title
+STOPPED = {
+    "early": "stopped early, as it no longer improved",
+    "time": "stopped at the time limit",
+    "quality": "stopped as the quality is reached",
+}
 SAME_SPEED = 0.02  # relative difference of latency that words do not tell
 UNITS: Mapping[str, Callable[[float], str]] = {
     "latency_ms": "{:,.1f} ms".format,
@@ -206,15 +211,18 @@ def outcome(outcome: Outcome) -> list[str | Table]:
 
 
 def history(history: History) -> list[str | Table]:
-    """How training went, and the validation losses; a star marks the weights that are kept."""
+    """How training went: quality and validation loss against training time; a star marks the weights that are kept."""
     losses = history.validation_losses
     first, best = losses[min(losses)], losses[history.best_step]
-    rows = [
-        (str(step), f"{loss:.5g}" + (" *" if step == history.best_step else "  ")) for step, loss in losses.items()
-    ]
+    columns = {">step": [str(step) + (" *" if step == history.best_step else "  ") for step in losses]}
+    columns[">minutes"] = [f"{60 * history.hours[step]:.1f}" for step in losses]
+    columns[">validation loss ↓"] = [f"{loss:.5g}" for loss in losses.values()]
+    if history.qualities:
+        columns[">quality"] = [f"{history.qualities[step]:.5g}" for step in losses]
     return [
-        f"finetuned: the validation loss went from {first:.4g} to {best:.4g} in {history.best_step} steps",
-        Table((">step", ">validation loss ↓  "), rows),
+        f"finetuned: the validation loss went from {first:.4g} to {best:.4g} in {history.best_step} steps"
+        + (f"; {STOPPED[history.stopped]}" if history.stopped else ""),
+        Table(tuple(columns), list(zip(*columns.values(), strict=True))),
     ]
 
 
@@ -235,27 +243,58 @@ def evaluation_headline(evaluation: Evaluation, stage: str) -> str:
     return f"{stage}: {', '.join(parts)}"
 
 
-def evaluation(evaluation: Evaluation, stage: str) -> Table:
-    """Each metric of both pipelines, with its interval, its noise floor and a verdict."""
+def evaluation(evaluation: Evaluation, stage: str) -> list[Table]:
+    """Each metric of both pipelines, with its interval, its noise floor and a verdict; then by category of prompts."""
     protocol = evaluation.protocol
     title = (
         f"{protocol['samples']} samples, features: {protocol['features']}; "
         "intervals: 95 % confidence, of latencies 10 % to 90 % of the timings"
     )
-    rows = [_measure_row(measure) for measure in evaluation.metrics]
-    return Table(("metric", ">original", f">{stage}", ">interval", ">noise floor", "verdict"), rows, title)
+    rows = [row for measure in evaluation.metrics for row in _measure_rows(measure)]
+    tables = [Table(("metric", ">original", f">{stage}", ">interval", ">noise floor", "verdict"), rows, title)]
+    if evaluation.by_category:
+        tables.append(_category_table(evaluation, stage))
+    return tables
 
 
-def _measure_row(measure: Measure) -> tuple[str, ...]:
-    from ldpruner.evaluation.metrics import HIGHER_IS_BETTER
-
+def _measure_rows(measure: Measure) -> list[tuple[str, ...]]:
     unit = UNITS.get(measure.metric, "{:.4g}".format)
-    arrow = "↑" if measure.metric in HIGHER_IS_BETTER else "↓"
     figures = ["" if value is None else unit(value) for value in (measure.original, measure.pruned)]
-    interval = "" if measure.interval is None else " to ".join(f"{bound:.3g}" for bound in measure.interval)
     noise = "" if measure.noise_floor is None else unit(measure.noise_floor)
-    verdict = {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
-    return f"{measure.metric} {arrow}", *figures, interval, noise, verdict
+    row = (_with_arrow(measure), *figures, _interval(measure.interval), noise)
+    if measure.difference is None:
+        return [(*row, _verdict(measure))]
+    difference = f"{measure.difference:+.4g}"
+    return [
+        (*row, ""),
+        ("  difference", "", difference, _interval(measure.difference_interval), "", _verdict(measure)),
+    ]
+
+
+def _category_table(evaluation: Evaluation, stage: str) -> Table:
+    """A row for each metric and category; of scores the interval is that of the difference."""
+    rows = []
+    for place, measure in enumerate(next(iter(evaluation.by_category.values()))):
+        for category, measures in evaluation.by_category.items():
+            measured = measures[place]
+            figures = ["" if value is None else f"{value:.4g}" for value in (measured.original, measured.pruned)]
+            interval = measured.interval if measure.difference is None else measured.difference_interval
+            rows.append((_with_arrow(measure), category, *figures, _interval(interval), _verdict(measured)))
+    return Table(
+        ("metric", "category", ">original", f">{stage}", ">interval", "verdict"), rows, "by category of prompts"
+    )
+
+
+def _with_arrow(measure: Measure) -> str:
+    return f"{measure.metric} {'↑' if measure.higher_is_better else '↓'}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else " to ".join(f"{bound:.3g}" for bound in interval)
+
+
+def _verdict(measure: Measure) -> str:
+    return {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
 
 
 def speed(ratio: float) -> str:

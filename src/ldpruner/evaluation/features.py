@@ -1,7 +1,8 @@
 """Features in which samples are compared: of their latents, or of a network for pictures or sounds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
 import scipy.special
@@ -22,6 +23,7 @@ from ldpruner.evaluation.media import resampled
 from ldpruner.evaluation.metrics import Pixels
 from ldpruner.evaluation.samples import SampleBatch
 from ldpruner.scoring.importance import Floats
+from ldpruner.values import check_choice
 
 SOUND_INPUTS = ("input_features", "input_values")  # the main inputs of networks for sounds
 
@@ -46,6 +48,7 @@ class Classifier(Extractor, Protocol):
 
 
 Features: TypeAlias = Extractor | str
+LpipsNetwork: TypeAlias = Literal["alex", "vgg", "squeeze"]
 
 
 class LatentFeatures:
@@ -139,24 +142,55 @@ class SoundFeatures(_Network):
         return _numpy(_pooled((self.network.get_audio_features if is_clap else self.network)(**inputs)))
 
 
-class ClipScore(_Network):
-    """How well pictures match their prompts: the CLIP score of Hessel et al. (arXiv 2104.08718), times 100."""
+class Clip(_Network):
+    """The two towers of a CLIP model: features of pictures, and how well they match their prompts."""
 
     def __call__(self, batch: SampleBatch) -> Floats:
-        """[samples]: 100 times the cosine of a picture and its prompt, at least 0; of a video the mean over frames."""
-        if batch.pictures is None or not batch.prompts:
-            raise EvaluationError("a CLIP score needs pictures sampled from prompts; leave out clip")
-        inputs = self.processor.tokenizer(list(batch.prompts), return_tensors="pt", padding=True, truncation=True)
-        with torch.no_grad():
-            texts = _numpy(_pooled(self.network.get_text_features(**inputs.to(self.network.device))))
+        """[samples, features], of length 1; a video has the mean over its frames."""
 
         def features(frames: Pixels) -> torch.Tensor:
             inputs = self.processor.image_processor(images=list(frames), return_tensors="pt").to(self.network.device)
             return nn.functional.normalize(_pooled(self.network.get_image_features(**inputs)), dim=1)
 
-        pictures = _of_frames(batch, features, self.name)
-        cosines = (pictures * texts).sum(axis=1) / np.linalg.norm(texts, axis=1)
+        return _of_frames(batch, features, self.name)
+
+    def score(self, features: Floats, prompts: Sequence[str]) -> Floats:
+        """100 times the cosine of a picture and its prompt, at least 0: [samples]; of a video the mean over frames.
+
+        Source: Hessel et al., arXiv 2104.08718.
+        """
+        inputs = self.processor.tokenizer(list(prompts), return_tensors="pt", padding=True, truncation=True)
+        with torch.no_grad():
+            texts = _numpy(_pooled(self.network.get_text_features(**inputs.to(self.network.device))))
+        cosines = (features * texts).sum(axis=1) / np.linalg.norm(texts, axis=1)
         return np.asarray(np.maximum(100 * cosines, 0))
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """LPIPS, as torchmetrics has it: the distance of pictures in a network trained on what people see as similar.
+
+    Source: Zhang et al., arXiv 1801.03924.
+    """
+
+    network: Any
+    device: torch.device
+
+    def __call__(self, pictures: Pixels, originals: Pixels) -> Floats:
+        """The distance of each sample from its original [samples], the mean over frames.
+
+        Args:
+            pictures, originals: [samples, frames, height, width, 3].
+        """
+        videos = zip(pictures, originals, strict=True)
+        return np.array([np.mean([self._distance(*pair) for pair in zip(*video, strict=True)]) for video in videos])
+
+    @torch.no_grad()
+    def _distance(self, *frames: Pixels) -> float:
+        tensors = [torch.from_numpy(frame).permute(2, 0, 1)[None].to(self.device) / 255 for frame in frames]
+        distance = float(self.network(*tensors))
+        self.network.reset()  # it gathers all distances for their mean
+        return distance
 
 
 def find_extractor(features: Features, device: torch.device) -> Extractor:
@@ -184,7 +218,7 @@ def find_extractor(features: Features, device: torch.device) -> Extractor:
     raise EvaluationError(f"{features} is a {type(network).__name__}, a network for neither pictures nor sounds")
 
 
-def find_clip_score(clip: str, device: torch.device) -> ClipScore:
+def find_clip(clip: str, device: torch.device) -> Clip:
     """Opens a CLIP model from a folder or a Hub id.
 
     Raises:
@@ -193,7 +227,36 @@ def find_clip_score(clip: str, device: torch.device) -> ClipScore:
     network = _open_network(clip, device)
     if not isinstance(network, CLIPModel):
         raise EvaluationError(f"{clip} is a {type(network).__name__} and no CLIPModel; give a CLIP model")
-    return ClipScore(network, _open(AutoProcessor, clip), clip)
+    return Clip(network, _open(AutoProcessor, clip), clip)
+
+
+def find_dino(dino: str, device: torch.device) -> PictureFeatures:
+    """Opens a network for pictures from a folder or a Hub id, such as DINOv2.
+
+    Raises:
+        EvaluationError: it cannot be opened, or is none for pictures.
+    """
+    extractor = find_extractor(dino, device) if dino not in ("latents", "inception") else None
+    if not isinstance(extractor, PictureFeatures):
+        raise EvaluationError(f"dino={dino!r} is no transformers network for pictures; try facebook/dinov2-small")
+    return extractor
+
+
+def find_lpips(network: LpipsNetwork, device: torch.device) -> Lpips:
+    """Opens LPIPS with the network `alex`, `vgg` or `squeeze`.
+
+    Raises:
+        EvaluationError: there is no such network, its packages are missing, or its weights cannot be downloaded.
+    """
+    check_choice("lpips", network, get_args(LpipsNetwork), EvaluationError)
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        return Lpips(LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).to(device), device)
+    except (ImportError, OSError) as error:
+        raise EvaluationError(
+            f'lpips={network!r} cannot be opened: {one_line(error)}; pip install "ld-pruner[evaluation]" torchvision'
+        ) from error
 
 
 def _open_inception(device: torch.device) -> InceptionFeatures:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.io.wavfile
@@ -25,6 +25,13 @@ MIN_SIDE = 128  # pixels of a picture on a sheet; smaller pictures are enlarged
 MAX_LEVEL = 32767  # of 16-bit sound
 
 
+class Sound(NamedTuple):
+    """A sound [channels, time] in -1 to 1, and its sampling rate in Hz; None if the pipeline does not name one."""
+
+    wave: Floats
+    sampling_rate: int | None
+
+
 @dataclass(frozen=True)
 class SampleBatch:
     """Samples of a pipeline, or of a folder; a field is None where there is no such thing.
@@ -42,6 +49,20 @@ class SampleBatch:
     sounds: tuple[Floats, ...] | None = None
     sampling_rate: int | None = None
     prompts: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> list[Any]:
+        """Each decoded sample, of which a caller may change anything.
+
+        A `Sound` where there are sounds; else an RGB picture of PIL, or of a video the list of its frames; nothing
+        where nothing is decoded.
+        """
+        if self.sounds is not None:
+            return [Sound(wave.copy(), self.sampling_rate) for wave in self.sounds]
+        if self.pictures is None:
+            return []
+        videos = [[Image.fromarray(frame) for frame in video] for video in self.pictures]
+        return [video if len(video) > 1 else video[0] for video in videos]
 
 
 def sample_batch(

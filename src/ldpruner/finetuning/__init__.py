@@ -9,7 +9,10 @@ dataset, metadata   pictures and sounds, with their captions
 encoding            pictures as latents
 objectives          adding noise, and the target of the prediction
 losses              distances of predictions and of features
+lora, teacher       recovery by a LoRA; a teacher that is offloaded, or whose outputs are cached
+memory              what a training step takes
 settings, state     the settings of a run, and the contents of its checkpoint
+accelerator         devices, precision and processes
 """
 
 from ldpruner.finetuning.settings import History, Training

@@ -3,30 +3,33 @@
 Nothing here knows a pipeline by name: the calls of its first steps are recorded.
 """
 
-import inspect
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ldpruner.errors import FinetuningError
-from ldpruner.pipelines.denoiser import Denoiser, copied, find_denoiser
-from ldpruner.pipelines.patches import patched
+from ldpruner.errors import FinetuningError, one_line
+from ldpruner.finetuning.call_arguments import UNSUPPORTED, parts_of_samples, places_of, sample_and_time
+from ldpruner.finetuning.noise_levels import EVERYWHERE, TimeMap, line_through, own_range, table_of
+from ldpruner.finetuning.steps import (
+    FINE_STEPS,
+    NetworkCall,
+    Step,
+    arguments_of,
+    fine_steps,
+    record_steps,
+    running_once,
+)
+from ldpruner.pipelines.fingerprints import module_dtype
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.running import Arguments, StopPipeline, networks, run_pipeline, schedulers
+from ldpruner.pipelines.running import Arguments, networks
+from ldpruner.pipelines.sampling import FAILURES
 
-MAX_STEPS = 6  # that are recorded
 NOISE_LEVELS = 3  # needed to fit the denoiser's noise level to the scheduler's
-
-# Scale and shift from the scheduler's noise level to the denoiser's: the same, a share of 1000, or reversed.
-TIME_SCALES = ((1.0, 0.0), (1e-3, 0.0), (-1e-3, 1.0))
-UNSUPPORTED = "such pipelines cannot be finetuned yet"
 
 
 @dataclass(frozen=True)
@@ -34,31 +37,52 @@ class CallSignature:
     """Calls a denoiser with any latents and noise levels, and everything else as its pipeline passes it.
 
     Attributes:
+        component: the name of the denoiser.
+        scheduler: steps the latents.
         template: the arguments of a recorded call, by name.
         sample, time: names of the arguments that hold the latents and the noise level.
         condition_places: positions, among the leaves of the arguments, of the tensors that belong to samples.
+        repeated: names of the arguments that are lists of the same for each row, such as its size.
+        sizes_differ: whether conditions have several sizes, such as the lengths of prompts.
         latents: shape of one sample's latents.
         appended: dimension in which the pipeline appends conditions to the latents, or None.
         copies: rows of a call for each sample; 2 where guidance calls the denoiser once.
         calls: denoiser calls in a step; 2 where guidance calls it twice.
-        scale, shift: turn the scheduler's noise level into the denoiser's.
+        time_map: turns the scheduler's noise level into the denoiser's.
+        time_range: the lowest and the highest of the scheduler's noise levels at which this denoiser is called.
+        earlier: networks that are called before it in each step, and whose outputs it takes.
     """
 
+    component: str
+    scheduler: Any
     template: dict[str, Any]
     sample: str
     time: str
     condition_places: tuple[int, ...]
+    repeated: tuple[str, ...]
+    sizes_differ: bool
     latents: torch.Size
     appended: int | None
     copies: int
     calls: int
-    scale: float
-    shift: float
+    time_map: TimeMap
+    time_range: tuple[float, float] = EVERYWHERE
+    earlier: tuple["EarlierCall", ...] = ()
 
-    def conditions(self, calls: Sequence[Arguments], samples: int) -> list[Tensor]:
+    @property
+    def own_conditions(self) -> int:
+        """How many tensors are the denoiser's own conditions; those of earlier networks follow."""
+        return len(self.condition_places) + (self.appended is not None)
+
+    @property
+    def all_conditions(self) -> int:
+        """How many tensors hold conditions, those of earlier networks included."""
+        return self.own_conditions + sum(call.signature.own_conditions for call in self.earlier)
+
+    def conditions(self, calls: Sequence[NetworkCall], samples: int) -> list[Tensor]:
         """The conditions of each sample in the calls of a step: tensors [samples, copies, rows, ...]."""
         parts = []
-        for arguments in calls[: self.calls]:
+        for arguments in arguments_of(calls, self.component)[: self.calls]:
             leaves = pytree.tree_leaves(dict(arguments))
             tensors = [leaves[place] for place in self.condition_places]
             if self.appended is not None:
@@ -66,36 +90,61 @@ class CallSignature:
                 tensors.append(inputs.narrow(self.appended, channels, inputs.shape[self.appended] - channels))
             # Copies follow each other, each with all samples. A sample may have several rows, such as frames.
             parts.append([rows.reshape(self.copies, samples, -1, *rows.shape[1:]).transpose(0, 1) for rows in tensors])
-        return [torch.cat(tensors, 1) for tensors in zip(*parts, strict=True)]
+        own = [torch.cat(tensors, 1) for tensors in zip(*parts, strict=True)]
+        return own + [tensor for call in self.earlier for tensor in call.signature.conditions(calls, samples)]
 
     def arguments(self, latents: Tensor, times: Tensor, conditions: Sequence[Tensor]) -> dict[str, Any]:
         """The arguments for latents [batch, ...] at noise levels [batch] with conditions [batch, rows, ...].
 
         All tensors have the device and the precision of the latents.
         """
-        rows = [_like(tensor.flatten(0, 1), latents) for tensor in conditions]
+        rows = [_like(tensor.flatten(0, 1).contiguous(), latents) for tensor in conditions[: self.own_conditions]]
         leaves, structure = pytree.tree_flatten(self.template)
         leaves = [_like(leaf, latents) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         for place, tensor in zip(self.condition_places, rows, strict=False):
             leaves[place] = tensor
+        used = self.own_conditions
+        for call in self.earlier:
+            own, used = conditions[used:], used + call.signature.own_conditions
+            for place, tensor in call.outputs(latents, times, own).items():
+                leaves[place] = tensor
         named: dict[str, Any] = pytree.tree_unflatten(leaves, structure)
         inputs = latents if self.appended is None else torch.cat([latents, rows[-1]], self.appended)
+        named |= {name: type(named[name])([named[name][0]] * len(latents)) for name in self.repeated}
         return {**named, self.sample: inputs, self.time: self._times(times, latents)}
+
+    def prediction(self, output: Any, latents: Tensor) -> Tensor:
+        """The prediction in what the denoiser returned, in the shape of the latents."""
+        return predicted(output, latents).float()
 
     def _times(self, times: Tensor, latents: Tensor) -> Tensor:
         """The denoiser's noise levels in the shape and precision of the recorded ones."""
         recorded = torch.as_tensor(self.template[self.time])
-        levels = times.double() * self.scale + self.shift
+        levels = self.time_map(times)
         levels = levels.to(recorded.dtype) if recorded.is_floating_point() else levels.round().long()
         return levels.to(latents.device).reshape(-1, *[1] * (recorded.ndim - 1)).expand(-1, *recorded.shape[1:])
 
 
-def named_arguments(denoiser: Denoiser) -> dict[str, Any]:
-    """The arguments of a recorded call by name."""
-    signature = inspect.signature(denoiser.module.forward)
-    named: dict[str, Any] = dict(signature.bind(*denoiser.arguments, **denoiser.options).arguments)
-    named |= named.pop("kwargs", {})
-    return named
+@dataclass(frozen=True)
+class EarlierCall:
+    """A network that is called before the denoiser in each step, such as a ControlNet.
+
+    Attributes:
+        network: it is not trained.
+        signature: how it is called.
+        places: where its outputs are among the leaves of the denoiser's arguments, and among those of its output.
+    """
+
+    network: nn.Module
+    signature: CallSignature
+    places: Mapping[int, int]
+
+    @torch.no_grad()
+    def outputs(self, latents: Tensor, times: Tensor, conditions: Sequence[Tensor]) -> dict[int, Tensor]:
+        """What it returns, by the place among the leaves of the denoiser's arguments."""
+        noisy = latents.detach().to(dtype=module_dtype(self.network))
+        leaves = pytree.tree_leaves(self.network(**self.signature.arguments(noisy, times, conditions)))
+        return {place: _like(leaves[leaf], latents) for place, leaf in self.places.items()}
 
 
 def predicted(output: Any, latents: Tensor) -> Tensor:
@@ -117,120 +166,123 @@ def watch_call_signature(pipeline: DiffusionPipeline, component: str, probe: Pro
     Raises:
         FinetuningError: such a call cannot be repeated with other latents.
     """
-    name, parts = type(pipeline).__name__, networks(pipeline)
-    module = parts[component]
-    if any(part is not module and type(part) is type(module) for part in parts.values()):
-        raise FinetuningError(f"{name} has two denoisers, each for a part of the noise levels; {UNSUPPORTED}")
+    parts, name = networks(pipeline), type(pipeline).__name__
+    alternatives = [
+        part for other, part in parts.items() if other != component and type(part) is type(parts[component])
+    ]
+    try:
+        steps = _record(pipeline, component, probe, alternatives)
+        pair = record_steps(pipeline, component, probe.arguments(pipeline, [0, 1]), 1)[0] if batches else None
+        is_line = line_through(_times(steps, component, name)) is not None
+        fine = [] if is_line and not alternatives else fine_steps(pipeline, probe)
+    except FAILURES as error:
+        raise FinetuningError(f"{name} cannot be watched: {one_line(error)}; {UNSUPPORTED}") from error
+    links = _links(steps, component, name)
+    linked = {place for places in links.values() for place in places}
+    signature = _signature(steps, fine, pair, component, linked, name)
+    calls = [
+        EarlierCall(parts[other], _signature(steps, fine, pair, other, set(), name), places)
+        for other, places in links.items()
+    ]
+    for call in calls:
+        if (call.signature.copies, call.signature.calls) != (signature.copies, signature.calls):
+            raise FinetuningError(f"{name} calls {call.signature.component} for other rows; {UNSUPPORTED}")
+    time_range = own_range(fine, component) if alternatives else EVERYWHERE
+    return replace(signature, time_range=time_range, earlier=tuple(calls))
+
+
+def _record(
+    pipeline: DiffusionPipeline, component: str, probe: Probe, alternatives: Sequence[nn.Module]
+) -> list[Step]:
+    """Steps at two noise levels or more; if need be, those of a finer run."""
     steps = record_steps(pipeline, component, probe.arguments(pipeline, [0]), NOISE_LEVELS)
     if len({step.time for step in steps}) < 2:
-        raise FinetuningError(f"{name} takes {probe.steps} steps; at least two noise levels are needed")
-    call = steps[0].calls[0]
-    pair = named_arguments(find_denoiser(pipeline, component, probe.arguments(pipeline, [0, 1]))) if batches else None
-    sample, time = _sample_and_time(call, name)
-    inputs, latents = call[sample], steps[0].latents
+        with running_once(alternatives):
+            fine = probe.replace(steps=FINE_STEPS).arguments(pipeline, [0])
+            steps = record_steps(pipeline, component, fine, NOISE_LEVELS)
+    if len({step.time for step in steps}) < 2:
+        raise FinetuningError(f"{type(pipeline).__name__} has one noise level only; {UNSUPPORTED}")
+    return steps
+
+
+def _signature(
+    steps: Sequence[Step], fine: Sequence[Step], pair: Step | None, component: str, linked: set[int], pipeline: str
+) -> CallSignature:
+    """How one network is called, besides what earlier networks return."""
+    calls, latents = steps[0].of(component), steps[0].latents
+    sample, time = sample_and_time(calls[0], pipeline)
+    inputs = calls[0][sample]
     # some pipelines step the guided and the unguided copy of a sample together
     if inputs.ndim != latents.ndim or len(latents) not in (1, len(inputs)):
         raise FinetuningError(
-            f"{name} gives its denoiser {tuple(inputs.shape)} for latents {tuple(latents.shape)}; {UNSUPPORTED}"
+            f"{pipeline} gives {component} {tuple(inputs.shape)} for latents {tuple(latents.shape)}; {UNSUPPORTED}"
         )
-    places = _condition_places(call, pair, {sample, time}, len(inputs))
-    _check_constant(steps, places, name)
-    scale, shift = _fit_times([(step.time, step.calls[0][time]) for step in steps], name)
+    other = linked | places_of(calls[0], {sample, time})
+    parts = parts_of_samples(calls[0], pair.of(component)[0] if pair else None, other, len(inputs), pipeline)
+    times = line_through(_times(steps, component, pipeline)) or (
+        table_of(_times(fine, component, pipeline)) if fine else None
+    )
+    if times is None:
+        raise FinetuningError(f"{pipeline} gives {component} noise levels of its own; {UNSUPPORTED}")
     return CallSignature(
-        template=call,
+        component=component,
+        scheduler=steps[0].scheduler,
+        template=calls[0],
         sample=sample,
         time=time,
-        condition_places=places,
+        condition_places=parts.places,
+        repeated=parts.repeated,
+        sizes_differ=parts.sizes_differ,
         latents=latents.shape[1:],
         appended=_appended(inputs, latents),
         copies=len(inputs),
-        calls=len(steps[0].calls) if len(set(map(_shapes, steps[0].calls))) == 1 else 1,
-        scale=scale,
-        shift=shift,
+        calls=len(calls) if len(set(map(_shapes, calls))) == 1 else 1,
+        time_map=times,
     )
 
 
-@dataclass(frozen=True)
-class Step:
-    """The denoiser calls of a step, and the scheduler's noise level and latents, [samples, ...]."""
-
-    calls: list[dict[str, Any]]
-    time: float
-    latents: Tensor
-
-
-def record_steps(pipeline: DiffusionPipeline, component: str, arguments: Arguments, levels: int) -> list[Step]:
-    """Runs a pipeline for some noise levels."""
-    calls: list[dict[str, Any]] = []
-    steps: list[Step] = []
-
-    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append(named_arguments(Denoiser(component, module, *copied((args, kwargs)))))
-
-    def recording(original: Any) -> Any:
-        signature = inspect.signature(original)
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs).arguments
-            if calls:
-                steps.append(Step(list(calls), _first_number(bound["timestep"]), bound["sample"]))
-                calls.clear()
-            if len(steps) == MAX_STEPS or len({step.time for step in steps}) == levels:
-                raise StopPipeline
-            return original(*args, **kwargs)
-
-        return step
-
-    with ExitStack() as stack:
-        hook = networks(pipeline)[component].register_forward_pre_hook(record, with_kwargs=True)
-        stack.callback(hook.remove)
-        for scheduler in schedulers(pipeline):
-            stack.enter_context(patched(scheduler, step=recording(scheduler.step)))
-        run_pipeline(pipeline, dict(arguments))
-    if not steps:
-        raise FinetuningError(f"{type(pipeline).__name__} takes no step in which its denoiser is called")
-    return steps
+def _times(steps: Sequence[Step], component: str, pipeline: str) -> list[tuple[float, Any]]:
+    """The noise levels of the scheduler and of a network, in the steps in which it is called."""
+    calls = [(step.time, step.of(component)[0]) for step in steps if step.of(component)]
+    return [(time, call[sample_and_time(call, pipeline)[1]]) for time, call in calls]
 
 
 def _shapes(call: Arguments) -> tuple[Any, ...]:
     return tuple(getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(dict(call)))
 
 
-def _check_constant(steps: Sequence[Step], places: Sequence[int], pipeline: str) -> None:
-    """Raises where a condition depends on the noise level, as the residuals of a ControlNet do."""
-    first, last = (pytree.tree_leaves(step.calls[0]) for step in (steps[0], steps[-1]))
-    if any(not torch.equal(first[place], last[place]) for place in places):
-        raise FinetuningError(f"{pipeline} gives its denoiser conditions that change from step to step; {UNSUPPORTED}")
+def _links(steps: Sequence[Step], component: str, pipeline: str) -> dict[str, dict[int, int]]:
+    """Outputs of other networks among the denoiser's arguments that change from step to step.
+
+    Returns:
+        by network: the place among the leaves of the denoiser's arguments, and that among those of the output.
+
+    Raises:
+        FinetuningError: an argument changes for another reason.
+    """
+    first, last = (pytree.tree_leaves(step.of(component)[0]) for step in (steps[0], steps[-1]))
+    call = steps[0].of(component)[0]
+    own = places_of(call, sample_and_time(call, pipeline))
+    links: dict[str, dict[int, int]] = {}
+    for place, (leaf, later) in enumerate(zip(first, last, strict=True)):
+        if place in own or not isinstance(leaf, Tensor) or torch.equal(leaf, later):
+            continue
+        source = _source_of(leaf, steps[0], component)
+        if source is None or source != _source_of(later, steps[-1], component):
+            raise FinetuningError(
+                f"{pipeline} gives its denoiser conditions that change from step to step; {UNSUPPORTED}"
+            )
+        links.setdefault(source[0], {})[place] = source[1]
+    return links
 
 
-def _sample_and_time(arguments: Arguments, pipeline: str) -> tuple[str, str]:
-    """The names of the latents and of the noise level among the arguments."""
-    sample = next((name for name, value in arguments.items() if isinstance(value, Tensor)), None)
-    time = next((name for name in arguments if "timestep" in name), None)
-    if sample is None or time is None:
-        raise FinetuningError(
-            f"{pipeline} calls its denoiser with {', '.join(arguments)}: no latents and timestep; {UNSUPPORTED}"
-        )
-    return sample, time
-
-
-def _condition_places(call: Arguments, pair: Arguments | None, other: set[str], rows: int) -> tuple[int, ...]:
-    """Positions of the tensors that belong to samples: those with twice the rows in the call for two samples."""
-    leaves = pytree.tree_leaves(dict(call))
-    pair_leaves = pytree.tree_leaves(dict(pair)) if pair is not None else [None] * len(leaves)
-    names = [name for name, value in call.items() for _ in pytree.tree_leaves(value)]
-    if len(pair_leaves) != len(leaves):
-        raise FinetuningError(f"the denoiser takes lists that grow with the samples, among {names}; {UNSUPPORTED}")
-    return tuple(
-        place
-        for place, (name, leaf, pair_leaf) in enumerate(zip(names, leaves, pair_leaves, strict=True))
-        if name not in other and isinstance(leaf, Tensor) and leaf.ndim and _grows(leaf, pair_leaf, rows)
-    )
-
-
-def _grows(leaf: Tensor, pair_leaf: Tensor | None, rows: int) -> bool:
-    """Whether a tensor grows with the samples; a guess by its rows where there is no call for two samples."""
-    return leaf.ndim > 1 and len(leaf) == rows if pair_leaf is None else len(pair_leaf) == 2 * len(leaf)
+def _source_of(tensor: Tensor, step: Step, component: str) -> tuple[str, int] | None:
+    """The network whose output a tensor is, and its place there."""
+    for call in step.calls:
+        for place, leaf in enumerate(pytree.tree_leaves(call.output)) if call.component != component else ():
+            if isinstance(leaf, Tensor) and leaf.shape == tensor.shape and torch.equal(leaf, tensor):
+                return call.component, place
+    return None
 
 
 def _appended(inputs: Tensor, latents: Tensor) -> int | None:
@@ -239,23 +291,6 @@ def _appended(inputs: Tensor, latents: Tensor) -> int | None:
     if len(larger) > 1:
         raise FinetuningError(f"the denoiser takes {tuple(inputs.shape)} for latents {tuple(latents.shape)}")
     return larger[0] if larger else None
-
-
-def _first_number(value: Any) -> float:
-    return float(torch.as_tensor(value).flatten()[0])
-
-
-def _fit_times(pairs: Sequence[tuple[float, Any]], pipeline: str) -> tuple[float, float]:
-    """Scale and shift from the scheduler's noise levels to those of the calls."""
-    is_half = torch.as_tensor(pairs[0][1]).dtype in (torch.float16, torch.bfloat16)
-    x, y = np.array([(time, _first_number(level)) for time, level in pairs]).T
-    tolerance = (1e-2 if is_half else 1e-4) * max(np.abs(y).max(), 1e-3)
-    fitted = tuple(np.polyfit(x, y, 1).tolist())
-    # rounded to half precision, the levels would give a line that is slightly off
-    for scale, shift in (*TIME_SCALES, *(() if is_half else (fitted,))):
-        if np.abs(x * scale + shift - y).max() <= tolerance:
-            return scale, shift
-    raise FinetuningError(f"{pipeline} gives its denoiser noise levels of its own; {UNSUPPORTED}")
 
 
 def _like(tensor: Tensor, latents: Tensor) -> Tensor:

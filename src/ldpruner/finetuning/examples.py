@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,12 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ldpruner.errors import FinetuningError, one_line
-from ldpruner.finetuning.conditioning import UNSUPPORTED, CallSignature, named_arguments, record_steps
+from ldpruner.finetuning.conditioning import CallSignature
 from ldpruner.finetuning.conditions import DistinctConditions, chunk_conditions, split_conditions
 from ldpruner.finetuning.dataset import Item, Rows, items
 from ldpruner.finetuning.encoding import Encoder, find_encoder
 from ldpruner.finetuning.state import read_tensors, write_tensors
-from ldpruner.pipelines.denoiser import find_denoiser
+from ldpruner.finetuning.steps import record_steps, record_until
 from ldpruner.pipelines.fingerprints import weights_digest
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.prompt_cache import CallCache
@@ -30,7 +31,7 @@ from ldpruner.pipelines.sampling import sample_latents
 
 CHUNK = 64  # examples in a file
 LATENTS = "latents"
-SAMPLING = {"samples", "seed", "steps", "prompts"}  # of a probe; encoded data does not depend on these
+SAMPLING = {"samples", "seed", "steps", "prompts", "categories"}  # of a probe; encoded data does not depend on these
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,16 @@ class Examples:
         latents = torch.stack([self.latents[chunk][example] for chunk, example in places])
         return latents.float(), [distinct.batch(wanted) for distinct in self.conditions]
 
+    def groups(self, indices: Tensor, copies: Tensor) -> list[Tensor]:
+        """Places among these examples that run together: those whose conditions have the same sizes."""
+        if all(distinct.is_uniform for distinct in self.conditions):
+            return [torch.arange(len(indices))]
+        groups: dict[Any, list[int]] = {}
+        for number, (index, copy) in enumerate(zip(indices.tolist(), copies.tolist(), strict=True)):
+            place = (*self._place(index), copy)
+            groups.setdefault(tuple(distinct.size(place) for distinct in self.conditions), []).append(number)
+        return [torch.tensor(group) for group in groups.values()]
+
     def _place(self, index: int) -> tuple[int, int]:
         """The chunk of an example, and its row there."""
         chunk = bisect.bisect_right(self._ends, index)
@@ -93,10 +104,9 @@ class Source:
             FinetuningError: there are none.
             StorageError: the folder cannot be written.
         """
-        digest = self._digest()
+        digest = digest_of(self.teacher, self.probe, self.rows)
         signature = self.call_signature
-        arguments = len(signature.condition_places) + (signature.appended is not None)
-        conditions = tuple(DistinctConditions() for _ in range(arguments))
+        conditions = tuple(DistinctConditions() for _ in range(signature.all_conditions))
         chunks = self._chunks(folder / digest if folder is not None and digest is not None else None, conditions)
         latents = tuple(chunk[LATENTS] for chunk in chunks)
         if not latents:
@@ -123,7 +133,8 @@ class Source:
         """Samples some examples, or encodes some rows, in batches."""
         probe, chosen = self.probe, []
         if self.rows is not None:
-            chosen = list(items([self.rows[index] for index in indices], self.teacher))
+            rows, from_itself = [self.rows[index] for index in indices], not self.call_signature.earlier
+            chosen = list(items(rows, self.teacher, probe.call, from_itself=from_itself))
             probe, indices = _probe_of(chosen, probe), range(len(chosen))
         batches = [indices[first : first + self.batch] for first in range(0, len(indices), self.batch)]
         latents, parts = [], []
@@ -132,9 +143,11 @@ class Source:
                 with self._cache.before_denoising(self.teacher, self.component):
                     latents.append(sample_latents(self.teacher, probe, batch).cpu())
             else:
-                latents.append(self._encoder([chosen[index].picture for index in batch]))
-            parts.append(self._conditions(probe, batch))
-        tensors = [_joined(tensors, type(self.teacher).__name__) for tensors in zip(*parts, strict=True)]
+                latents.append(self._encoder([chosen[index].media for index in batch]))
+            # alone, a sample is not padded to the size of others
+            alone = [[index] for index in batch] if self.call_signature.sizes_differ else [batch]
+            parts += [self._conditions(probe, indices) for indices in alone]
+        tensors = list(zip(*parts, strict=True))
         return {LATENTS: torch.cat(latents), **split_conditions(tensors, conditions)}
 
     @cached_property
@@ -148,43 +161,40 @@ class Source:
 
     def _conditions(self, probe: Probe, batch: Sequence[int]) -> list[Tensor]:
         """The conditions of some samples; the denoiser itself runs only where guidance calls it twice."""
-        if not self.call_signature.condition_places and self.call_signature.appended is None:
+        signature = self.call_signature
+        if not signature.all_conditions:
             return []
         arguments = probe.arguments(self.teacher, batch)
-        with self._cache.before_denoising(self.teacher, self.component):
-            if self.call_signature.calls == 1:
-                calls = [named_arguments(find_denoiser(self.teacher, self.component, arguments))]
+        watched = [call.signature.component for call in signature.earlier]
+        with self._cache.before_denoising(self.teacher, self.component, *watched):
+            if signature.calls == 1:
+                calls = record_until(self.teacher, self.component, arguments)
             else:
                 calls = record_steps(self.teacher, self.component, arguments, 1)[0].calls
-        return [tensor.cpu() for tensor in self.call_signature.conditions(calls, len(batch))]
+        return [tensor.cpu() for tensor in signature.conditions(calls, len(batch))]
 
-    def _digest(self) -> str | None:
-        """Identifies the examples; None for rows without a fingerprint."""
-        rows = getattr(self.rows, "_fingerprint", None)
-        if self.rows is not None and rows is None:
-            return None
-        weights = {name: weights_digest(part) for name, part in networks(self.teacher).items()}
-        probe = self.probe.model_dump(mode="json", exclude=SAMPLING if rows is not None else None)
-        identity = json.dumps({"rows": rows, "weights": weights, "probe": probe}, sort_keys=True)
-        return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+
+def digest_of(teacher: DiffusionPipeline, probe: Probe, rows: Rows | None = None, **more: Any) -> str | None:
+    """Identifies examples; None for rows without a fingerprint."""
+    fingerprint = getattr(rows, "_fingerprint", None)
+    if rows is not None and fingerprint is None:
+        return None
+    weights = {name: weights_digest(part) for name, part in networks(teacher).items()}
+    settings = probe.model_dump(mode="json", exclude=SAMPLING if fingerprint is not None else {"categories"})
+    identity = json.dumps({"rows": fingerprint, "weights": weights, "probe": settings, **more}, sort_keys=True)
+    return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
 def _probe_of(chosen: Sequence[Item], probe: Probe) -> Probe:
     """A probe with the captions or classes of some items."""
     names = {name for item in chosen for name in item.arguments}
-    arguments = {name: tuple(item.arguments[name] for item in chosen) for name in names}
-    prompts = arguments.pop("prompt", probe.prompts)
-    return probe.replace(samples=len(chosen), prompts=prompts, call={**probe.call, **arguments})
-
-
-def _joined(batches: Sequence[Tensor], pipeline: str) -> Tensor:
-    """The conditions of some batches; all have the same size."""
-    if len(sizes := {tensor.shape[1:] for tensor in batches}) > 1:
-        first, second = sorted(sizes)[:2]
-        raise FinetuningError(
-            f"{pipeline} gives its denoiser conditions of sizes {tuple(first)} and {tuple(second)}; {UNSUPPORTED}"
-        )
-    return torch.cat(list(batches))
+    arguments: dict[str, Any] = {name: tuple(item.arguments[name] for item in chosen) for name in names}
+    arguments |= {name: torch.stack(value) for name, value in arguments.items() if isinstance(value[0], Tensor)}
+    prompts = arguments.pop("prompt", None)
+    call = {name: value for name, value in probe.call.items() if name != "prompt" or prompts is None}
+    return probe.replace(
+        samples=len(chosen), prompts=prompts or probe.prompts, categories=None, call={**call, **arguments}
+    )
 
 
 def _read(path: Path, conditions: Sequence[DistinctConditions]) -> dict[str, Tensor] | None:

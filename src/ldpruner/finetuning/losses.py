@@ -24,10 +24,15 @@ def stages(teacher: nn.Module, student: nn.Module) -> dict[str, str]:
         elif any(isinstance(part, nn.ModuleList) for part in child.children()):
             names.append(name)
     modules = dict(student.named_modules())
+    shared = {name: new for name, new in names_in(student, teacher, names).items() if new in modules}
+    return {name: new for name, new in shared.items() if type(modules[new]).__name__ not in STAND_INS}
+
+
+def names_in(student: nn.Module, teacher: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """How modules or weights of the teacher are called in the student, whose blocks may have moved up."""
     gone, left = ([*getattr(network, "config", {}).get(REMOVED, ())] for network in (teacher, student))
     pairs = {name: new_name(old_name(name, gone), left) for name in names}
-    shared = {name: str(new) for name, new in pairs.items() if new in modules}
-    return {name: new for name, new in shared.items() if type(modules[new]).__name__ not in STAND_INS}
+    return {name: new for name, new in pairs.items() if new is not None}
 
 
 @contextmanager
@@ -60,13 +65,14 @@ def latent_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 def feature_loss(teacher: Mapping[Any, Tensor], student: Mapping[Any, Tensor], *, normalize: bool) -> Tensor:
     """The mean squared difference of features, summed over the stages (Kim et al. 2023, equation 3).
 
-    Normalized, each stage of each sample counts alike whatever the size of its features (Zhang et al. 2024). Stages of
-    different shapes are left out.
+    Normalized, each stage of each sample counts alike whatever the size of its features (Zhang et al. 2024), unless
+    all are zero. Stages of different shapes are left out.
     """
     terms = []
     for name in [name for name in student if name in teacher and teacher[name].shape == student[name].shape]:
         target = teacher[name].float()
         errors = (target - student[name].float()).square().flatten(1).mean(1)
         # by sample, so that a batch shared among processes has the same loss
-        terms.append((errors / target.square().flatten(1).mean(1) if normalize else errors).mean())
+        sizes = target.square().flatten(1).mean(1)
+        terms.append((errors / sizes.where(sizes > 0, torch.ones(())) if normalize else errors).mean())
     return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -7,6 +7,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from ldpruner.errors import FinetuningError
 from ldpruner.values import MAX_COUNT, Settings, Value
 
+FEATURE_KD_WEIGHT = 0.1
+RANK = 16
+
 
 def _as_written(precision: Any) -> Any:
     """YAML takes a plain `no` for False."""
@@ -26,12 +29,22 @@ class Training(Settings):
         lr_scheduler: schedule of the learning rate, one of `diffusers.optimization.get_scheduler`.
         lr_warmup_steps: steps in which the learning rate rises from 0.
         adam_weight_decay: weight decay.
+        use_8bit_adam: whether AdamW keeps its moments in 8 bits, through bitsandbytes.
+        adapter: `lora` trains low-rank updates of the kept weights through PEFT (Hu et al. 2021, arXiv 2106.09685);
+            None trains the weights themselves.
+        rank: of the LoRA; None is 16.
+        merge_adapter: whether the LoRA is merged into the weights at the end; otherwise it stays an adapter.
+        teacher: where the teacher is while the student trains: `resident` on the device; `offloaded` to the CPU, its
+            blocks on the device while they run; or `cached`: its outputs for all steps are computed first.
         max_grad_norm: the gradient is clipped to this norm.
         ema_decay: largest decay of the exponential moving average of the weights; the average is what is kept.
         task_loss_weight: weight of the denoising loss. None is 1 with data and 0 without: on its own samples the
             teacher's output is the better target, and guided samples would teach more guidance.
         output_kd_weight: weight of the distillation loss on the teacher's output (BK-SDM, arXiv 2305.15798).
-        feature_kd_weight: weight of the distillation loss on the teacher's features at each stage.
+        feature_kd_weight: weight of the distillation loss on the teacher's features at each stage. None is 0.1, and 0
+            where only the teacher's outputs are cached.
+        timesteps: the noise levels to learn at: `all` of the schedule; or those of the `pipeline`, on the original's
+            own calls, as few-step models need (Turbo, LCM, Lightning). None is `all` where the pipeline allows it.
         autoguidance_scale: strength of autoguidance (Karras et al. 2024, arXiv 2406.02507): the model as it is
             before this finetuning is the weak model, and training moves the target away from it.
         guidance_interval: lowest and highest noise level, in 0 to 1, at which autoguidance applies (Kynkäänniemi et
@@ -44,7 +57,9 @@ class Training(Settings):
         seed: seed of the training; each step derives its own.
         validation_fraction: share of the examples that is not trained on; its loss chooses the weights.
         validation_steps: steps between two validations.
-        early_stopping_patience: validations without a better loss before training stops; None never stops early.
+        early_stopping_patience: validations without a better loss, or a better quality where that is measured, before
+            training stops; None never stops early.
+        max_hours: training stops at the first validation after this time; None sets no limit.
         checkpointing_steps: steps between two checkpoints, which is what a kill can cost.
     """
 
@@ -58,11 +73,17 @@ class Training(Settings):
     lr_warmup_steps: int = Field(default=50, ge=0, le=MAX_COUNT)
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
     adam_weight_decay: float = Field(default=0.01, ge=0)
+    use_8bit_adam: bool = False
+    adapter: Literal["lora"] | None = None
+    rank: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    merge_adapter: bool = True
+    teacher: Literal["resident", "offloaded", "cached"] = "resident"
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     task_loss_weight: float | None = Field(default=None, ge=0)
     output_kd_weight: float = Field(default=1.0, ge=0)
-    feature_kd_weight: float = Field(default=0.1, ge=0)
+    feature_kd_weight: float | None = Field(default=None, ge=0)
+    timesteps: Literal["all", "pipeline"] | None = None
     autoguidance_scale: float = Field(default=0.0, ge=0)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     snr_weighting: bool = True
@@ -73,6 +94,7 @@ class Training(Settings):
     validation_fraction: float = Field(default=0.05, gt=0, lt=1)
     validation_steps: int = Field(default=100, ge=1, le=MAX_COUNT)
     early_stopping_patience: int | None = Field(default=5, ge=1)
+    max_hours: float | None = Field(default=None, gt=0)
     checkpointing_steps: int = Field(default=100, ge=1, le=MAX_COUNT)
 
     @model_validator(mode="after")
@@ -92,14 +114,50 @@ class Training(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_memory(self) -> "Training":
+        if self.adapter is None and (self.rank is not None or not self.merge_adapter):
+            name = f"rank={self.rank}" if self.rank is not None else "merge_adapter=False"
+            raise FinetuningError(f"training {name} needs adapter='lora'")
+        if self.timesteps == "pipeline" and self.task_loss_weight:
+            raise FinetuningError(
+                f"training task_loss_weight={self.task_loss_weight:g} needs noised data, and timesteps='pipeline' "
+                "has the original's own calls; set it to 0"
+            )
+        if self.teacher == "cached" and self.feature_kd_weight:
+            raise FinetuningError(
+                f"training feature_kd_weight={self.feature_kd_weight:g} compares features, and teacher='cached' keeps "
+                "only outputs; set it to 0, or use teacher='offloaded'"
+            )
+        return self
+
     @property
     def needs_teacher(self) -> bool:
         """Whether a step runs the teacher."""
         return bool(self.output_kd_weight or self.feature_kd_weight or self.autoguidance_scale)
 
     def resolved(self, *, data: bool) -> "Training":
-        """The same with the weight of the task that fits learning from data, or from the teacher alone."""
-        return self if self.task_loss_weight is not None else self.replace(task_loss_weight=1.0 if data else 0.0)
+        """The same with weights in the place of None that fit learning from data, or from the teacher alone."""
+        defaults = {
+            "task_loss_weight": 1.0 if data and self.timesteps != "pipeline" else 0.0,
+            "feature_kd_weight": 0.0 if self.teacher == "cached" else FEATURE_KD_WEIGHT,
+            "rank": RANK if self.adapter else None,
+        }
+        return self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+
+class Quality(Value):
+    """How good the samples of a network are while it is trained.
+
+    Attributes:
+        value: of the metric.
+        reached: whether it is good enough to stop.
+        higher_is_better: whether more of it is better.
+    """
+
+    value: float
+    reached: bool
+    higher_is_better: bool = False
 
 
 class History(Value):
@@ -108,11 +166,17 @@ class History(Value):
     Attributes:
         losses: of each step.
         validation_losses: loss on the validation examples, by step; step 0 is before the first update.
-        best_step: the step whose EMA weights were kept.
-        steps: optimizer steps taken; fewer than `max_train_steps` after early stopping.
+        qualities: value of the user's metric, by step; empty if none was asked for.
+        hours: training time up to each validation, by step.
+        best_step: the step whose EMA weights were kept: those of the best quality, or else of the lowest loss.
+        steps: optimizer steps taken; fewer than `max_train_steps` if training stopped before.
+        stopped: why it stopped before: `early`, `time` or `quality`; None if it did not.
     """
 
     losses: tuple[float, ...]
     validation_losses: dict[int, float]
+    qualities: dict[int, float] = Field(default_factory=dict)
+    hours: dict[int, float] = Field(default_factory=dict)
     best_step: int
     steps: int
+    stopped: Literal["early", "time", "quality"] | None = None

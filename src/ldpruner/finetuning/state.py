@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -20,29 +20,34 @@ from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, StorageError, one_line
 from ldpruner.files import replacing
-from ldpruner.finetuning.settings import History, Training
+from ldpruner.finetuning.settings import History, Quality, Training
 from ldpruner.pipelines.offload import module_device
 
 FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
 
 
 class State:
-    """Everything that a checkpoint holds. The network is trained in full precision, whatever it ships in.
+    """Everything that a checkpoint holds. What is trained is in full precision, whatever the network ships in.
 
     Only weights that require gradients are trained: all of a network as it is loaded, a LoRA where the rest is frozen.
+    Under an adapter, the frozen weights keep their precision.
 
     Raises:
-        FinetuningError: no weight requires gradients.
+        FinetuningError: no weight requires gradients, or bitsandbytes is missing.
     """
 
     def __init__(self, module: nn.Module, training: Training, scaler: torch.amp.GradScaler | None = None) -> None:
         self.training, self.scaler = training, scaler
-        self.weights = [weight for weight in module.float().parameters() if weight.requires_grad]
+        self.weights = [weight for weight in module.parameters() if weight.requires_grad]
         if not self.weights:
             raise FinetuningError("all weights are frozen; call requires_grad_(True) on the network, or add a LoRA")
+        if getattr(module, "peft_config", None):
+            for weight in self.weights:
+                weight.data = weight.data.float()
+        else:
+            module.float()
         self.buffers = list(module.buffers())
-        fused, decay = module_device(module).type in FUSED_DEVICES, training.adam_weight_decay
-        self.optimizer = torch.optim.AdamW(self.weights, training.learning_rate, weight_decay=decay, fused=fused)
+        self.optimizer = _optimizer(self.weights, training, module_device(module))
         self.lr_scheduler = get_scheduler(
             training.lr_scheduler,
             self.optimizer,
@@ -54,22 +59,37 @@ class State:
         self.step, self.best_step, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
         self.validation_losses: dict[int, float] = {}
+        self.qualities: dict[int, float] = {}
+        self.hours: dict[int, float] = {}
+        self.reached = False
 
     @property
     def history(self) -> History:
         return History(
             losses=tuple(self.losses),
             validation_losses=self.validation_losses,
+            qualities=self.qualities,
+            hours=self.hours,
             best_step=self.best_step if self.validation_losses else self.step,
             steps=self.step,
+            stopped=self.stopped,
         )
 
     @property
-    def is_over(self) -> bool:
-        """Whether all steps are done, or the last validations had no lower loss."""
-        patience = self.training.early_stopping_patience
+    def stopped(self) -> Literal["early", "time", "quality"] | None:
+        """Why training is over before its last step."""
+        patience, limit = self.training.early_stopping_patience, self.training.max_hours
+        if self.reached:
+            return "quality"
+        if limit is not None and max(self.hours.values(), default=0.0) >= limit:
+            return "time"
         without_improvement = sum(step > self.best_step for step in self.validation_losses)
-        return self.step >= self.training.max_train_steps or (patience is not None and without_improvement >= patience)
+        return "early" if patience is not None and without_improvement >= patience else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done, or training has stopped before."""
+        return self.step >= self.training.max_train_steps or self.stopped is not None
 
     @property
     def learning_rate(self) -> float:
@@ -83,12 +103,18 @@ class State:
         self.ema.step(self.weights)
         self.step += 1
 
-    def record_validation(self, loss: float) -> None:
-        """Keeps a validation loss, and the averaged weights if it is the lowest so far."""
-        if not self.validation_losses or loss < min(self.validation_losses.values()):
+    def record_validation(self, loss: float, hours: float, quality: Quality | None = None) -> None:
+        """Keeps a validation loss, and the averaged weights if it, or the quality where there is one, is the best."""
+        sign = -1.0 if quality is not None and quality.higher_is_better else 1.0
+        earlier, value = self.validation_losses, loss
+        if quality is not None:
+            earlier, value = self.qualities, quality.value
+        if not earlier or sign * value < min(sign * other for other in earlier.values()):
             self.best_step = self.step
             self.best = [weight.clone() for weight in self.ema.shadow_params]
-        self.validation_losses[self.step] = loss
+        self.validation_losses[self.step], self.hours[self.step] = loss, hours
+        if quality is not None:
+            self.qualities[self.step], self.reached = quality.value, quality.reached
 
     @torch.no_grad()
     def load_best_(self) -> None:
@@ -119,6 +145,9 @@ class State:
             "identity": dict(identity),
             "losses": self.losses,
             "validation_losses": self.validation_losses,
+            "qualities": self.qualities,
+            "hours": self.hours,
+            "reached": self.reached,
             "best_step": self.best_step,
             "seconds": self.seconds,
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -144,7 +173,11 @@ class State:
             group["lr"] = rate
         self.ema.optimization_step = metadata["ema_step"]
         self.losses, self.step = metadata["losses"], len(metadata["losses"])
-        self.validation_losses = {int(step): loss for step, loss in metadata["validation_losses"].items()}
+        self.validation_losses, self.qualities, self.hours = (
+            {int(step): value for step, value in metadata.get(name, {}).items()}
+            for name in ("validation_losses", "qualities", "hours")
+        )
+        self.reached = metadata.get("reached", False)
         self.best_step, self.seconds = metadata["best_step"], metadata["seconds"]
         if self.scaler is not None:
             self.scaler.load_state_dict(metadata["scaler"])
@@ -156,9 +189,23 @@ class State:
             if group == "optimizer":
                 # fused AdamW walks moments in the memory order of their weight, which the file does not keep
                 weight = self.weights[int(index)].detach()
-                moment = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
-                state.setdefault(int(index), {})[name[0]] = moment
+                moment = torch.empty_like(weight, dtype=tensor.dtype) if tensor.shape == weight.shape else None
+                state.setdefault(int(index), {})[name[0]] = tensor if moment is None else moment.copy_(tensor)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def _optimizer(weights: Sequence[nn.Parameter], training: Training, device: torch.device) -> torch.optim.Optimizer:
+    rate, decay = training.learning_rate, training.adam_weight_decay
+    if not training.use_8bit_adam:
+        return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=device.type in FUSED_DEVICES)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise FinetuningError(
+            "use_8bit_adam=True needs bitsandbytes; install it with: pip install bitsandbytes"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(weights, rate, weight_decay=decay)
+    return optimizer
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:

@@ -7,26 +7,31 @@ one.
 
 import contextlib
 import copy
+import functools
+import hashlib
+import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.files import locked
+from ldpruner.finetuning.accelerator import prepare_accelerator
 from ldpruner.finetuning.dataset import Rows, open_data
 from ldpruner.finetuning.distillation import DistillationLoss, prepare_distillation
-from ldpruner.finetuning.settings import History, Training
+from ldpruner.finetuning.lora import add_lora_, merge_lora_, own_weights_, save_lora, share_weights_
+from ldpruner.finetuning.settings import RANK, History, Quality, Training
 from ldpruner.finetuning.state import State
+from ldpruner.finetuning.teacher import OutputCache, offloaded
 from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
 from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.probe import Probe
@@ -36,9 +41,15 @@ from ldpruner.runtime import cast_
 SAMPLES = 256  # of the teacher, where there is no data
 SEED_STRIDE = 1_000_003  # runs with neighbouring seeds share no step's seed
 CHECKPOINT = Path("finetuning", "state.safetensors")
-WITHOUT_EFFECT = {"gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps"}  # on the result
-ENCODING_TIMEOUT = timedelta(days=7)  # other processes wait while the first one encodes
+OUTPUTS = Path("finetuning", "outputs")  # of the teacher
+WITHOUT_EFFECT = {  # on the result
+    *("gradient_accumulation_steps", "gradient_checkpointing", "checkpointing_steps"),
+    *("teacher", "merge_adapter", "max_hours"),
+}
 
+MeasureQuality: TypeAlias = Callable[
+    [DiffusionPipeline, DiffusionPipeline], Quality
+]  # of the pruned one and the teacher
 Losses: TypeAlias = Callable[[nn.Module, torch.Generator], Iterable[Tensor]]
 
 logger = logging.getLogger(__name__)
@@ -53,6 +64,7 @@ class Trainer:
         training: how long, how fast.
         accelerator: the devices and the precision, of `prepare_accelerator`.
         validation_losses: yields the losses on the validation examples; None keeps the last averaged weights.
+        quality: measures the network with its averaged weights at each validation; the best weights by it are kept.
         checkpoint: a file for its state, from which training resumes.
         identity: what describes the run besides its settings. A checkpoint of another run is refused.
     """
@@ -65,12 +77,14 @@ class Trainer:
         accelerator: Accelerator,
         *,
         validation_losses: Losses | None = None,
+        quality: Callable[[], Quality] | None = None,
         checkpoint: Path | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.losses, self.validation_losses, self.training = losses, validation_losses, training
-        self.accelerator, self.checkpoint = accelerator, checkpoint
+        self.accelerator, self.checkpoint, self.quality = accelerator, checkpoint, quality
         self.identity = {**training.model_dump(exclude=WITHOUT_EFFECT), **(identity or {})}
+        self.digest = hashlib.blake2b(json.dumps(self.identity).encode(), digest_size=8).hexdigest()
         self.state = State(module, training, accelerator.scaler)
         self.module, self.optimizer = accelerator.prepare(module, self.state.optimizer)
         self._pending: list[tuple[Tensor, float]] = []  # losses that are still on the device, and learning rates
@@ -85,7 +99,7 @@ class Trainer:
     def __iter__(self) -> Iterator[int]:
         """Trains; yields the number of steps done so far, those before a resume included."""
         state, training = self.state, self.training
-        started = time.perf_counter() - state.seconds
+        self._started = time.perf_counter() - state.seconds
         if not state.validation_losses:
             self._validate()
         while not state.is_over:
@@ -94,7 +108,7 @@ class Trainer:
                 self._validate()
             if state.step % training.checkpointing_steps == 0 or state.is_over:
                 self._flush()
-                state.seconds = time.perf_counter() - started
+                state.seconds = time.perf_counter() - self._started
                 if self.checkpoint is not None and self.accelerator.is_main_process:
                     state.write(self.checkpoint, self.identity)
             yield state.step
@@ -109,9 +123,8 @@ class Trainer:
         return self.state.history
 
     def _step(self) -> None:
-        generator = torch.Generator().manual_seed(self.training.seed * SEED_STRIDE + self.state.step)
         losses = []
-        for loss in self.losses(self.module, generator):
+        for loss in self.losses(self.module, step_generator(self.training, self.state.step)):
             self.accelerator.backward(loss / self.training.gradient_accumulation_steps)
             losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.state.weights, self.training.max_grad_norm)
@@ -126,12 +139,22 @@ class Trainer:
         self._flush()
         if self.validation_losses is None:
             return
-        generator = torch.Generator().manual_seed((self.training.seed + 1) * SEED_STRIDE - 1)
         with self.state.averaged():
-            losses = list(self.validation_losses(self.module, generator))
-        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
-        self.state.record_validation(loss)
-        self.accelerator.log({"validation_loss": loss}, step=self.state.step)
+            losses = list(self.validation_losses(self.module, validation_generator(self.training)))
+            quality = self._measure()
+        hours = torch.full_like(losses[0], (time.perf_counter() - self._started) / 3600)
+        means = self.accelerator.reduce(torch.stack([torch.stack(losses).mean(), hours]), "mean")
+        loss, elapsed = means.tolist()  # of all processes, so that they stop together
+        self.state.record_validation(loss, elapsed, quality)
+        values = {"validation_loss": loss, **({"quality": quality.value} if quality is not None else {})}
+        self.accelerator.log(values, step=self.state.step)
+
+    def _measure(self) -> Quality | None:
+        """The quality of the averaged weights, measured by one process."""
+        if self.quality is None:
+            return None
+        shared = [self.quality() if self.accelerator.is_main_process else None]
+        return cast(Quality, broadcast_object_list(shared)[0])
 
     def _flush(self) -> None:
         """Fetches the losses of the last steps from the device, all at once."""
@@ -153,7 +176,7 @@ class Trainer:
             )
 
 
-def finetune(
+def finetune(  # noqa: PLR0913  (each is a choice of its own)
     pruned: DiffusionPipeline,
     teacher: DiffusionPipeline,
     data: Path | str | Rows | None = None,
@@ -163,6 +186,7 @@ def finetune(
     training: Training | None = None,
     run: Path | str | None = None,
     report_to: Sequence[Any] = (),
+    quality: MeasureQuality | None = None,
 ) -> History:
     """Trains a pruned pipeline's denoiser in place, with the original as teacher.
 
@@ -178,12 +202,15 @@ def finetune(
         training: how long, how fast, by which losses.
         run: a folder for examples and checkpoints; the same call again resumes there.
         report_to: trackers of Accelerate, or their names, such as `tensorboard`.
+        quality: measures the pruned pipeline, given it and the teacher, at each validation. The best weights by it are
+            kept, and training stops when it says so.
 
     Raises:
         FinetuningError: the pipeline, the data or the settings do not fit.
         RunFolderBusy: another process is writing into the folder.
     """
     options: dict[str, Any] = {"component": component, "training": training, "run": run, "report_to": report_to}
+    options["quality"] = quality
     with locked(run) if run is not None else contextlib.nullcontext():
         work = Finetuning(pruned, teacher, data, probe=probe, **options)
         for _ in work:
@@ -194,7 +221,7 @@ def finetune(
 class Finetuning(Trainer):
     """A finetuning run, with the arguments of `finetune`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is a choice of its own)
         self,
         pruned: DiffusionPipeline,
         teacher: DiffusionPipeline,
@@ -205,29 +232,29 @@ class Finetuning(Trainer):
         training: Training | None = None,
         run: Path | str | None = None,
         report_to: Sequence[Any] = (),
+        quality: MeasureQuality | None = None,
     ) -> None:
         training = (training or Training()).resolved(data=data is not None)
+        if quality is not None and training.teacher != "resident":
+            raise FinetuningError(f"teacher={training.teacher!r}: the quality is measured beside a resident teacher")
         folder = Path(run) if run is not None else None
         accelerator = prepare_accelerator(training, teacher.device, folder, report_to)
         rows, probe = open_data(data) if data is not None else None, probe or Probe(samples=SAMPLES)
         with accelerator.main_process_first():
-            self.distillation = prepare_distillation(teacher.to(accelerator.device), rows, probe, component, folder)
+            self.distillation = prepare_distillation(
+                teacher.to(accelerator.device), rows, probe, component, folder, training.timesteps
+            )
         self._student: Any = networks(pruned)[self.distillation.component]
         self._placement = module_device(self._student), module_dtype(self._student)
         student: Any = self._student.to(accelerator.device).eval()
         weak_model = copy.deepcopy(student).requires_grad_(False) if training.autoguidance_scale else None
+        if training.adapter == "lora":
+            add_lora_(student, training.rank or RANK, training.seed)
         if training.gradient_checkpointing:
             try:
                 student.enable_gradient_checkpointing()
             except ValueError as error:
                 raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
-        identity: dict[str, Any] = {
-            "network": architecture(student).digest,
-            "examples": self.distillation.examples.digest,
-            "weak_model": weights_digest(weak_model) if weak_model is not None else None,
-        }
-        if frozen := [name for name, weight in student.named_parameters() if not weight.requires_grad]:
-            identity["frozen"] = frozen
         loss = DistillationLoss(self.distillation, student, weak_model, training, accelerator)
         super().__init__(
             student,
@@ -235,9 +262,11 @@ class Finetuning(Trainer):
             training,
             accelerator,
             validation_losses=loss.validation_losses,
+            quality=functools.partial(self._quality, pruned, teacher, quality) if quality is not None else None,
             checkpoint=folder / CHECKPOINT if folder is not None else None,
-            identity=identity,
+            identity=_identity(student, weak_model, self.distillation.examples.digest),
         )
+        self._place_teacher(teacher, loss, folder)
 
     @property
     def is_first(self) -> bool:
@@ -247,45 +276,67 @@ class Finetuning(Trainer):
     def finish(self) -> History:
         """Loads the best weights into the pruned pipeline, on its device and in its precision; returns the history."""
         history = super().finish()
+        self._teacher_place.close()
         if self.training.gradient_checkpointing:
             self._student.disable_gradient_checkpointing()
         device, dtype = self._placement
-        cast_(self._student.to(device), dtype)
+        own_weights_(self._student.to(device), self.distillation.teacher)
+        if self.training.adapter and self.training.merge_adapter:
+            merge_lora_(self._student)
+        cast_(self._student, dtype)
         return history
 
+    def _quality(self, pruned: DiffusionPipeline, teacher: DiffusionPipeline, measure: MeasureQuality) -> Quality:
+        """Measures the student in the precision of its pipeline; the weights in training stay as they are."""
+        trained = [(weight, weight.data) for weight in (*self._student.parameters(), *self._student.buffers())]
+        pruned.to(self.accelerator.device)
+        cast_(self._student, self._placement[1])
+        try:
+            return measure(pruned, teacher)
+        finally:
+            for weight, data in trained:
+                weight.data = data
 
-def prepare_accelerator(
-    training: Training, device: torch.device, folder: Path | None = None, report_to: Sequence[Any] = ()
-) -> Accelerator:
-    """The devices, the precision and the trackers of a training run.
+    def write_adapter(self, folder: Path) -> None:
+        """Writes the adapter that `finish` left in the network, and merges it."""
+        if self.training.adapter and not self.training.merge_adapter:
+            save_lora(self._student, self.distillation.component, folder)
+            merge_lora_(self._student)
 
-    Raises:
-        FinetuningError: a tracker is not installed, or a batch cannot be shared among the processes.
-    """
-    # Otherwise Accelerate keeps the precision and the device of the first accelerator of the process.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # a pruned network may have a weight that nothing reads, and gradient checkpointing needs a static graph
-    handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT)]
-    try:
-        accelerator = Accelerator(
-            mixed_precision=training.mixed_precision,
-            cpu=device.type == "cpu",
-            log_with=list(report_to) or None,
-            project_dir=str(folder or "."),
-            kwargs_handlers=handlers,
-        )
-    except ValueError as error:
-        raise FinetuningError(f"report_to={list(report_to)}: {one_line(error)}") from error
-    if len(accelerator.log_with) != len(report_to):
-        raise FinetuningError(f"report_to={list(report_to)}: not all of their packages are installed")
-    passes = accelerator.num_processes * training.gradient_accumulation_steps
-    if training.train_batch_size % passes:
-        raise FinetuningError(
-            f"train_batch_size={training.train_batch_size} cannot be shared among {accelerator.num_processes} "
-            f"processes in {training.gradient_accumulation_steps} passes each; choose a multiple of {passes}"
-        )
-    if report_to:
-        accelerator.init_trackers("ld-pruner", config=training.model_dump(exclude_none=True))
-    return accelerator
+    def _place_teacher(self, teacher: DiffusionPipeline, loss: DistillationLoss, folder: Path | None) -> None:
+        """Puts the teacher where the settings want it, until `finish` puts it back."""
+        self._teacher_place = contextlib.ExitStack()
+        device, training = self.accelerator.device, self.training
+        if training.teacher == "resident":
+            share_weights_(self._student, self.distillation.teacher)
+            return
+        if training.teacher == "cached":
+            cache = OutputCache(folder / OUTPUTS / self.digest if folder is not None else None)
+            steps = (step_generator(training, step) for step in range(self.state.step, training.max_train_steps))
+            loss.cache_outputs(cache, steps, validation_generator(training))
+            self._teacher_place.callback(cache.clear)
+        self._teacher_place.callback(teacher.to, device)
+        teacher.to("cpu")
+        if training.teacher == "offloaded":
+            self._teacher_place.enter_context(offloaded(self.distillation.teacher, device))
+
+
+def step_generator(training: Training, step: int) -> torch.Generator:
+    """The random numbers of a step."""
+    return torch.Generator().manual_seed(training.seed * SEED_STRIDE + step)
+
+
+def validation_generator(training: Training) -> torch.Generator:
+    """The random numbers of each validation."""
+    return torch.Generator().manual_seed((training.seed + 1) * SEED_STRIDE - 1)
+
+
+def _identity(student: nn.Module, weak_model: nn.Module | None, examples: str) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "network": architecture(student).digest,
+        "examples": examples,
+        "weak_model": weights_digest(weak_model) if weak_model is not None else None,
+    }
+    if frozen := [name for name, weight in student.named_parameters() if not weight.requires_grad]:
+        identity["frozen"] = frozen
+    return identity

@@ -5,25 +5,25 @@ Nothing here knows an architecture by name. One call is traced, and three rules 
 - An operator whose outputs have the shapes of its inputs can become the identity.
 - An operator whose output is only added to what it was computed from is a residual branch; it becomes zero.
 - A block that changes its width can be reduced to the projection on its own shortcut.
+
+Where a residual branch is added decides how coarse an operator is: a block adds branches inside itself.
 """
 
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal, TypeAlias
 
-from diffusers import DiffusionPipeline
 from pydantic import Field
 
-from ldpruner.errors import NothingToRemove, OperatorNotFound
 from ldpruner.operators.module_types import module_type
 from ldpruner.operators.names import ancestors, as_tuple, by_ancestor, overlap
 from ldpruner.operators.tracing import Call, Dataflow, Selector, trace
-from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
+from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.pipelines.fingerprints import count_parameters
-from ldpruner.pipelines.running import Arguments, check_arguments
 from ldpruner.values import Value
 
 ModificationName: TypeAlias = Literal["identity", "zero", "shortcut"]
+Granularity: TypeAlias = Literal["block", "branch", "leaf"]  # coarse to fine
 OutputSource: TypeAlias = int | str | tuple[int | str | None, ...]
 
 # By name: a folder that was opened with remote code has classes of its own.
@@ -59,11 +59,13 @@ class Candidate(Removal):
         leaves: the names of the leaf modules that would be gone; candidates that share one exclude each other.
         parameters: how many weights would be gone.
         macs: multiply-accumulates saved in one denoiser call on one sample.
+        granularity: `block` if it adds residual branches inside itself, `branch` if it is such a branch, else `leaf`.
     """
 
     leaves: tuple[str, ...]
     parameters: int
     macs: int
+    granularity: Granularity = "leaf"
 
 
 class Operator(Value):
@@ -94,64 +96,9 @@ class Operator(Value):
     def modifications(self) -> tuple[ModificationName, ...]:
         return tuple(candidate.modification for candidate in self.candidates)
 
-
-def find_operators(
-    pipeline: DiffusionPipeline,
-    component: str | None = None,
-    call: Arguments | None = None,
-    *,
-    ignore: str | Sequence[str] = (),
-    targets: str | Sequence[str] = (),
-) -> tuple[Operator, ...]:
-    """Lists what can be removed from a pipeline's denoiser, in the order in which it runs.
-
-    One denoiser call is traced on the meta device: no weights are needed or changed.
-
-    Args:
-        pipeline: any diffusers pipeline.
-        component: the name of the denoiser, for pipelines with more than one.
-        call: further arguments that the pipeline's call needs.
-        ignore, targets: one or several glob patterns of operators to leave out or to keep, see `matching`.
-
-    Raises:
-        DenoiserNotFound: the pipeline cannot be run or has no denoiser.
-        ProbeError: its call takes no such argument.
-        OperatorNotFound: a pattern matches no operator.
-    """
-    check_arguments(pipeline, call or ())
-    return matching(operators_of(find_denoiser(pipeline, component, call)), ignore=ignore, targets=targets)
-
-
-def matching(
-    operators: Sequence[Operator], *, ignore: str | Sequence[str] = (), targets: str | Sequence[str] = ()
-) -> tuple[Operator, ...]:
-    """The operators that glob patterns of their dotted names leave; `*` matches dots too.
-
-    Args:
-        operators: which to choose from.
-        ignore: leaves these out. An operator that holds one may still be removed as a whole: to protect a block, name
-            it too (`mid_block*`).
-        targets: keeps only these; empty keeps all.
-
-    Raises:
-        OperatorNotFound: a pattern matches no operator.
-        NothingToRemove: no operator is left.
-    """
-    ignore, targets = as_tuple(ignore), as_tuple(targets)
-    names = [operator.name for operator in operators]
-    for pattern in (*ignore, *targets):
-        if not _matches(pattern, names):
-            raise OperatorNotFound(pattern, names)
-    ignored = {name for pattern in ignore for name in _matches(pattern, names)}
-    targeted = {name for pattern in targets for name in _matches(pattern, names)} if targets else set(names)
-    left = tuple(operator for operator in operators if operator.name in targeted - ignored)
-    if not left:
-        raise NothingToRemove(f"ignore={list(ignore)}, targets={list(targets)} leave no operator; ignore less")
-    return left
-
-
-def _matches(pattern: str, names: Sequence[str]) -> list[str]:
-    return [name for name in names if fnmatchcase(name, pattern)]
+    @property
+    def granularity(self) -> Granularity:
+        return self.candidates[0].granularity  # it has one candidate at least, and the same for all
 
 
 def operators_of(denoiser: Denoiser, flow: Dataflow | None = None) -> tuple[Operator, ...]:
@@ -219,7 +166,7 @@ class _Search:
 
     def _modifications(self, name: str) -> Iterator[tuple[ModificationName, OutputSource]]:
         if (source := self._output_source(name)) is not None:
-            if all(self._is_added_back(call) for call in self.flow.calls[name]):  # a residual branch
+            if name in self._branches:
                 yield "zero", source
             yield "identity", source
         elif (projection := self._shortcut(name)) is not None:
@@ -242,7 +189,25 @@ class _Search:
             leaves=tuple(dict.fromkeys([*self._dead_leaves(gone), *sorted(leaves)])),
             parameters=count_parameters(*removed) - kept,
             macs=self.flow.macs(gone) // self.denoiser.rows,
+            granularity=self._granularity(name, modification),
         )
+
+    def _granularity(self, name: str, modification: ModificationName) -> Granularity:
+        inside = self.nodes[name]
+        parts = (self._branches.get(part, set()) for part in self.parts[name] if part != name)
+        if modification == "shortcut" or any(additions and additions <= inside for additions in parts):
+            return "block"
+        return "branch" if modification == "zero" else "leaf"
+
+    @cached_property
+    def _branches(self) -> dict[str, set[int]]:
+        """The additions of each module whose outputs are only added to what they were computed from."""
+        branches = {}
+        for name, calls in self.flow.calls.items():
+            if all(self._is_added_back(call) for call in calls):
+                ends = [(output, call.end) for call in calls for output in call.results]
+                branches[name] = {node for end in ends for node in self.flow.following_additions(*end) or ()}
+        return branches
 
     def _dead_modules(self, name: str, dead: set[int]) -> tuple[str, ...]:
         """The outermost other modules that a removal leaves without a reader, and that can become the identity."""

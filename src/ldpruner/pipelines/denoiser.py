@@ -4,7 +4,8 @@ import contextlib
 import functools
 import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,12 +42,14 @@ class Denoiser:
         module: the network.
         arguments: positional arguments of the recorded call.
         options: keyword arguments of the recorded call.
+        rows_per_step: batch sizes of all its calls in one step: guidance takes one call on two rows, or two calls.
     """
 
     component: str
     module: nn.Module
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    rows_per_step: int = 1
 
     @property
     def rows(self) -> int:
@@ -80,8 +83,8 @@ def find_denoiser(
     """Finds the denoiser by running the pipeline up to the first step of its scheduler.
 
     The last network that runs before that step is the denoiser. Its first call is recorded, because guidance may call
-    it again on fewer rows. With `component`, the pipeline runs until that network is called: where two denoisers share
-    the steps, the second is called later. The weights may be on the meta device.
+    it again on fewer rows. With `component`, the pipeline runs to the end of the first step that calls that network:
+    where two denoisers share the steps, the second is called later. The weights may be on the meta device.
 
     Raises:
         DenoiserNotFound: the pipeline cannot be run, or no network runs in its loop.
@@ -98,9 +101,9 @@ def find_denoiser(
         raise DenoiserNotFound(
             f"{type(pipeline).__name__} {problem}; components: {', '.join(sorted(pipeline.components)) or 'none'}"
         )
-    denoiser = next(recorded for recorded in calls if recorded.component == calls[-1].component)
-    _check_compiled(denoiser)
-    return denoiser
+    own = [recorded for recorded in calls if recorded.component == calls[-1].component]
+    _check_compiled(own[0])
+    return replace(own[0], rows_per_step=sum(recorded.rows for recorded in own))
 
 
 def _complete_call(call: Arguments) -> Arguments:
@@ -111,24 +114,22 @@ def _complete_call(call: Arguments) -> Arguments:
 
 
 def _record_calls(pipeline: DiffusionPipeline, component: str | None, arguments: Arguments) -> list[Denoiser]:
-    """The calls of networks up to the first scheduler step, or to the first call of a named component."""
+    """The calls of networks up to the first scheduler step, or to the one after a named component is called."""
     calls: list[Denoiser] = []
 
     def record(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         calls.append(Denoiser(name, module, *copied((args, kwargs))))
-        if name == component:
-            raise StopPipeline
 
-    def stop(*_: Any, **__: Any) -> None:
-        raise StopPipeline
+    def is_called() -> bool:
+        return component is None or any(recorded.component == component for recorded in calls)
 
     with contextlib.ExitStack() as stack:
         for name, module in networks(pipeline).items():
             hook = functools.partial(record, name)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
-        for scheduler in schedulers(pipeline) if component is None else ():
-            stack.enter_context(patched(scheduler, step=stop))
+        for scheduler in schedulers(pipeline):
+            stack.enter_context(patched(scheduler, step=_stopping(scheduler.step, is_called)))
         try:
             run_pipeline(pipeline, arguments)
         except Exception as error:
@@ -139,6 +140,17 @@ def _record_calls(pipeline: DiffusionPipeline, component: str | None, arguments:
                 ) from error
             raise DenoiserNotFound(_why_not_run(pipeline, arguments, error)) from error
     return calls
+
+
+def _stopping(step: Callable[..., Any], is_over: Callable[[], bool]) -> Callable[..., Any]:
+    """A scheduler's step that leaves the pipeline once all that is wanted has happened."""
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        if is_over():
+            raise StopPipeline
+        return step(*args, **kwargs)
+
+    return stop
 
 
 def _why_not_run(pipeline: DiffusionPipeline, arguments: Arguments, error: Exception) -> str:

@@ -1,18 +1,20 @@
 """The probe: which samples are compared, the same for every operator and on every machine."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
-from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
-from ldpruner.errors import ProbeError, one_line, shown
+from ldpruner.errors import ProbeError, shown
 from ldpruner.pipelines.call_values import as_json, digests_in, from_json
-from ldpruner.pipelines.running import accepted_arguments, check_arguments
+from ldpruner.pipelines.prompts import read_prompts
+from ldpruner.pipelines.running import accepted_arguments, check_arguments, networks
 from ldpruner.values import MAX_COUNT, Settings
 
 ROWS = ("prompt", "embed", "latents")  # in the names of tensors with a row for each sample
@@ -43,32 +45,10 @@ GENERAL_PROMPTS = (
 )
 
 
-def read_prompts(prompts: Any) -> Any:
-    """The prompts of a text file, one on each line; what is not the path of a file stays as it is.
-
-    Raises:
-        ProbeError: the file cannot be read or is empty.
-    """
-    if not isinstance(prompts, (str, Path)):
-        return prompts
-    try:
-        lines = Path(prompts).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise ProbeError(
-            f"probe prompts={str(prompts)!r}: {one_line(error)}; give a text file or a sequence of prompts"
-        ) from error
-    texts = tuple(line.strip() for line in lines if line.strip())
-    if any("\0" in text for text in texts):
-        raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds NUL bytes; save it as UTF-8 text")
-    if not texts:
-        raise ProbeError(f"probe prompts={str(prompts)!r}: the file holds no prompt; write one on each line")
-    return texts
-
-
-def _as_tuple(prompts: Sequence[str] | None) -> tuple[str, ...] | None:
-    if prompts is not None and not prompts:
+def _as_tuple(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    if texts is not None and not texts:
         raise ValueError("at least one prompt")
-    return tuple(prompts) if prompts is not None else None
+    return tuple(texts) if texts is not None else None
 
 
 class Probe(Settings):
@@ -80,8 +60,9 @@ class Probe(Settings):
         samples: number of samples (m in the paper).
         steps: denoising steps of each (k in the paper).
         seed: each sample derives its own seed from it.
-        prompts: for text pipelines, a sequence or the path of a text file with one prompt on each line. Sample i takes
-            prompt i; the prompts start again when they run out.
+        prompts: for text pipelines, a sequence or the path of a file (see `read_prompts`). Sample i takes prompt i;
+            the prompts start again when they run out.
+        categories: of each prompt, by which an evaluation groups its metrics; a file of prompts brings its own.
         guidance: scale of classifier-free guidance; None keeps the default of the pipeline.
         call: further arguments of the call of the pipeline, such as `height`. Texts (`negative_prompt`), images and
             rows of tensors (`image_embeds`) may be one for all samples, or several that are used in turn. JSON keeps
@@ -94,9 +75,18 @@ class Probe(Settings):
     samples: int = Field(default=16, ge=1, le=MAX_COUNT)
     steps: int = Field(default=25, ge=1, le=MAX_COUNT)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    prompts: Annotated[Sequence[str] | Path | None, BeforeValidator(read_prompts), AfterValidator(_as_tuple)] = None
+    prompts: Annotated[Sequence[str] | Path | None, AfterValidator(_as_tuple)] = None
+    categories: Annotated[Sequence[str] | None, AfterValidator(_as_tuple)] = None
     guidance: float | None = None
     call: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_prompts(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or not isinstance(path := fields.get("prompts"), (str, Path)):
+            return fields
+        prompts = read_prompts(path)
+        return {**fields, "prompts": prompts.texts, "categories": prompts.categories}
 
     @field_validator("call")
     @classmethod
@@ -114,6 +104,13 @@ class Probe(Settings):
                 raise ProbeError(f"probe {setting} and call {argument!r} are given; choose one")
         return self
 
+    @model_validator(mode="after")
+    def _check_categories(self) -> "Probe":
+        prompts = self.prompts if isinstance(self.prompts, tuple) else ()
+        if self.categories is not None and len(self.categories) != len(prompts):
+            raise ProbeError(f"probe has {len(self.categories)} categories for {len(prompts)} prompts; give each one")
+        return self
+
     def sample_seed(self, index: int) -> int:
         """The seed of one sample, the same on every machine."""
         (state,) = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)
@@ -123,6 +120,10 @@ class Probe(Settings):
         """The prompt of one sample."""
         prompts = tuple(self.prompts) if isinstance(self.prompts, Sequence) else ()
         return prompts[index % len(prompts)] if prompts else None
+
+    def category(self, index: int) -> str | None:
+        """The category of the prompt of one sample."""
+        return self.categories[index % len(self.categories)] if self.categories else None
 
     def sample_settings(self) -> list[dict[str, Any]]:
         """The seed of each sample, and its prompt if there is one."""
@@ -201,6 +202,25 @@ class Probe(Settings):
     @field_serializer("call", when_used="json")
     def _call_as_json(self, call: Mapping[str, Any]) -> dict[str, Any]:
         return {name: as_json(value) for name, value in call.items()}
+
+
+def default_size(pipeline: DiffusionPipeline) -> tuple[int, int] | None:
+    """The height and the width in pixels of what a pipeline makes if its call names none; None if it does not say.
+
+    Diffusers has both in the signature of the call, or multiplies a size in latents by the autoencoder's scale.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    if not SIZE.keys() <= parameters.keys():
+        return None
+    height, width = (parameters[name].default for name in SIZE)
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    configured = [network.config for network in networks(pipeline).values() if isinstance(network, ModelMixin)]
+    sides = [getattr(config, "sample_size", None) for config in configured]
+    own, scale = (getattr(pipeline, name, None) for name in ("default_sample_size", "vae_scale_factor"))
+    # The size of the denoiser is the smallest: that of the autoencoder is in pixels.
+    latents = own or min((side for side in sides if isinstance(side, int)), default=None)
+    return (latents * scale,) * 2 if isinstance(latents, int) and isinstance(scale, int) else None
 
 
 def _is_of_samples(name: str, value: Any) -> bool:

@@ -31,11 +31,14 @@ class CallCache:
         self._max_bytes, self._outputs = max_bytes, OrderedDict[Hashable, tuple[Any, int]]()
 
     @contextlib.contextmanager
-    def before_denoising(self, pipeline: DiffusionPipeline, component: str) -> Iterator[None]:
-        """Caches the calls of all networks but the denoiser, for one call of the pipeline, until the denoiser runs."""
+    def before_denoising(self, pipeline: DiffusionPipeline, component: str, *watched: str) -> Iterator[None]:
+        """Caches the calls of all networks but the denoiser, for one call of the pipeline, until the denoiser runs.
+
+        Networks that are watched run each time: a cached call runs no hooks.
+        """
         with contextlib.ExitStack() as stack:
             for name, network in networks(pipeline).items():
-                if name != component:
+                if name not in (component, *watched):
                     cached = self._cached_call(name, functools.partial(type(network).__call__, network))
                     stack.enter_context(patched(network, __call__=cached))  # `forward` may be a hook's
             denoiser = networks(pipeline)[component]

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import yaml
 
 from ldpruner.budget import QUANTITIES
-from ldpruner.evaluation.evaluate import COSTS, Evaluation
-from ldpruner.evaluation.metrics import HIGHER_IS_BETTER, Measure
+from ldpruner.evaluation.evaluate import Evaluation
+from ldpruner.evaluation.measures import COSTS, Measure
 from ldpruner.profiling.benchmark import Comparison
 from ldpruner.publishing.markdown import code, plain, table
 from ldpruner.publishing.origin import Origin
@@ -167,7 +167,7 @@ def _along(cascaded: tuple[str, ...]) -> str:
 
 def _measure_row(measure: Measure) -> tuple[str, ...]:
     title, unit = UNITS.get(measure.metric, (measure.metric.replace("_", " "), 1))
-    arrow = "↑" if measure.metric in HIGHER_IS_BETTER else "↓"
+    arrow = "↑" if measure.higher_is_better else "↓"
     values = [measure.original, measure.pruned, *(measure.interval or (None, None)), measure.noise_floor]
     original, pruned, low, high, noise = ["" if value is None else f"{value / unit:.4g}" for value in values]
     return f"{plain(title)} {arrow}", original, pruned, f"{low} to {high}" if low else "", noise

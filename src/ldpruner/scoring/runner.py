@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 
 from ldpruner.budget import Budget
 from ldpruner.errors import NothingToRemove, OperatorNotFound, ProbeError
-from ldpruner.operators.discovery import Candidate, Operator, operators_of
+from ldpruner.operators.choosing import choose_operators, default_granularity
+from ldpruner.operators.discovery import Candidate, Granularity, Operator
 from ldpruner.operators.native import native_groups
 from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import find_denoiser
@@ -40,16 +41,21 @@ logger = logging.getLogger(__name__)
 class ScoringRun:
     """A scoring run: an iterable with a length that samples everything, as in the paper, then `scores()`.
 
-    The arguments are those of `score_operators`, which samples only what matters.
+    The arguments are those of `score_operators`, which samples only what matters. Without `operators`, those are
+    scored that `choose_operators` gives for `granularity`, `ignore`, `targets` and `native`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is a choice of its own)
         self,
         pipeline: DiffusionPipeline,
         operators: Sequence[Operator] | None = None,
         probe: Probe | None = None,
         *,
         component: str | None = None,
+        granularity: Granularity | None = None,
+        ignore: Sequence[str] = (),
+        targets: Sequence[str] = (),
+        native: bool = False,
         run: Path | str | None = None,
         metric: Metric = "mean_std",
         batch_size: int = BATCH_SIZE,
@@ -63,7 +69,9 @@ class ScoringRun:
         self.probe = self._completed(probe or Probe())
         component = operators[0].component if operators else component
         self.denoiser = find_denoiser(pipeline, component, self.probe.arguments(pipeline, [0]))
-        self.operators = operators_of(self.denoiser) if operators is None else tuple(operators)
+        self.granularity = granularity or default_granularity(self.denoiser.module)
+        chosen: dict[str, Any] = {"granularity": self.granularity, "ignore": ignore, "targets": targets}
+        self.operators = tuple(operators or choose_operators(self.denoiser, native=native, **chosen))
         self._check_operators()
         self.store = RunStore(run, self._identity())
         try:
@@ -231,7 +239,7 @@ class ScoringRun:
             "device": module_device(self.denoiser.module).type,
             "versions": installed_versions(),
             "scheduler": [repr((type(stepper).__name__, _own_settings(stepper))) for stepper in steppers],
-            "probe": self.probe.model_dump(mode="json", exclude={"samples"}),
+            "probe": self.probe.model_dump(mode="json", exclude={"samples", "categories"}),
         }
 
     def _check_operators(self) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 from ldpruner.budget import QUANTITIES, Budget, Predicted
 from ldpruner.errors import BudgetError
 from ldpruner.knapsack import TOLERANCE, Floats, Knapsack
+from ldpruner.operators.choosing import GRANULARITIES, up_to
+from ldpruner.operators.discovery import Granularity
 from ldpruner.scoring.importance import power
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import RULES, Plan, PlannedRemoval, Rule
@@ -21,7 +23,15 @@ from ldpruner.values import check_choice
 REDRAWS = 8  # of scores within their errors, for selection frequencies
 
 
-def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", native: bool = False, seed: int = 0) -> Plan:
+def select(
+    scores: Scores,
+    budget: Budget,
+    *,
+    rule: Rule = "knapsack",
+    native: bool = False,
+    granularity: Granularity | None = None,
+    seed: int = 0,
+) -> Plan:
     """Chooses what to remove so that a budget is met at the least cost.
 
     Args:
@@ -31,13 +41,14 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", native: b
             removals in random order, to compare with.
         native: remove only what the denoiser's class can express, such as whole blocks: the pruned pipeline is then a
             plain folder of diffusers. The plan's provenance says what the best of all plans costs.
+        granularity: remove only `block`s, or blocks and `branch`es; None and `leaf` remove whatever was scored.
         seed: of the random order.
 
     Raises:
         BudgetError: the budget cannot be reached; the message says what can.
     """
     check_choice("rule", rule, RULES, BudgetError)
-    removable = [score for score in scores.scores if math.isfinite(score.score)]
+    removable = _removable(scores, granularity or "leaf")
     members = _members(scores, removable, native=native)
     knapsack = scores.knapsack(removable, budget).merged(members)
     costs = members @ scores.removal_costs(removable)
@@ -74,6 +85,15 @@ def select(scores: Scores, budget: Budget, *, rule: Rule = "knapsack", native: b
         machine=scores.costs.machine,
         provenance=_provenance(scores) | (_native_costs(scores, removable, budget, chosen) if native else {}),
     )
+
+
+def _removable(scores: Scores, granularity: Granularity) -> list[Score]:
+    """The scores of what can be removed and is as coarse as a granularity."""
+    check_choice("granularity", granularity, GRANULARITIES, BudgetError)
+    coarse = [score for score in scores.scores if score.candidate.granularity in up_to(granularity)]
+    if scores.scores and not coarse:
+        raise BudgetError(f"granularity={granularity!r}: nothing that coarse was scored; score again, or leave it out")
+    return [score for score in coarse if math.isfinite(score.score)]
 
 
 def _members(scores: Scores, removable: Sequence[Score], *, native: bool) -> Floats:
