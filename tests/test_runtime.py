@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,19 +147,6 @@ def test_what_saving_cannot_do_is_an_error(pruned: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="safetensors only"):
         pruned.save_pretrained(tmp_path, safe_serialization=False)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.case(number=45)
-def test_push_to_hub_uploads_what_saving_writes(pruned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = "diffusers.utils.hub_utils"
-    monkeypatch.setattr(f"{hub}.create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
-    monkeypatch.setattr(f"{hub}.load_or_create_model_card", lambda *_, **__: SimpleNamespace(save=lambda _: None))
-    monkeypatch.setattr(f"{hub}.populate_model_card", lambda card: card)
-    monkeypatch.setattr(
-        f"{hub}.upload_folder", lambda folder_path, **_: shutil.copytree(folder_path, tmp_path / "hub")
-    )
-    pruned.push_to_hub("owner/name")
-    assert same(type(pruned).from_pretrained(tmp_path / "hub"), pruned)
 
 
 @pytest.mark.case(number=45)
