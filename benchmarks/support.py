@@ -160,18 +160,18 @@ def _first_that_runs(choices: list[Configuration]) -> dict[str, Any]:
     """What comes of the first configuration that runs without ld-pruner."""
     result = {"stage": "configuration", "error": "no small configuration of it is known"}
     for configuration in choices:
-        result = _tried_apart(configuration)
+        result = apart(functools.partial(_tried, configuration))
         if result["stage"] not in UNTRIED:
             break
     logging.info("%s", result)
     return result
 
 
-def _tried_apart(configuration: Configuration) -> dict[str, Any]:
-    """Tries a pipeline in a process of its own: it may take all memory, or never end."""
+def apart(trial: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Tries something in a process of its own: it may take all memory, or never end."""
     context = get_context("fork")
     here, there = context.Pipe()
-    process = context.Process(target=_send, args=(there, configuration))
+    process = context.Process(target=_send, args=(there, trial))
     process.start()
     there.close()
     result: dict[str, Any] = {"stage": "time", "error": f"over {SECONDS} s"}
@@ -185,11 +185,11 @@ def _tried_apart(configuration: Configuration) -> dict[str, Any]:
     return result
 
 
-def _send(pipe: Any, configuration: Configuration) -> None:
+def _send(pipe: Any, trial: Callable[[], dict[str, Any]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    pipe.send(_tried(configuration))
+    pipe.send(trial())
 
 
 def _tried(configuration: Configuration) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _stages(pipeline: DiffusionPipeline, inputs: dict[str, Any], folder: Path) -
     probe = ldpruner.Probe(samples=2, steps=steps, call=inputs)
     operators = ldpruner.find_operators(pipeline, call=probe.arguments(pipeline, [0]))
     yield "score"
-    removal = _largest_removable(pipeline, operators, probe)
+    removal = largest_removable(pipeline, operators, probe)
     yield "prune"
     plan = Plan(removed=(PlannedRemoval(removal=removal),), component=operators[0].component)
     pruned = ldpruner.prune(pipeline, plan)
@@ -235,7 +235,7 @@ def _stages(pipeline: DiffusionPipeline, inputs: dict[str, Any], folder: Path) -
             raise ValueError("the reloaded pipeline gives other latents")
 
 
-def _largest_removable(pipeline: DiffusionPipeline, operators: Any, probe: ldpruner.Probe) -> Any:
+def largest_removable(pipeline: DiffusionPipeline, operators: Any, probe: ldpruner.Probe) -> Any:
     """Scores some operators, and returns the removal with most parameters that leaves a network that runs."""
     largest_first = sorted(operators, key=lambda operator: -operator.parameters)
     of_each_type = {operator.module_type: operator for operator in reversed(largest_first)}

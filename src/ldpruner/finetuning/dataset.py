@@ -131,6 +131,8 @@ def _images(row: Row, media: Media | None, pipeline: DiffusionPipeline, call: Ma
         is_image = isinstance(given, Image.Image) or (IMAGE in name and not isinstance(given, (int, float, str)))
         if given is None or not is_image or "mask" in name or name.startswith("negative"):
             continue
+        if IMAGE not in name:
+            raise FinetuningError(f"{type(pipeline).__name__} takes frames as {name}; finetune without data")
         columns = [column for column in (name, *SOURCES) if column != IMAGE]
         picture = next((row[column] for column in columns if row.get(column) is not None), None)
         if picture is None and name == IMAGE and media is not None and not isinstance(media, np.ndarray):

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
-from ldpruner.errors import FinetuningError
+from ldpruner.errors import FinetuningError, one_line
 from ldpruner.evaluation.media import rgb
 from ldpruner.finetuning.dataset import Media
 from ldpruner.finetuning.rearrangement import TOLERANCE, Rearrangement, find_rearrangement
@@ -21,7 +21,7 @@ from ldpruner.pipelines.offload import module_device
 from ldpruner.pipelines.patches import patched
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import StopPipeline, networks, schedulers
-from ldpruner.pipelines.sampling import sample_decoded
+from ldpruner.pipelines.sampling import FAILURES, sample_decoded
 from ldpruner.pipelines.state import evaluation_mode
 
 PICTURE, VIDEO, SOUND = 4, 5, 3  # dimensions of what an autoencoder decodes
@@ -71,12 +71,17 @@ class Encoder:
         """What the autoencoder makes of pixels or sounds in the shape of what it decodes."""
         if self.autoencoder is None:
             return values
+        values = values.to(module_device(self.autoencoder), self.precision)
         with evaluation_mode(self.autoencoder):
-            self.autoencoder.to(self.precision)
-            encode: Any = self.autoencoder.encode
+            encode: Any = self.autoencoder.to(self.precision).encode
             # some sample from what they encode unless told otherwise
             mode = {"sample_posterior": False} if "sample_posterior" in inspect.signature(encode).parameters else {}
-            output = encode(values.to(module_device(self.autoencoder), self.precision), **mode)
+            try:
+                output = encode(values, **mode)
+            except FAILURES as error:
+                raise FinetuningError(
+                    f"the autoencoder cannot encode {tuple(values.shape)}: {one_line(error)}; finetune without data"
+                ) from error
         encoded: Tensor = output.latent_dist.mode() if "latent_dist" in output else output[0]
         return encoded
 

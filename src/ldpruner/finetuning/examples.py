@@ -27,7 +27,7 @@ from ldpruner.pipelines.fingerprints import weights_digest
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.prompt_cache import CallCache
 from ldpruner.pipelines.running import networks
-from ldpruner.pipelines.sampling import sample_latents
+from ldpruner.pipelines.sampling import FAILURES, sample_latents
 
 CHUNK = 64  # examples in a file
 LATENTS = "latents"
@@ -166,11 +166,15 @@ class Source:
             return []
         arguments = probe.arguments(self.teacher, batch)
         watched = [call.signature.component for call in signature.earlier]
-        with self._cache.before_denoising(self.teacher, self.component, *watched):
-            if signature.calls == 1:
-                calls = record_until(self.teacher, self.component, arguments)
-            else:
-                calls = record_steps(self.teacher, self.component, arguments, 1)[0].calls
+        try:
+            with self._cache.before_denoising(self.teacher, self.component, *watched):
+                if signature.calls == 1:
+                    calls = record_until(self.teacher, self.component, arguments)
+                else:
+                    calls = record_steps(self.teacher, self.component, arguments, 1)[0].calls
+        except FAILURES as error:
+            name = type(self.teacher).__name__
+            raise FinetuningError(f"{name} cannot be run with {sorted(arguments)}: {one_line(error)}") from error
         return [tensor.cpu() for tensor in signature.conditions(calls, len(batch))]
 
 

@@ -1,0 +1,43 @@
+"""What can be pruned can be finetuned; the rest has its reason."""
+
+import pytest
+
+from benchmarks import recovery
+from benchmarks.support import _of_family
+from tests.families import FAMILIES
+
+
+@pytest.mark.extensive
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+@pytest.mark.parametrize(
+    ("name", "without_data", "with_data"),
+    [
+        ("dit", recovery.YES, recovery.YES),
+        ("consistency", recovery.OWN_CALLS, "CMStochasticIterativeScheduler"),
+    ],
+)
+def test_a_family_is_pruned_and_finetuned(name: str, without_data: str, with_data: str) -> None:
+    result = recovery._outcomes(lambda: _of_family(FAMILIES[name]))
+    assert result["without_data"] == without_data
+    assert result["with_data"].startswith(with_data)
+
+
+def test_a_row_names_the_pipelines_of_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = {
+        "A": (recovery.YES, "A has | none"),
+        "B": (recovery.OWN_CALLS, "B has | none"),
+        "C": (recovery.YES,) * 2,
+    }
+    records = [
+        {"settings": {"pipeline": name}, "result": {"without_data": first, "with_data": second}}
+        for name, (first, second) in outcomes.items()
+    ]
+    monkeypatch.setattr(recovery, "read", lambda _: records)
+    assert list(recovery.table())[2:] == [
+        f"| without data | B | {recovery.OWN_CALLS} |",
+        "| with data | A, B | it has \\| none |",
+    ]
+    assert list(recovery.summary())[2:] == [
+        "| without data | 3 | 2 | 1 | 100% |",
+        "| with data | 3 | 1 | 0 | 33% |",
+    ]
