@@ -39,6 +39,7 @@ from benchmarks.comparison import (
     SAME_PLAN,
     STEPS,
     Bench,
+    recorded,
     usual_training,
 )
 from benchmarks.criteria import CRITERIA, Case
@@ -158,7 +159,7 @@ def _cell(bench: Bench, method: str, cut: float, seed: int) -> Record:
     cut = 0.0 if method == ORIGINAL else cut
     training = bench.training_of(method, seed)
     finetuning = {
-        "training": training.model_dump(mode="json", exclude={"seed"}),
+        "training": recorded(training),
         "distillation_steps": bench.distillation_steps,
     }
     settings = {

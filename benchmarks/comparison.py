@@ -57,6 +57,7 @@ WITH_DISTILLATION = "ld-pruner with distillation"  # the default losses of `ldpr
 DISTILLED, DISTILLED_AUTOGUIDED = "ld-pruner distilled", "ld-pruner distilled with autoguidance"
 SAME_PLAN = (NO_DATA, AUTOGUIDED, REINITIALISED, PLAIN_LOSS, WITH_DISTILLATION)  # they differ in finetuning only
 CHANNELS = ("channels by magnitude", "channels by Taylor")
+NEWER = ("use_8bit_adam", "adapter", "rank", "merge_adapter", "teacher", "timesteps", "max_hours")  # than the cells
 METHODS = (*CRITERIA, *CHANNELS, FEWER_STEPS, ORIGINAL, *SAME_PLAN)
 AT_EVERY_CUT = (OURS, "greedy (paper)", "random", "BK-SDM", ORIGINAL, PLAIN_LOSS)
 
@@ -176,6 +177,12 @@ class Bench:
             weak_calls = macs_ratio * (training.autoguidance_scale > 0)
             calls += training.max_train_steps * (3 * macs_ratio + training.needs_teacher + weak_calls)
         return calls * self.training.train_batch_size / (3 * trained)
+
+
+def recorded(training: Training) -> dict[str, Any]:
+    """The settings of a training in a record; a cell names its seed, and no method changes the newer ones."""
+    settings: dict[str, Any] = training.model_dump(mode="json", exclude={"seed", *NEWER})
+    return settings
 
 
 def usual_training(model: str) -> Training:

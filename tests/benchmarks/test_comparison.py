@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.baselines import LONG_RUNS, SMALL_BATCH, TRIALS, LongRun
-from benchmarks.comparison import FEWER_STEPS, METHODS, ORIGINAL, Bench, usual_training
+from benchmarks.comparison import FEWER_STEPS, METHODS, ORIGINAL, Bench, recorded, usual_training
 from benchmarks.models import MODELS
 from benchmarks.records import read
 
@@ -18,8 +18,7 @@ def bench_of(model: str) -> Bench:
 
 
 def settings_of(bench: Bench, method: str) -> tuple[Any, ...]:
-    training = bench.training_of(method, 0).model_dump(mode="json", exclude={"seed"})
-    return method, training, bench.distillation_steps
+    return method, recorded(bench.training_of(method, 0)), bench.distillation_steps
 
 
 def longer(bench: Bench, run: LongRun) -> Bench:

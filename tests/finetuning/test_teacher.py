@@ -23,6 +23,7 @@ def test_wherever_the_teacher_is_the_losses_are_the_same(tiny: DiffusionPipeline
     )
     assert all(history.replace(hours=resident.hours) == resident for history in others)
     assert torch.equal(sample_latents(tiny, PROBE, [0]), before)
+    assert not any({"forward", "_diffusers_hook"} & vars(module).keys() for module in tiny.unet.modules())
 
 
 def test_cached_outputs_survive_a_kill_and_go_at_the_end(

@@ -173,7 +173,7 @@ def test_the_state_of_many_modules_costs_milliseconds(fresh: DiffusionPipeline) 
         with known_state(fresh, 0):
             pass
         times.append(time.thread_time() - start)
-    assert min(times) < 0.01
+    assert min(times) < 0.03
 
 
 def test_a_stopped_run_frees_offloaded_networks(fresh: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,9 +127,9 @@ def _images(row: Row, media: Media | None, pipeline: DiffusionPipeline, call: Ma
     """The images of a row that stand for those of the call, in the sizes of these; masks stay as they are."""
     images: dict[str, Any] = {}
     for name, value in call.items():
-        given = value[0] if isinstance(value, (list, tuple)) and value else value
-        is_image = isinstance(given, Image.Image) or (IMAGE in name and not isinstance(given, (int, float, str)))
-        if given is None or not is_image or "mask" in name or name.startswith("negative"):
+        example = value[0] if isinstance(value, (list, tuple)) and value else value
+        is_image = isinstance(example, Image.Image) or (IMAGE in name and not isinstance(example, (int, float, str)))
+        if example is None or not is_image or "mask" in name or name.startswith("negative"):
             continue
         if IMAGE not in name:
             raise FinetuningError(f"{type(pipeline).__name__} takes frames as {name}; finetune without data")
@@ -141,18 +141,20 @@ def _images(row: Row, media: Media | None, pipeline: DiffusionPipeline, call: Ma
             raise FinetuningError(
                 f"{type(pipeline).__name__} needs data with a column {' or '.join(columns)}; this has {', '.join(row)}"
             )
-        images[name] = _like_given(picture, value if isinstance(value, Tensor) else given)
+        images[name] = _in_the_form_of(picture, value if isinstance(value, Tensor) else example)
     return images
 
 
-def _like_given(image: Any, given: Any) -> Any:
+def _in_the_form_of(image: Any, example: Any) -> Any:
     """An image or its embedding as the call has one: in its size, as pixels in -1 to 1, or as numbers of its shape."""
-    if isinstance(image, Image.Image) and isinstance(given, Image.Image):
-        return ImageOps.fit(rgb(image), given.size)
+    if isinstance(image, Image.Image) and isinstance(example, Image.Image):
+        return ImageOps.fit(rgb(image), example.size)
     if isinstance(image, Image.Image):
-        height, width = given.shape[-2:]
+        height, width = example.shape[-2:]
         image = VaeImageProcessor(vae_scale_factor=1).preprocess(rgb(image), height, width, resize_mode="crop")
-    return torch.as_tensor(image, dtype=given.dtype).reshape(given.shape[1:]) if isinstance(given, Tensor) else image
+    if not isinstance(example, Tensor):
+        return image
+    return torch.as_tensor(image, dtype=example.dtype).reshape(example.shape[1:])
 
 
 def _caption(value: Any) -> str:

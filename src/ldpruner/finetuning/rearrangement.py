@@ -38,7 +38,7 @@ def find_rearrangement(
 ) -> Rearrangement | None:
     """Calls a function on a few latents [1, *shape]; None if it does anything but rearrange, scale and shift them.
 
-    The relative error of what was found is at most the tolerance.
+    The relative error of the rearrangement is at most the tolerance.
     """
     count = shape.numel()
 

@@ -4,20 +4,26 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, apply_group_offloading
+from diffusers.hooks import apply_group_offloading
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ldpruner.finetuning.state import read_tensors, write_tensors
 
 OUTPUTS = "outputs"
+OFFLOADING = ("group_offloading", "layer_execution_tracker", "lazy_prefetch")  # hooks of diffusers
+TRACES = ("forward", "_diffusers_hook")  # what these leave in a module
 
 
 @contextlib.contextmanager
 def offloaded(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Keeps the weights of a network on the CPU inside the context; each block is on the device while it runs."""
+    before = [
+        (module, {name: vars(module)[name] for name in TRACES if name in vars(module)}) for module in network.modules()
+    ]
     apply_group_offloading(
         network,
         onload_device=device,
@@ -29,10 +35,13 @@ def offloaded(network: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in network.modules():
-            registry = HookRegistry.check_if_exists_or_initialize(module)
-            for name in [name for name in registry.hooks if "group_offloading" in name or "execution_tracker" in name]:
+        for module, values in before:
+            registry: Any = getattr(module, "_diffusers_hook", None)
+            for name in [name for name in getattr(registry, "hooks", ()) if name.startswith(OFFLOADING)]:
                 registry.remove_hook(name, recurse=False)
+            for name in TRACES:
+                vars(module).pop(name, None)
+            vars(module).update(values)
 
 
 class OutputCache:
