@@ -24,6 +24,7 @@ from ldpruner.scoring.store import RunStore
 
 PROBE = ldpruner.Probe(samples=8, steps=2)
 BUDGETS = (ldpruner.Budget(macs=0.5),)
+KILLS = 20
 Row = tuple[str, str, int]
 Start = Callable[..., tuple[ForkServerProcess, Connection]]
 
@@ -95,18 +96,14 @@ def assert_same(scores: ldpruner.Scores, whole: ldpruner.Scores) -> None:
     assert scores.denoiser_calls == whole.denoiser_calls
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.extensive)])
+@pytest.mark.extensive
 def test_a_killed_run_comes_to_the_same_scores(
-    start: Start,
-    folder: Path,
-    whole: tuple[ldpruner.Scores, Path],
-    tmp_path: Path,
-    kills: int,
+    start: Start, folder: Path, whole: tuple[ldpruner.Scores, Path], tmp_path: Path
 ) -> None:
     instants = random.Random(0)
     _same_costs(whole[1], tmp_path)
     finished: set[Row] = set()
-    for _ in range(kills):
+    for _ in range(KILLS):
         process, pipe = start()
         while not rows(tmp_path):
             time.sleep(0.01)

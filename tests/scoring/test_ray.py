@@ -111,6 +111,7 @@ def test_adaptive_scoring_on_workers_is_that_of_this_process(
     assert [one.samples for one in there.scores] == [one.samples for one in here.scores]
 
 
+@pytest.mark.extensive
 def test_workers_that_are_killed_are_restarted(
     tiny: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],

@@ -39,6 +39,7 @@ def latents(pipeline: DiffusionPipeline) -> np.ndarray:
     return sample_latents(pipeline, PROBE, range(PROBE.samples)).numpy().astype(np.float64)
 
 
+@pytest.mark.extensive
 def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeline, scores: Scores) -> None:
     baseline = latents(satellite)
     for score in scores.scores[::3]:
