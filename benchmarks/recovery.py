@@ -86,7 +86,7 @@ def _outcomes(configuration: Configuration) -> dict[str, Any]:
 
 def outcome(teacher: DiffusionPipeline, plan: Plan, probe: ldpruner.Probe, rows: list[dict[str, Any]] | None) -> str:
     """One training step of a pruned pipeline; why it cannot be taken."""
-    pruned = ldpruner.prune(teacher, plan)
+    pruned = ldpruner.prune(teacher, plan, probe=probe)
     try:
         work = Finetuning(pruned, teacher, rows, probe=probe, component=plan.component, training=ONE_STEP)
         for _ in work:

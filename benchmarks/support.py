@@ -226,7 +226,7 @@ def _stages(pipeline: DiffusionPipeline, inputs: dict[str, Any], folder: Path) -
     removal = largest_removable(pipeline, operators, probe)
     yield "prune"
     plan = Plan(removed=(PlannedRemoval(removal=removal),), component=operators[0].component)
-    pruned = ldpruner.prune(pipeline, plan)
+    pruned = ldpruner.prune(pipeline, plan, probe=probe)
     latents = sample_latents(pruned, probe, [0])
     if is_shipped:
         yield "reload"

@@ -96,7 +96,11 @@ def add_lora(denoiser: Any, **settings: Any) -> None:
 
 @pytest.mark.case(number=42)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("settings", [{}, {"use_dora": True, "rank_pattern": {"to_k": 3}}], ids=["lora", "dora"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"use_dora": True, "rank_pattern": {"to_k": 3}}, marks=pytest.mark.extensive)],
+    ids=["lora", "dora"],
+)
 def test_a_lora_of_the_original_does_what_it_does_fused_before_pruning(
     name: str, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,6 +200,7 @@ torch.save(pipeline(prompt=prompt, generator=generator, **call, return_dict=Fals
 """
 
 
+@pytest.mark.extensive
 @pytest.mark.case(number=42)
 @pytest.mark.slow
 def test_a_lora_is_loaded_where_ldpruner_is_not_installed(tmp_path: Path) -> None:

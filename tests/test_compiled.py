@@ -24,7 +24,7 @@ def wrapped(pipeline: DiffusionPipeline) -> None:
     pipeline.unet = torch.compile(pipeline.unet, backend="eager")
 
 
-@pytest.fixture(params=[in_place, wrapped])
+@pytest.fixture(params=[in_place, pytest.param(wrapped, marks=pytest.mark.extensive)])
 def compiled(request: Any, fresh: DiffusionPipeline) -> DiffusionPipeline:
     torch._dynamo.reset()
     request.param(fresh)
@@ -32,6 +32,7 @@ def compiled(request: Any, fresh: DiffusionPipeline) -> DiffusionPipeline:
     return fresh
 
 
+@pytest.mark.extensive
 def test_scores_are_those_of_the_eager_pipeline_and_nothing_is_compiled(
     compiled: DiffusionPipeline, scores: ldpruner.Scores, probe: ldpruner.Probe
 ) -> None:

@@ -20,8 +20,7 @@ from tests.families import FAMILIES, Family, unusual
 
 # `make test-extensive` runs the others.
 IN_DEFAULT_RUN = {
-    *("stable-diffusion-controlnet", "dit", "wan-two-denoisers-2"),
-    *("bria", "hunyuan-image", "krea-2", "longcat-audio", "kandinsky-2.2-img2img"),
+    *("dit", "wan-two-denoisers-2", "bria", "krea-2", "longcat-audio"),
 }
 
 

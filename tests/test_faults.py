@@ -140,6 +140,7 @@ def test_a_full_disk_is_one_line_and_finished_work_is_kept(
     assert finished < rows(tmp_path)
 
 
+@pytest.mark.extensive
 def test_a_torn_last_page_loses_only_what_was_written_last(
     folder: Path, whole: tuple[ldpruner.Scores, Path], tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ ARGUMENTS = {  # of each command, after the model and the run folder
     "evaluate": ("--samples", "8"),
 }
 PAIRS = list(itertools.product(ARGUMENTS, repeat=2))
-EXAMPLES = [("run", "prune"), ("finetune", "finetune"), ("evaluate", "select")]
+EXAMPLES = [("finetune", "finetune")]
 Start = Callable[..., ForkServerProcess]
 
 
@@ -132,8 +132,13 @@ def result_of(name: str, run: Path) -> Any:
     return [measure for measure in metrics if not measure["metric"].startswith("latency")]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.extensive)])
-@pytest.mark.parametrize("name", ["run", "finetune", "evaluate"])
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        ("finetune", 2),
+        *(pytest.param(name, 20, marks=pytest.mark.extensive) for name in ("run", "finetune", "evaluate")),
+    ],
+)
 def test_a_command_that_is_killed_comes_to_the_same_result(
     start: Start, pruned: Path, tmp_path: Path, name: str, kills: int
 ) -> None:

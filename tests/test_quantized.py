@@ -198,6 +198,7 @@ def test_a_pruned_network_is_offloaded_in_groups(pair: Pair, how: str) -> None:
         assert torch.equal(pair.latents(pipeline), pair.latents(getattr(pair, which)))
 
 
+@pytest.mark.extensive
 @pytest.mark.parametrize("name", [NAME, *(pytest.param(name, marks=pytest.mark.extensive) for name in NAMES)])
 def test_a_pruned_network_compiles_as_one_graph(name: str, tmp_path: Path) -> None:
     pair = Pair(FAMILIES[name], tmp_path)

@@ -43,6 +43,7 @@ ignore_missing_imports = true
 """  # large libraries say nothing about our constructors
 
 
+@pytest.mark.extensive
 @pytest.mark.case(number=13)
 @pytest.mark.slow
 def test_mypy_rejects_every_misuse_of_a_constructor(tmp_path: Path) -> None:

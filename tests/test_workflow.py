@@ -52,7 +52,16 @@ def test_one_call_does_all_of_it_and_reports_every_part(tiny: DiffusionPipeline,
     ]
 
 
-@pytest.mark.parametrize("stop", ["scoring", "timing original and pruned", "writing samples"])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "scoring",
+        *(
+            pytest.param(stop, marks=pytest.mark.extensive)
+            for stop in ("timing original and pruned", "writing samples")
+        ),
+    ],
+)
 def test_the_same_call_resumes(tiny: DiffusionPipeline, tmp_path: Path, stop: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         ldpruner.run(tiny, BUDGET, run=tmp_path, progress=Watch(stop), **FEW)
@@ -65,6 +74,7 @@ def test_the_same_call_resumes(tiny: DiffusionPipeline, tmp_path: Path, stop: st
     assert ("scoring" in again.seen) == (stop == "scoring")
 
 
+@pytest.mark.extensive
 def test_a_plan_is_kept_for_the_same_settings_only(tiny: DiffusionPipeline, tmp_path: Path) -> None:
     def rescored(budget: Budget = BUDGET, **options: Any) -> bool:
         watch = Watch()
@@ -88,6 +98,7 @@ def _removed(run: Path) -> list[str]:
     return [planned.operator for planned in Plan.read(run / "plan.json").removed]
 
 
+@pytest.mark.extensive
 def test_each_step_is_one_call_with_the_pipeline_at_hand(tiny: DiffusionPipeline, tmp_path: Path) -> None:
     """A run from Python needs no name of its model."""
     scores = score_run(tiny, run=tmp_path, budgets=None, **FEW)

@@ -79,6 +79,7 @@ def pair(level: str, place: int) -> str:
     return f"{level}.resnets.{place} + {level}.attentions.{place}"
 
 
+@pytest.mark.extensive
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_plan_meets_the_budget_and_prunes(case: Case, planners: dict[str, Planner], name: str) -> None:
     plan = planners[name](CUT)

@@ -195,6 +195,7 @@ def test_a_dry_run_reads_no_weights_writes_nothing_and_answers_at_once(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.extensive
 @pytest.mark.slow
 @pytest.mark.case(name="torchvision-lines")
 def test_a_command_says_nothing_of_libraries_that_are_missing(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def test_a_dry_run_prints_them(run: Run) -> None:
     assert json.loads(out)["training"] == demo.TRAINING
 
 
+@pytest.mark.extensive
 def test_a_small_one_runs_to_its_end(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smaller = {
         "MODEL": str(folder),

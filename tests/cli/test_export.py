@@ -23,6 +23,7 @@ def pruned(run: Run, scored: Path, tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.extensive
 def test_a_run_is_exported_and_timed_beside_its_original(run: Run, folder: Path, pruned: Path) -> None:
     code, out, err = run("export", "--run", pruned, "--format", "torch-export", "--steps", "3")
     lines = out.splitlines()

@@ -19,7 +19,11 @@ def test_its_stages_are_those_of_the_library() -> None:
     assert recipe.StageName == StageName
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.extensive if place else []) for place, path in enumerate(RECIPES)],
+    ids=lambda path: path.stem,
+)
 def test_a_published_recipe_passes_its_dry_run(run: Run, path: Path) -> None:
     words = (path, "--dry-run", "--config", ARCHITECTURES / CONFIGURATIONS[path.stem])
     code, out, err = run("recipe", *words, "--json")

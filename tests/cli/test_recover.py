@@ -116,6 +116,7 @@ def test_a_tracker_that_is_not_there_is_one_line(run: Run, place: Path) -> None:
     assert "abacus" in err
 
 
+@pytest.mark.extensive
 @pytest.mark.case(number=12)
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_the_image_of_a_run_is_asked_for_again_and_recognised(run: Run, tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ def pruned(tiny: DiffusionPipeline) -> DiffusionPipeline:
     return pruned_copy(tiny)
 
 
-@pytest.fixture(scope="session", params=FILES)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=[pytest.mark.extensive] if name == "openvino" else []) for name in FILES],
+)
 def exported(request: Any, pruned: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each format; not to be changed."""
     folder = tmp_path_factory.mktemp("exported") / request.param

@@ -111,6 +111,7 @@ def test_other_latents_are_an_error_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.extensive
 def test_what_a_format_cannot_express_is_one_line(smallest: DiffusionPipeline, tmp_path: Path) -> None:
     class Unknown(torch.nn.Module):
         def forward(self, tensor: torch.Tensor) -> torch.Tensor:

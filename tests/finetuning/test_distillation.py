@@ -36,6 +36,7 @@ def validation_loss(
     return float(torch.stack(list(losses)).mean())
 
 
+@pytest.mark.extensive
 @torch.no_grad()
 def test_autoguidance_moves_the_target_away_from_the_weak_model(
     distillation: Distillation, pruned: DiffusionPipeline

@@ -88,6 +88,7 @@ def test_a_step_runs_neither_autoencoder_nor_text_encoder(tiny_text: DiffusionPi
         handle.remove()
 
 
+@pytest.mark.extensive
 def test_the_same_call_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
     rhythm = {
         "max_train_steps": 60,
@@ -113,6 +114,7 @@ def test_the_same_call_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> Non
     assert without_hours(histories[0]) == without_hours(histories[1])
 
 
+@pytest.mark.extensive
 def test_two_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
     training = short(max_train_steps=4)
     script = tmp_path / "train.py"
@@ -219,7 +221,7 @@ def test_a_lora_on_a_frozen_network_is_all_that_is_trained(tiny_text: DiffusionP
 
 @pytest.mark.case(number=40)
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flux", "stable-diffusion-3"])
+@pytest.mark.parametrize("name", [pytest.param("flux", marks=pytest.mark.extensive), "stable-diffusion-3"])
 def test_a_transformer_without_a_block_is_trained_with_gradient_checkpointing(name: str) -> None:
     family = FAMILIES[name]
     original: Any = family.pipeline()

@@ -95,7 +95,7 @@ def means_a_budget(text: str) -> bool:
 BUDGETS = st.one_of(words_like("latency=0.65", "parameters=0.8,macs=0.9", "operators=2"), st.sampled_from(TYPOS))
 
 
-@sizes(20, 300)
+@sizes(8, 300)
 def test_budgets(run: Run, places: Callable[[], Place], inputs: int) -> None:
     def trial(text: str) -> Trial:
         return Trial(("select", "--run", "run", f"--budget={text}"), means_nothing=not means_a_budget(text))
@@ -142,7 +142,7 @@ def test_numbers_of_options(run: Run, places: Callable[[], Place], inputs: int) 
     campaign(run, places, inputs, trials)
 
 
-@sizes(8, 70)
+@sizes(4, 70)
 def test_words_in_any_place(run: Run, places: Callable[[], Place], inputs: int) -> None:
     """Names of models, run folders, components, patterns and devices."""
     word = words_like("model", "zoo:satellite", "run", "unet", "mid_block*", "cpu", "m2/[/]", "\x1b[31mx", "x" * 3000)

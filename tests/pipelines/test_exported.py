@@ -30,6 +30,7 @@ def pipeline(folder: Path) -> DiffusionPipeline:
     return ldpruner.load(folder, trust_programs=True)
 
 
+@pytest.mark.extensive
 def test_it_passes_for_the_network_without_its_memory(pipeline: DiffusionPipeline, tiny: DiffusionPipeline) -> None:
     unet: Any = pipeline.unet
     assert isinstance(unet, UNet2DModel)

@@ -42,7 +42,7 @@ PUBLISHED = {
     "wan2.1-t2v-14b": 14_288,
     "wan2.2-t2v-a14b": 14_288,
 }
-IN_DEFAULT_RUN = {"flux-1-dev"}  # `make test-extensive` runs the others
+IN_DEFAULT_RUN = {"dit-xl-2-256"}  # `make test-extensive` runs the others
 SIZES_IN_DEFAULT_RUN = {"flux-1-dev", "audioldm2", "stable-audio-open-1.0", "animatediff-v1-5-2"}
 DUPLICATES = {  # have the denoiser of another folder, or one of its structure
     "stable-diffusion-2-1",

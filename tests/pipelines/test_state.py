@@ -78,6 +78,7 @@ def test_the_attributes_that_a_call_sets_are_those_of_before(tiny_text: Diffusio
     assert pipeline._guidance_scale == 3.0
 
 
+@pytest.mark.extensive
 @pytest.mark.case(number=9)
 def test_scores_in_train_mode_are_those_in_evaluation_mode(fresh: DiffusionPipeline) -> None:
     for module in fresh.unet.modules():

@@ -77,6 +77,7 @@ def test_whole_blocks_are_gone_from_a_plain_folder_of_diffusers(name: str, tmp_p
     assert not list((tmp_path / "pruned").rglob("*.py"))
 
 
+@pytest.mark.extensive
 def test_a_native_folder_opens_in_a_process_without_ldpruner(tmp_path: Path) -> None:
     family = FAMILIES["flux"]
     pipeline = family.pipeline()

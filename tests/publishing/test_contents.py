@@ -20,6 +20,7 @@ def card_of(run: Path, place: Path) -> str:
     return (place / "README.md").read_text()
 
 
+@pytest.mark.extensive
 def test_a_run_has_its_costs_and_samples_on_the_card(run: Path, tmp_path: Path) -> None:
     text = card_of(run, tmp_path / "out")
     assert "## Cost\n" in text

@@ -24,6 +24,7 @@ REPO = "somebody/pruned"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # huggingface_hub's own, of its HTTP library
 
 
+@pytest.mark.extensive
 def test_a_push_is_one_commit_that_opens_again_with_the_libraries_own_code(
     hub: Hub, run: Path, tmp_path: Path
 ) -> None:

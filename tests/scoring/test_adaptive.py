@@ -38,6 +38,7 @@ def objective(plan: ldpruner.Plan, scores: ldpruner.Scores) -> float:
     return sum(cost(known[one.operator, one.modification], scores.metric) for one in plan.removed)
 
 
+@pytest.mark.extensive
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_the_plan_is_as_good_as_that_of_all_samples(
     budget: ldpruner.Budget, exhaustive: ldpruner.Scores, adaptive: ldpruner.Scores
@@ -78,6 +79,7 @@ def test_scores_have_an_interval_that_most_often_holds_the_score_of_all_samples(
     assert held >= 0.8 * len(pairs)
 
 
+@pytest.mark.extensive
 def test_rank_stability_is_about_the_correlation_of_two_seeds(
     tiny: DiffusionPipeline, operators: Operators, exhaustive: ldpruner.Scores, adaptive: ldpruner.Scores
 ) -> None:
@@ -125,6 +127,7 @@ def score_on(
         return scoring.scores()
 
 
+@pytest.mark.extensive
 @pytest.mark.case(number=6)
 def test_a_run_that_was_killed_at_any_instant_comes_to_the_same_bits(
     tiny: DiffusionPipeline, operators: Operators, tmp_path: Path
@@ -147,6 +150,7 @@ def test_a_run_that_was_killed_at_any_instant_comes_to_the_same_bits(
         assert 1000 - left.lives == tasks - instant  # nothing that was finished is sampled again
 
 
+@pytest.mark.extensive
 def test_a_run_for_another_budget_goes_on_from_what_is_there(
     tiny: DiffusionPipeline, operators: Operators, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def test_a_missing_cluster_is_one_line() -> None:
 # Before the others, whose workers hold all there is.
 
 
-@pytest.mark.parametrize("needs", [{"cpus": 4096}, {"gpus": 64.0}])
+@pytest.mark.parametrize("needs", [pytest.param({"cpus": 4096}, marks=pytest.mark.extensive), {"gpus": 64.0}])
 def test_a_worker_that_no_node_has_room_for_is_one_line(ray: None, needs: dict[str, Any]) -> None:
     started = time.monotonic()
     task = Task("unet", PROBE, None, (0,), 1)
@@ -73,6 +73,7 @@ def test_a_worker_that_no_node_has_room_for_is_one_line(ray: None, needs: dict[s
     assert f"whole cluster has {total} CPU and 0 GPU" in str(caught.value)
 
 
+@pytest.mark.extensive
 def test_a_pipeline_that_workers_cannot_open_raises_as_here(ray: None, tmp_path: Path) -> None:
     task = Task("unet", PROBE, None, (0,), 1)
     opener = functools.partial(ldpruner.load, tmp_path / "nowhere")
@@ -90,6 +91,7 @@ def test_workers_that_always_die_end_the_run(ray: None) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.extensive
 def test_workers_come_to_the_same_scores_to_the_bit(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], executor: RayExecutor, local: ldpruner.Scores
 ) -> None:

@@ -275,8 +275,13 @@ def test_scoring_leaves_the_pipeline_as_it_was(
     before.check()
 
 
-@pytest.mark.parametrize(("stop", "error"), [(interrupt, KeyboardInterrupt), (fail, ZeroDivisionError)])
-@pytest.mark.parametrize("number", [2, 9])  # among the baseline draws; within a modification
+@pytest.mark.parametrize(
+    ("stop", "error"),
+    [(interrupt, KeyboardInterrupt), pytest.param(fail, ZeroDivisionError, marks=pytest.mark.extensive)],
+)
+@pytest.mark.parametrize(
+    "number", [pytest.param(2, marks=pytest.mark.extensive), 9]
+)  # among the baseline draws; within a modification
 def test_a_stopped_run_leaves_the_pipeline_as_it_was_and_carries_on(
     fresh: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],
@@ -342,6 +347,7 @@ def test_a_run_can_go_on_with_more_samples(
     assert [score.samples for score in fewer.scores] == [16, 16]
 
 
+@pytest.mark.extensive
 def test_a_run_that_goes_on_with_more_samples_repeats_none(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path
 ) -> None:
@@ -386,7 +392,7 @@ def test_another_precision_is_another_run(tiny_transformer: DiffusionPipeline, t
         ScoringRun(pipeline.to(torch.float32), None, probe, run=tmp_path)
 
 
-@pytest.mark.parametrize(("first", "second"), [(8, 16), (16, 8)])
+@pytest.mark.parametrize(("first", "second"), [(8, 16), pytest.param(16, 8, marks=pytest.mark.extensive)])
 def test_a_run_can_go_on_in_another_batch_size(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], tmp_path: Path, first: int, second: int
 ) -> None:
@@ -454,6 +460,7 @@ def test_a_modification_with_latents_that_are_not_finite_scores_infinity_and_is_
     assert ldpruner.Scores.model_validate_json(scores.model_dump_json()) == scores
 
 
+@pytest.mark.extensive
 @pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated calls
 def test_a_real_pipeline_goes_on_after_an_operator_that_cannot_go() -> None:
     """The pipeline of Stable Diffusion XL reads the size of a layer of the embedding."""
@@ -571,6 +578,7 @@ def test_sqlite_files_of_a_run_need_no_pickle(tiny: DiffusionPipeline, probe: ld
     assert np.frombuffer(mean, np.float32).shape == (4 * 8 * 8,)
 
 
+@pytest.mark.extensive
 def test_what_does_not_fit_into_memory_is_sampled_in_smaller_batches(
     fresh: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...]
 ) -> None:

@@ -21,7 +21,9 @@ class Backwards(LocalExecutor):
         return super().run(reversed(list(tasks)))
 
 
-@pytest.mark.parametrize("budgets", [[Budget(macs=0.9)], None], ids=["adaptive", "exhaustive"])
+@pytest.mark.parametrize(
+    "budgets", [[Budget(macs=0.9)], pytest.param(None, marks=pytest.mark.extensive)], ids=["adaptive", "exhaustive"]
+)
 def test_the_order_of_the_outcomes_changes_no_score(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], budgets: Sequence[Budget] | None
 ) -> None:

@@ -6,7 +6,7 @@ from tests.works_with.table import mark, read
 from tests.works_with.things import THINGS
 from tests.works_with.trial import NAMES, outcome
 
-QUICK = ("SD 1.x", "Flux")  # in the default tests
+QUICK = ("Flux",)  # in the default tests
 SLOW = ("torch.compile, fullgraph", "torch.export", "ONNX Runtime", "OpenVINO")  # tested on their own
 
 

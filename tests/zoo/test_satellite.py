@@ -60,6 +60,7 @@ def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None
         assert values == pytest.approx(first, rel=1e-4, abs=RESOLUTION)
 
 
+@pytest.mark.extensive
 def test_scores_do_not_depend_on_the_order(satellite: DiffusionPipeline, scores: Scores) -> None:
     operators = ldpruner.find_operators(satellite)[::10]
     backwards = score_all(satellite, operators[::-1], PROBE)

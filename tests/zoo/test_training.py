@@ -194,7 +194,9 @@ def write_data(model: str, images: Images, folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("model", script.MAKERS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[] if name == "satellite" else pytest.mark.extensive) for name in script.MAKERS]
+)
 def test_the_script_trains_a_pipeline_and_writes_its_card(
     model: str, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
