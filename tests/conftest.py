@@ -3,8 +3,9 @@
 import copy
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch: tiny matrices are slower on more
@@ -28,6 +29,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 import ldpruner
 from ldpruner.operators.discovery import Removal
+from ldpruner.pipelines.denoiser import Denoiser
+from ldpruner.pipelines.fingerprints import architecture
+from ldpruner.profiling.costs import Costs
+from ldpruner.profiling.machine import machine_of
+from ldpruner.scoring import runner
 from ldpruner.selection.plan import PlannedRemoval
 
 WORDS = ("<pad>", "a", "cat", "dog", "sea", "on", "the", "moon")
@@ -39,6 +45,33 @@ def sigint_raises() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def costs_are_measured_once() -> Iterator[None]:
+    """For each network: measuring what it costs takes longer than scoring it, and many tests score the same one."""
+    costs, shares = runner.measure_costs, runner.module_shares
+    known: dict[Any, Any] = {}
+
+    def once(key: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
+        if key not in known:
+            known[key] = measure()
+        return known[key]
+
+    def network(denoiser: Denoiser) -> str:
+        return repr((architecture(denoiser.module), machine_of(denoiser.module)))
+
+    def costs_of(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: ldpruner.Probe) -> Costs:
+        key = (type(pipeline), network(denoiser), probe.model_dump_json(exclude={"samples", "seed"}))
+        return cast(Costs, once(key, lambda: costs(pipeline, denoiser, probe)))
+
+    def shares_of(denoiser: Denoiser) -> dict[str, float]:
+        return cast(dict[str, float], once((network(denoiser),), lambda: shares(denoiser)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "measure_costs", costs_of)
+        patch.setattr(runner, "module_shares", shares_of)
+        yield
 
 
 def tiny_autoencoder() -> AutoencoderKL:

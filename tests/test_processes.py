@@ -32,7 +32,6 @@ ARGUMENTS = {  # of each command, after the model and the run folder
     "evaluate": ("--samples", "8"),
 }
 PAIRS = list(itertools.product(ARGUMENTS, repeat=2))
-EXAMPLES = [("finetune", "finetune")]
 Start = Callable[..., ForkServerProcess]
 
 
@@ -91,12 +90,9 @@ def assert_whole(run: Path) -> None:
         json.loads(folder.evaluation_file.read_text())
 
 
+@pytest.mark.extensive
 @pytest.mark.case(number=5)
-@pytest.mark.parametrize(
-    "pair",
-    [pytest.param(pair, marks=() if pair in EXAMPLES else pytest.mark.extensive) for pair in PAIRS],
-    ids="-".join,
-)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_the_second_of_two_commands_waits_or_is_refused(
     start: Start, pruned: Path, tmp_path: Path, pair: tuple[str, str]
 ) -> None:

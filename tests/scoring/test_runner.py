@@ -22,7 +22,7 @@ from torch import nn
 import ldpruner
 from ldpruner.errors import NonFiniteLatents, OperatorNotFound, PipelineFailed, RunStoreError, StorageError
 from ldpruner.operators.patching import modified
-from ldpruner.pipelines.sampling import sample_latents
+from ldpruner.pipelines.sampling import run_probe, sample_latents
 from ldpruner.profiling.costs import Costs
 from ldpruner.scoring.importance import METRICS, Metric
 from ldpruner.scoring.runner import ScoringRun
@@ -133,9 +133,10 @@ def test_modifications_are_scored_without_decoding(
 ) -> None:
     decoded: list[int] = []
     fresh.vqvae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
+    run_probe(fresh, probe, [0])
+    assert decoded
     with ScoringRun(fresh, operators[:FEW], probe) as scoring:
-        scoring.scores()
-        assert decoded  # a call is timed as a whole
+        scoring.scores()  # measures costs: a call is timed as a whole
         decoded.clear()
         for _ in scoring:
             pass

@@ -15,6 +15,8 @@ from ldpruner.profiling.benchmark import compare
 from ldpruner.pruning.fit import prune_to_budget
 from ldpruner.scoring.results import Scores
 
+pytestmark = pytest.mark.extensive
+
 PROBE = ldpruner.Probe(samples=3, steps=2)
 LARGE = 200_000  # MACs of operators whose removal saves measurable time
 NOISE = 0.15  # of a latency, on a shared machine
@@ -39,7 +41,6 @@ def latents(pipeline: DiffusionPipeline) -> np.ndarray:
     return sample_latents(pipeline, PROBE, range(PROBE.samples)).numpy().astype(np.float64)
 
 
-@pytest.mark.extensive
 def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeline, scores: Scores) -> None:
     baseline = latents(satellite)
     for score in scores.scores[::3]:
@@ -50,7 +51,6 @@ def test_every_score_agrees_with_the_formula_in_numpy(satellite: DiffusionPipeli
         assert score.score == pytest.approx(means + deviations, rel=1e-5, abs=1e-5), score.operator
 
 
-@pytest.mark.extensive
 def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None:
     operators = ldpruner.find_operators(satellite)[::40]
     probe = ldpruner.Probe(samples=64, steps=2)
@@ -60,7 +60,6 @@ def test_scores_do_not_depend_on_the_batch(satellite: DiffusionPipeline) -> None
         assert values == pytest.approx(first, rel=1e-4, abs=RESOLUTION)
 
 
-@pytest.mark.extensive
 def test_scores_do_not_depend_on_the_order(satellite: DiffusionPipeline, scores: Scores) -> None:
     operators = ldpruner.find_operators(satellite)[::10]
     backwards = score_all(satellite, operators[::-1], PROBE)
@@ -68,7 +67,6 @@ def test_scores_do_not_depend_on_the_order(satellite: DiffusionPipeline, scores:
     assert all(score.score == values[score.operator, score.modification] for score in backwards.scores)
 
 
-@pytest.mark.extensive
 def test_a_third_of_the_measured_latency_can_be_cut(satellite: DiffusionPipeline, tmp_path: Path) -> None:
     probe = ldpruner.Probe(samples=1, steps=6)  # decoding, which no plan touches, is a small part of six steps
     large = [operator for operator in ldpruner.find_operators(satellite) if operator.macs > LARGE]
