@@ -53,7 +53,7 @@ def costs_are_measured_once() -> Iterator[None]:
     costs, shares = runner.measure_costs, runner.module_shares
     known: dict[Any, Any] = {}
 
-    def once(key: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
+    def remembered(key: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
         if key not in known:
             known[key] = measure()
         return known[key]
@@ -63,10 +63,10 @@ def costs_are_measured_once() -> Iterator[None]:
 
     def costs_of(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: ldpruner.Probe) -> Costs:
         key = (type(pipeline), network(denoiser), probe.model_dump_json(exclude={"samples", "seed"}))
-        return cast(Costs, once(key, lambda: costs(pipeline, denoiser, probe)))
+        return cast(Costs, remembered(key, lambda: costs(pipeline, denoiser, probe)))
 
     def shares_of(denoiser: Denoiser) -> dict[str, float]:
-        return cast(dict[str, float], once((network(denoiser),), lambda: shares(denoiser)))
+        return cast(dict[str, float], remembered((network(denoiser),), lambda: shares(denoiser)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "measure_costs", costs_of)

@@ -13,6 +13,8 @@ from ldpruner.errors import DenoiserNotFound
 from ldpruner.evaluation.metrics import same_latents
 from ldpruner.profiling.benchmark import compare
 
+pytestmark = pytest.mark.extensive
+
 FEW = 3  # operators
 
 
@@ -32,7 +34,6 @@ def compiled(request: Any, fresh: DiffusionPipeline) -> DiffusionPipeline:
     return fresh
 
 
-@pytest.mark.extensive
 def test_scores_are_those_of_the_eager_pipeline_and_nothing_is_compiled(
     compiled: DiffusionPipeline, scores: ldpruner.Scores, probe: ldpruner.Probe
 ) -> None:
@@ -55,7 +56,6 @@ def test_a_compiled_pipeline_is_pruned_saved_and_stays_compiled(
     assert same_latents(ldpruner.prune_(compiled, plan), pruned, probe)
 
 
-@pytest.mark.extensive
 def test_a_compiled_pipeline_teaches_its_pruned_copy(
     compiled: DiffusionPipeline, scores: ldpruner.Scores, probe: ldpruner.Probe
 ) -> None:

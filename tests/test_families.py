@@ -20,7 +20,7 @@ from tests.families import FAMILIES, Family, unusual
 
 # `make test-extensive` runs the others.
 IN_DEFAULT_RUN = {
-    *("dit", "wan-two-denoisers-2", "bria", "krea-2", "longcat-audio"),
+    *("dit", "wan-two-denoisers-2", "longcat-audio"),
 }
 
 

@@ -21,6 +21,9 @@ import ldpruner
 from ldpruner import cli
 from ldpruner.run_folder import RunFolder
 
+pytestmark = pytest.mark.extensive
+
+KILLS = 20  # of each command
 FEW = ("--samples", "8", "--steps", "2")
 TRAINING = ("--samples", "8", "--max-train-steps", "6", "--train-batch-size", "2", "--lr-warmup-steps", "0")
 ARGUMENTS = {  # of each command, after the model and the run folder
@@ -90,7 +93,6 @@ def assert_whole(run: Path) -> None:
         json.loads(folder.evaluation_file.read_text())
 
 
-@pytest.mark.extensive
 @pytest.mark.case(number=5)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_the_second_of_two_commands_waits_or_is_refused(
@@ -128,15 +130,9 @@ def result_of(name: str, run: Path) -> Any:
     return [measure for measure in metrics if not measure["metric"].startswith("latency")]
 
 
-@pytest.mark.parametrize(
-    ("name", "kills"),
-    [
-        ("finetune", 2),
-        *(pytest.param(name, 20, marks=pytest.mark.extensive) for name in ("run", "finetune", "evaluate")),
-    ],
-)
+@pytest.mark.parametrize("name", ["run", "finetune", "evaluate"])
 def test_a_command_that_is_killed_comes_to_the_same_result(
-    start: Start, pruned: Path, tmp_path: Path, name: str, kills: int
+    start: Start, pruned: Path, tmp_path: Path, name: str
 ) -> None:
     whole, run, output = tmp_path / "whole", tmp_path / "run", tmp_path / "output"
     for copied in (whole, run):
@@ -147,7 +143,7 @@ def test_a_command_that_is_killed_comes_to_the_same_result(
     duration = time.monotonic() - began
     assert process.exitcode == 0, output.read_text()
     instants = random.Random(name)
-    for _ in range(kills):
+    for _ in range(KILLS):
         process = start(name, run, output)
         process.join(instants.uniform(0, duration))
         process.kill()

@@ -17,6 +17,8 @@ from benchmarks.channels import Examples, channel_pruned, denoising_gradients, t
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.sampling import sample_latents
 
+pytestmark = pytest.mark.extensive
+
 PROBE = ldpruner.Probe(samples=2, steps=2)
 
 

@@ -21,6 +21,8 @@ from ldpruner.pipelines.sampling import sample_latents
 from ldpruner.profiling.costs import Costs
 from ldpruner.scoring.results import Savings, Score, Scores
 
+pytestmark = pytest.mark.extensive
+
 PROBE = ldpruner.Probe(samples=2, steps=2)
 CUT = 0.4
 
@@ -79,7 +81,6 @@ def pair(level: str, place: int) -> str:
     return f"{level}.resnets.{place} + {level}.attentions.{place}"
 
 
-@pytest.mark.extensive
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_plan_meets_the_budget_and_prunes(case: Case, planners: dict[str, Planner], name: str) -> None:
     plan = planners[name](CUT)

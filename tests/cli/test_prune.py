@@ -66,6 +66,7 @@ def test_a_native_plan_says_what_it_costs_and_makes_a_plain_folder(run: Run, pla
     assert "auto_map" not in index
 
 
+@pytest.mark.extensive
 def test_run_does_all_of_it_and_keeps_its_plan(
     run: Run, tiny: DiffusionPipeline, folder: Path, tmp_path: Path
 ) -> None:

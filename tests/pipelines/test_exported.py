@@ -17,6 +17,8 @@ from ldpruner.pipelines.sampling import sample_latents
 from tests.exporting.conftest import PROBE
 from tests.pruning.conftest import some_plan
 
+pytestmark = pytest.mark.extensive
+
 
 @pytest.fixture(scope="module")
 def folder(tiny: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,7 +32,6 @@ def pipeline(folder: Path) -> DiffusionPipeline:
     return ldpruner.load(folder, trust_programs=True)
 
 
-@pytest.mark.extensive
 def test_it_passes_for_the_network_without_its_memory(pipeline: DiffusionPipeline, tiny: DiffusionPipeline) -> None:
     unet: Any = pipeline.unet
     assert isinstance(unet, UNet2DModel)

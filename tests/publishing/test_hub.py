@@ -48,6 +48,7 @@ def test_a_push_is_one_commit_that_opens_again_with_the_libraries_own_code(
     assert ldpruner.Plan.read(folder) == ldpruner.Plan.read(run)
 
 
+@pytest.mark.extensive
 def test_a_pushed_pipeline_opens_by_its_name(hub: Hub, run: Path) -> None:
     push(run, REPO)
     expected = latents(ldpruner.load(run / "pruned"))

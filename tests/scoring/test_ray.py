@@ -17,6 +17,8 @@ from ldpruner.scoring.ray import RayExecutor
 from ldpruner.scoring.runner import ScoringRun
 from ldpruner.scoring.worker import Task
 
+pytestmark = pytest.mark.extensive
+
 PROBE = ldpruner.Probe(samples=16, steps=2)
 FEW = 12  # operators
 
@@ -73,7 +75,6 @@ def test_a_worker_that_no_node_has_room_for_is_one_line(ray: None, needs: dict[s
     assert f"whole cluster has {total} CPU and 0 GPU" in str(caught.value)
 
 
-@pytest.mark.extensive
 def test_a_pipeline_that_workers_cannot_open_raises_as_here(ray: None, tmp_path: Path) -> None:
     task = Task("unet", PROBE, None, (0,), 1)
     opener = functools.partial(ldpruner.load, tmp_path / "nowhere")
@@ -82,7 +83,6 @@ def test_a_pipeline_that_workers_cannot_open_raises_as_here(ray: None, tmp_path:
     assert "nowhere" in str(caught.value)
 
 
-@pytest.mark.extensive
 def test_workers_that_always_die_end_the_run(ray: None) -> None:
     task = Task("unet", PROBE, None, (0,), 1)
     with RayExecutor(functools.partial(os._exit, 1)) as executor, pytest.raises(ExecutionError) as caught:
@@ -91,7 +91,6 @@ def test_workers_that_always_die_end_the_run(ray: None) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.extensive
 def test_workers_come_to_the_same_scores_to_the_bit(
     tiny: DiffusionPipeline, operators: tuple[ldpruner.Operator, ...], executor: RayExecutor, local: ldpruner.Scores
 ) -> None:
@@ -113,7 +112,6 @@ def test_adaptive_scoring_on_workers_is_that_of_this_process(
     assert [one.samples for one in there.scores] == [one.samples for one in here.scores]
 
 
-@pytest.mark.extensive
 def test_workers_that_are_killed_are_restarted(
     tiny: DiffusionPipeline,
     operators: tuple[ldpruner.Operator, ...],
@@ -132,7 +130,6 @@ def test_workers_that_are_killed_are_restarted(
     assert scores.denoiser_calls == local.denoiser_calls
 
 
-@pytest.mark.extensive
 def test_workers_that_died_while_they_had_nothing_to_do_are_restarted(executor: RayExecutor) -> None:
     tasks = [Task("unet", PROBE, None, (sample,), 1) for sample in range(16)]
     assert len(list(executor.run(tasks))) == 16
