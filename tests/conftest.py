@@ -31,8 +31,9 @@ import ldpruner
 from ldpruner.operators.discovery import Removal
 from ldpruner.pipelines.denoiser import Denoiser
 from ldpruner.pipelines.fingerprints import architecture
-from ldpruner.profiling.costs import Costs
+from ldpruner.profiling.costs import Costs, measure_costs
 from ldpruner.profiling.machine import machine_of
+from ldpruner.profiling.shares import module_shares
 from ldpruner.scoring import runner
 from ldpruner.selection.plan import PlannedRemoval
 
@@ -50,7 +51,6 @@ def sigint_raises() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def costs_are_measured_once() -> Iterator[None]:
     """For each network: measuring what it costs takes longer than scoring it, and many tests score the same one."""
-    costs, shares = runner.measure_costs, runner.module_shares
     known: dict[Any, Any] = {}
 
     def remembered(key: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
@@ -63,10 +63,10 @@ def costs_are_measured_once() -> Iterator[None]:
 
     def costs_of(pipeline: DiffusionPipeline, denoiser: Denoiser, probe: ldpruner.Probe) -> Costs:
         key = (type(pipeline), network(denoiser), probe.model_dump_json(exclude={"samples", "seed"}))
-        return cast(Costs, remembered(key, lambda: costs(pipeline, denoiser, probe)))
+        return cast(Costs, remembered(key, lambda: measure_costs(pipeline, denoiser, probe)))
 
     def shares_of(denoiser: Denoiser) -> dict[str, float]:
-        return cast(dict[str, float], remembered((network(denoiser),), lambda: shares(denoiser)))
+        return cast(dict[str, float], remembered((network(denoiser),), lambda: module_shares(denoiser)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "measure_costs", costs_of)

@@ -1,5 +1,6 @@
 """The application: its commands, its exit codes, and how fast it answers."""
 
+import inspect
 import json
 import os
 import shutil
@@ -114,10 +115,31 @@ def test_ctrl_c_in_a_command_is_one_line_and_130(run: Run, monkeypatch: pytest.M
     assert run("operators", "zoo:satellite") == (130, "", f"{STOPPED}\n")
 
 
+class Interrupt:
+    """Finds no module, and sends this process a Ctrl-C when one of some name is imported."""
+
+    name = ""
+
+    @classmethod
+    def find_spec(cls, name: str, *_: object) -> None:
+        if name == cls.name:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.case(number=1)
+@pytest.mark.parametrize("name", ["torch", "numpy.linalg", "diffusers"])
+def test_ctrl_c_during_an_import_is_one_line_and_130(name: str) -> None:
+    """Most of a command's first seconds. Libraries swallow it, and go on with what is half imported."""
+    finder = f"import os, signal, sys\n{inspect.getsource(Interrupt)}\nInterrupt.name = {name!r}\n"
+    program = f"{finder}sys.meta_path.insert(0, Interrupt)\nfrom ldpruner.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-c", program, "operators", "zoo:satellite"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"\n{STOPPED}\n")
+
+
 @pytest.mark.case(number=1)
 @pytest.mark.parametrize("words", [("operators", "zoo:satellite"), ("bench", "zoo:satellite", "--rounds", "1000")])
 def test_ctrl_c_at_any_instant_is_one_line_and_130(words: tuple[str, ...]) -> None:
-    """Also while torch is imported: most of a command's first seconds."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     program = "import sys; from ldpruner.cli import main; print('up', flush=True); sys.exit(main())"
     command = [sys.executable, "-c", program, *words]
