@@ -51,7 +51,7 @@ EXPORTED = ("onnx", "openvino")
 CUT = 0.35  # of the MACs
 COMPUTE_BOUND_CUTS = (0.25, 0.35, 0.5)
 BLOCKS = ("resnet", "transformer", "transformer_block", "attention", "feed_forward")
-ROUNDS = {FULL_SIZE: 9}
+ROUNDS = {FULL_SIZE: 5}
 MANY_ROUNDS = 31
 SAME = 0.1  # the ratios agree if they differ by less
 
