@@ -130,7 +130,7 @@ def main() -> None:
                 continue
             for cut in options.cuts:
                 for method in options.methods or bench.methods(cut):
-                    _cell(bench, method, cut, seed)
+                    measure_cell(bench, method, cut, seed)
 
 
 def _long(bench: Bench, seed: int) -> None:
@@ -152,10 +152,11 @@ def _longer(bench: Bench, runs: Iterable[LongRun], seed: int) -> None:
             pictures=LONG_PICTURES,
             replan=True,
         )
-        _cell(longer, run.method, run.cut, seed)
+        measure_cell(longer, run.method, run.cut, seed)
 
 
-def _cell(bench: Bench, method: str, cut: float, seed: int) -> Record:
+def measure_cell(bench: Bench, method: str, cut: float, seed: int) -> Record:
+    """The record of a method, measured if it is missing."""
     cut = 0.0 if method == ORIGINAL else cut
     training = bench.training_of(method, seed)
     finetuning = {
@@ -218,6 +219,7 @@ def _finetune_(
     history = work.finish()
     # the last weights for every method: the best validation loss of some is that before finetuning
     work.state.ema.copy_to(work.state.weights)
+    work.write_adapter(bench.folder / "cells" / name)
     shutil.rmtree(bench.folder / "cells" / name, ignore_errors=True)
     return history.validation_losses
 
@@ -228,7 +230,7 @@ def _pruned(bench: Bench, method: str, cut: float, seed: int) -> tuple[Diffusion
     if method in (ORIGINAL, FEWER_STEPS):
         return prune(original, Plan(removed=())), None
     if method in SAME_PLAN and not bench.replan:
-        plan = _plan_of_ours(bench, cut, seed)
+        plan = plan_of_ours(bench, cut, seed)
         pruned = prune(original, plan)
         if method == REINITIALISED:
             _reinitialise_(find_denoiser(pruned).module, seed)
@@ -245,10 +247,10 @@ def _pruned(bench: Bench, method: str, cut: float, seed: int) -> tuple[Diffusion
     return fit(make, lambda made: bench.latency(made[0], STEPS, seed).median, 1 - cut)
 
 
-def _plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
+def plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:
     training = usual_training(bench.model.name)
     usual = dataclasses.replace(bench, training=training, distillation_steps=0, pictures=PICTURES, replan=False)
-    result = _cell(usual, OURS, cut, seed)["result"]
+    result = measure_cell(usual, OURS, cut, seed)["result"]
     if "failure" in result:
         raise BudgetError(result["failure"])
     return Plan.model_validate({"removed": [{"removal": removal} for removal in result["removed"]]})

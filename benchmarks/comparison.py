@@ -46,6 +46,8 @@ SETTINGS: Mapping[str, Any] = {
     "early_stopping_patience": None,
     "validation_steps": 50,
 }
+# the low-rank factors begin at zero, and need larger steps; the adapter is merged by the benchmark
+LORA_SETTINGS: Mapping[str, Any] = {"adapter": "lora", "rank": 32, "learning_rate": 1e-3, "merge_adapter": False}
 AUTOGUIDANCE_SCALE = 1.0  # unless the training of a cell has another
 FEATURE_KD_WEIGHT = 0.1
 
@@ -53,9 +55,10 @@ OURS, ORIGINAL, FEWER_STEPS = "ld-pruner", "original", "fewer steps"
 NO_DATA, REINITIALISED = "ld-pruner without data", "ld-pruner reinitialised"
 AUTOGUIDED, PLAIN_LOSS = "ld-pruner with autoguidance", "ld-pruner without SNR weighting"
 WITH_DISTILLATION = "ld-pruner with distillation"  # the default losses of `ldpruner finetune`
+LORA = "ld-pruner with LoRA"
 # in long finetuning only
 DISTILLED, DISTILLED_AUTOGUIDED = "ld-pruner distilled", "ld-pruner distilled with autoguidance"
-SAME_PLAN = (NO_DATA, AUTOGUIDED, REINITIALISED, PLAIN_LOSS, WITH_DISTILLATION)  # they differ in finetuning only
+SAME_PLAN = (NO_DATA, AUTOGUIDED, REINITIALISED, PLAIN_LOSS, WITH_DISTILLATION, LORA)  # they differ in finetuning only
 CHANNELS = ("channels by magnitude", "channels by Taylor")
 NEWER = ("use_8bit_adam", "adapter", "rank", "merge_adapter", "teacher", "timesteps", "max_hours")  # than the cells
 METHODS = (*CRITERIA, *CHANNELS, FEWER_STEPS, ORIGINAL, *SAME_PLAN)
@@ -123,6 +126,7 @@ class Bench:
             "output_kd_weight": float(is_distilled or method == WITH_DISTILLATION),
             "feature_kd_weight": FEATURE_KD_WEIGHT * has_features,
             "autoguidance_scale": is_guided * (self.training.autoguidance_scale or AUTOGUIDANCE_SCALE),
+            **(LORA_SETTINGS if method == LORA else {}),
         }
         return self.training.replace(**changes)
 
@@ -180,8 +184,9 @@ class Bench:
 
 
 def recorded(training: Training) -> dict[str, Any]:
-    """The settings of a training in a record; a cell names its seed, and no method changes the newer ones."""
-    settings: dict[str, Any] = training.model_dump(mode="json", exclude={"seed", *NEWER})
+    """The settings of a training in a record; a cell names its seed, and older cells lack the newer ones."""
+    unchanged = {name for name in NEWER if getattr(training, name) == Training.model_fields[name].default}
+    settings: dict[str, Any] = training.model_dump(mode="json", exclude={"seed", *unchanged})
     return settings
 
 

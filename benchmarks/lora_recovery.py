@@ -1,0 +1,91 @@
+"""Recovery by LoRA beside full finetuning on the zoo: quality, trained parameters, and memory of a step.
+
+    python -m benchmarks.lora_recovery --data FOLDER [--models digits] [--seeds 0]
+
+Both train the same plan, at half of the latency, for the same steps on the same data. The qualities are cells of
+`benchmarks.baselines`. Memory is that of the tensors that are alive during a step, without the teacher.
+"""
+
+import argparse
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.baselines import measure_cell, plan_of_ours
+from benchmarks.comparison import CUTS, LORA, OURS, PICTURES, Bench, usual_training
+from benchmarks.models import MODELS, open_model
+from benchmarks.records import cell, markdown, read
+from ldpruner.finetuning.memory import training_memory
+from ldpruner.finetuning.trainer import step_generator
+from ldpruner.pruning.surgery import prune
+
+STUDY = "lora_recovery"
+METHODS = {OURS: "all weights", LORA: "LoRA, rank 32"}
+
+
+def main() -> None:
+    """Measures every cell that is missing."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
+    parser.add_argument("--runs", type=Path, default=Path("runs/baselines"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.models:
+        model = open_model(name, options.data / name)
+        bench = Bench(model, options.runs / name, usual_training(name), PICTURES, "cpu")
+        for seed in options.seeds:
+            for method in METHODS:
+                settings = {"model": name, "method": method, "cut": CUTS[0], "seed": seed}
+                settings["batch"] = bench.training.train_batch_size
+                cell(STUDY, settings, functools.partial(_memory, bench, method, seed))
+                measure_cell(bench, method, CUTS[0], seed)
+
+
+def _memory(bench: Bench, method: str, seed: int) -> dict[str, Any]:
+    """The trained parameters, and the bytes that are alive during a step."""
+    pruned = prune(bench.model.pipeline, plan_of_ours(bench, CUTS[0], seed))
+    training = bench.training_of(method, seed)
+    work = bench.finetuning(pruned, training, f"memory-{method.replace(' ', '-')}-{seed}")
+    losses = functools.partial(work.losses, work.module)
+    memory = training_memory(
+        work.module, work.state.optimizer, lambda: next(iter(losses(step_generator(training, 0))))
+    )
+    return {"trained": sum(weight.numel() for weight in work.state.weights), "memory": memory.model_dump()}
+
+
+def table() -> Iterator[str]:
+    """A row for each model and method."""
+    qualities = {
+        (settings["model"], settings["method"], settings["cut"], settings["seed"]): record["result"]
+        for record in read("baselines")
+        if (settings := record["settings"])["method"] in METHODS and settings["pictures"] == PICTURES
+    }
+    rows = []
+    for record in read(STUDY):
+        settings, result = record["settings"], record["result"]
+        quality = qualities[tuple(settings[name] for name in ("model", "method", "cut", "seed"))]
+        memory = result["memory"]
+        rows.append(
+            [
+                f"zoo:{settings['model']}",
+                METHODS[settings["method"]],
+                f"{quality['before']['frechet_distance']:.1f}",
+                f"{quality['after']['frechet_distance']:.1f}",
+                f"{result['trained'] / 1e6:.2f} M",
+                f"{memory['peak'] / 2**20:,.0f} MiB",
+                f"{(memory['gradients'] + memory['optimizer']) / 2**20:,.0f} MiB",
+            ]
+        )
+    head = ["model", "trained", "Frechet distance, pruned", "recovered", "trained parameters"]
+    yield from markdown([*head, "memory of a step", "of it gradients and optimizer"], rows)
+
+
+if __name__ == "__main__":
+    main()
