@@ -61,7 +61,7 @@ def _measured(name: str, rounds: int, steps: int, batch: int) -> dict[str, Any]:
         task_loss_weight=1.0,
         validation_steps=NEVER,
         checkpointing_steps=NEVER,
-    ).resolved(data=True)
+    ).resolved(data=True, steps=4)
     probe = ldpruner.Probe(samples=64, steps=4)
     finetuning = Finetuning(ldpruner.prune(teacher, Plan(removed=())), teacher, probe=probe, training=training)
     finetuning.state.validation_losses = {0: math.inf}

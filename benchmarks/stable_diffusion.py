@@ -235,7 +235,7 @@ def _trained(model: FullSizeModel, plan: Plan, precision: Precision) -> dict[str
         mixed_precision=precision,
         validation_steps=MANY,
         checkpointing_steps=MANY,
-    ).resolved(data=True)
+    ).resolved(data=True, steps=4)
     pruned = ldpruner.prune(model.pipeline, plan)
     bare = copy.deepcopy(networks(pruned)[model.denoiser.component])
     probe = model.probe(4).replace(samples=8)

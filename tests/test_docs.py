@@ -117,6 +117,7 @@ def test_a_python_example_runs(block: str, place: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.extensive
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("commands", command_examples())
 def test_the_commands_of_a_page_run(commands: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

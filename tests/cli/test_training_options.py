@@ -29,7 +29,7 @@ def test_each_setting_is_an_option_with_help() -> None:
 
 
 def test_options_are_settings_and_the_rest_are_defaults(run: Run, scored: Path) -> None:
-    words = (*GIVEN, "--early-stopping-patience", "none", "--ema-decay", "0.9")
+    words = (*GIVEN, "--early-stopping-patience", "none", "--ema-decay", "0.9", "--timesteps", "all")
     guidance = ("--autoguidance-scale", "0.5", "--guidance-interval", "0.1", "0.8")
     expected = Training(
         max_train_steps=7,
@@ -40,8 +40,11 @@ def test_options_are_settings_and_the_rest_are_defaults(run: Run, scored: Path) 
         guidance_interval=(0.1, 0.8),
         early_stopping_patience=None,
         ema_decay=0.9,
+        timesteps="all",
     )
-    assert training_of(run, scored, *words, *guidance) == expected.resolved(data=False).model_dump(mode="json")
+    assert training_of(run, scored, *words, *guidance) == expected.resolved(data=False, steps=25).model_dump(
+        mode="json"
+    )
 
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])

@@ -70,8 +70,10 @@ def test_the_task_is_not_known() -> None:
         finetune(FAMILY.pipeline(), FAMILY.pipeline(), probe=PROBE, training=short(task_loss_weight=1.0))
 
 
-def test_a_few_step_model_learns_at_its_own_timesteps(tiny: DiffusionPipeline) -> None:
-    training = short(timesteps="pipeline", task_loss_weight=None)
+def test_a_few_step_model_learns_at_its_own_timesteps_by_itself(
+    tiny: DiffusionPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = short(task_loss_weight=None)
     probe = ldpruner.Probe(samples=4, steps=2)
     scheduler = copy.deepcopy(tiny.scheduler)
     scheduler.set_timesteps(2)
@@ -85,5 +87,6 @@ def test_a_few_step_model_learns_at_its_own_timesteps(tiny: DiffusionPipeline) -
     with student.unet.register_forward_pre_hook(record, with_kwargs=True):
         finetune(student, tiny, probe=probe, training=training)
     assert seen == own
+    assert "2 steps are those of a few-step model" in caplog.text
     with pytest.raises(FinetuningError, match="not from data; leave out the data"):
         prepare_distillation(tiny, [], probe, None, None, "pipeline")

@@ -30,6 +30,14 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
 
 
 def test_the_weight_of_the_task_depends_on_the_data_unless_it_is_set() -> None:
-    assert Training().resolved(data=True).task_loss_weight == 1
-    assert Training().resolved(data=False).task_loss_weight == 0
-    assert Training(task_loss_weight=0.5).resolved(data=False).task_loss_weight == 0.5
+    assert Training().resolved(data=True, steps=25).task_loss_weight == 1
+    assert Training().resolved(data=False, steps=25).task_loss_weight == 0
+    assert Training(task_loss_weight=0.5).resolved(data=False, steps=25).task_loss_weight == 0.5
+
+
+def test_a_few_step_model_never_learns_the_plain_denoising_loss_by_default() -> None:
+    learning = {data: Training().resolved(data=data, steps=4) for data in (False, True)}
+    assert {data: one.timesteps for data, one in learning.items()} == {False: "pipeline", True: None}
+    assert [one.task_loss_weight for one in learning.values()] == [0, 0]
+    assert Training(timesteps="all").resolved(data=True, steps=4).task_loss_weight == 1
+    assert Training(task_loss_weight=1.0).resolved(data=False, steps=4).timesteps is None

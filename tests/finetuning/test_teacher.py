@@ -26,6 +26,19 @@ def test_wherever_the_teacher_is_the_losses_are_the_same(tiny: DiffusionPipeline
     assert not any({"forward", "_diffusers_hook"} & vars(module).keys() for module in tiny.unet.modules())
 
 
+def test_an_offloaded_teacher_is_offloaded_while_it_samples_and_is_then_as_before(
+    tiny: DiffusionPipeline, fresh: DiffusionPipeline
+) -> None:
+    seen: list[bool] = []
+    with tiny.unet.register_forward_hook(lambda module, *_: seen.append(hasattr(module, "_diffusers_hook"))):
+        work = Finetuning(fresh, tiny, probe=PROBE, training=short(teacher="offloaded"))
+        assert seen
+        assert all(seen)
+        list(work)
+        work.finish()
+    assert not hasattr(tiny.unet, "_diffusers_hook")
+
+
 def test_cached_outputs_survive_a_kill_and_go_at_the_end(
     tiny: DiffusionPipeline, fresh: DiffusionPipeline, tmp_path: Path
 ) -> None:

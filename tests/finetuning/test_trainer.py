@@ -1,6 +1,7 @@
 """The training loop: it trains in place, goes on after a kill, and does the same in several processes."""
 
 import copy
+import os
 import random
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_autoguidance_keeps_the_unfinetuned_student_as_the_weak_model(
     tiny: DiffusionPipeline, pruned: DiffusionPipeline
 ) -> None:
     losses = {"task_loss_weight": 0.0, "feature_kd_weight": 0.0, "autoguidance_scale": 1.5}
-    training = short(**losses, learning_rate=1e-3, ema_decay=0.0)
+    training = short(**losses, learning_rate=1e-3, ema_decay=0.0, timesteps="all")
     history = finetune(pruned, tiny, probe=PROBE, training=training)
     # if the weak model followed the student, the target would move away from it
     assert history.validation_losses[6] < history.validation_losses[0]
@@ -115,16 +116,26 @@ def test_the_same_call_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.extensive
-def test_two_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
-    training = short(max_train_steps=4)
+@pytest.mark.parametrize("settings", [{}, {"adapter": "lora", "rank": 2}], ids=["all", "lora"])
+@pytest.mark.parametrize("launch", [{}, {"ACCELERATE_USE_FSDP": "true"}], ids=["data parallel", "fully sharded"])
+def test_two_processes_train_as_one(
+    folder: Path, tmp_path: Path, launch: dict[str, str], settings: dict[str, Any]
+) -> None:
+    """And go on where one process was killed."""
+    training = short(max_train_steps=4, **settings)
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(settings=training.model_dump()))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launcher, str(script), str(folder), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    count, _, line = done.stdout.strip().splitlines()[-1].partition(" ")
-    assert count == "2"
-    shared = History.model_validate_json(line)
+    histories = []
+    for _ in range(2):  # the second time from the last checkpoint
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **launch})
+        assert done.returncode == 0, done.stderr
+        count, _, line = done.stdout.strip().splitlines()[-1].partition(" ")
+        assert count == "2"
+        histories.append(History.model_validate_json(line))
+    shared, again = histories
+    assert again == shared
     single = finetune(ldpruner.load(folder), ldpruner.load(folder), probe=PROBE, training=training)
     np.testing.assert_allclose(shared.losses, single.losses, rtol=1e-4)
     assert shared.validation_losses == pytest.approx(single.validation_losses, rel=1e-4)

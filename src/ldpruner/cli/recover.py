@@ -70,7 +70,7 @@ def finetune(
     parsing.refuse_ignored(ignored, "with --data, the pictures or sounds and their captions are learned from")
     probe = parsing.changed(folder.scores().probe, samples or SAMPLES, prompts, pipeline_arg)
     if dry_run:
-        shown = {"training": training.resolved(data=data is not None).model_dump(mode="json")}
+        shown = {"training": training.resolved(data=data is not None, steps=probe.steps).model_dump(mode="json")}
         place = {"device": device, "dtype": dtype, "data": str(data) if data else None, "until": until}
         return settings(run=str(run), model=folder.model(), probe=probe.model_dump(mode="json"), **shown, **place)
     history = finetune_run(

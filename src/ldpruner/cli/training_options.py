@@ -4,7 +4,7 @@ import inspect
 import re
 import types
 from pathlib import Path
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -44,10 +44,17 @@ def _option(field: FieldInfo, text: str) -> Any:
     """The annotation of an option; what is not given stays None, so that a file's setting counts."""
     kind, metavar = cast(Any, field.annotation), None
     if get_origin(kind) in (Union, types.UnionType):  # `none` is a value too
-        kind, metavar = str, "INTEGER|none" if int in get_args(kind) else "FLOAT|none"
+        kind, metavar = str, "|".join(map(_words, get_args(kind)))
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
     option = typer.Option(help=f"{text} Default: {default.lower()}.", metavar=metavar, rich_help_panel=TRAINING)
     return Annotated[kind | None, option]
+
+
+def _words(kind: Any) -> str:
+    """What an option's type takes, as its help writes it."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "INTEGER", float: "FLOAT", type(None): "none"}[kind]
 
 
 def _help_texts() -> dict[str, str]:

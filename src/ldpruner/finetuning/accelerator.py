@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 
 from ldpruner.errors import FinetuningError, one_line
 from ldpruner.finetuning.settings import Training
+from ldpruner.finetuning.sharding import without_accelerates_own
 
 ENCODING_TIMEOUT = timedelta(days=7)  # other processes wait while the first one encodes
 
@@ -30,13 +31,14 @@ def prepare_accelerator(
     # a pruned network may have a weight that nothing reads, and gradient checkpointing needs a static graph
     handlers = [DistributedDataParallelKwargs(static_graph=True), InitProcessGroupKwargs(timeout=ENCODING_TIMEOUT)]
     try:
-        accelerator = Accelerator(
-            mixed_precision=training.mixed_precision,
-            cpu=device.type == "cpu",
-            log_with=list(report_to) or None,
-            project_dir=str(folder or "."),
-            kwargs_handlers=handlers,
-        )
+        with without_accelerates_own():
+            accelerator = Accelerator(
+                mixed_precision=training.mixed_precision,
+                cpu=device.type == "cpu",
+                log_with=list(report_to) or None,
+                project_dir=str(folder or "."),
+                kwargs_handlers=handlers,
+            )
     except ValueError as error:
         raise FinetuningError(f"report_to={list(report_to)}: {one_line(error)}") from error
     if len(accelerator.log_with) != len(report_to):

@@ -23,7 +23,7 @@ from ldpruner.finetuning.examples import Examples, Source, digest_of
 from ldpruner.finetuning.losses import feature_loss, features_of, latent_loss, stages
 from ldpruner.finetuning.objectives import Objective, objective_of, random_levels
 from ldpruner.finetuning.recorded_calls import OwnOutput, RecordedCalls, record_calls
-from ldpruner.finetuning.settings import Training
+from ldpruner.finetuning.settings import FEW_STEPS, Training
 from ldpruner.finetuning.teacher import OutputCache
 from ldpruner.operators.patching import MISFITS
 from ldpruner.pipelines.denoiser import Denoiser, find_denoiser
@@ -165,6 +165,8 @@ def prepare_distillation(
         )
     denoiser = find_denoiser(teacher, component, probe.arguments(teacher, [0]))
     reason = "timesteps='pipeline'"
+    if probe.steps <= FEW_STEPS:
+        reason = f"{probe.steps} steps are those of a few-step model; timesteps='all' learns at all noise levels"
     if timesteps != "pipeline":
         try:
             return _prepare(teacher, denoiser, rows, probe, folder)

@@ -23,6 +23,7 @@ from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import StopPipeline, networks, schedulers
 from ldpruner.pipelines.sampling import FAILURES, sample_decoded
 from ldpruner.pipelines.state import evaluation_mode
+from ldpruner.runtime import cast_
 
 PICTURE, VIDEO, SOUND = 4, 5, 3  # dimensions of what an autoencoder decodes
 LEVEL = 1 / 128  # of pixels, which may be rounded to 8 bits
@@ -72,8 +73,9 @@ class Encoder:
         if self.autoencoder is None:
             return values
         values = values.to(module_device(self.autoencoder), self.precision)
+        cast_(self.autoencoder, self.precision)
         with evaluation_mode(self.autoencoder):
-            encode: Any = self.autoencoder.to(self.precision).encode
+            encode: Any = self.autoencoder.encode
             # some sample from what they encode unless told otherwise
             mode = {"sample_posterior": False} if "sample_posterior" in inspect.signature(encode).parameters else {}
             try:

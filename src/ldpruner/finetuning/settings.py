@@ -8,6 +8,7 @@ from ldpruner.errors import FinetuningError
 from ldpruner.values import MAX_COUNT, Settings, Value
 
 FEATURE_KD_WEIGHT = 0.1
+FEW_STEPS = 8  # or fewer are those of a model that was distilled to them
 RANK = 16
 
 
@@ -39,12 +40,14 @@ class Training(Settings):
         max_grad_norm: the gradient is clipped to this norm.
         ema_decay: largest decay of the exponential moving average of the weights; the average is what is kept.
         task_loss_weight: weight of the denoising loss. None is 1 with data and 0 without: on its own samples the
-            teacher's output is the better target, and guided samples would teach more guidance.
+            teacher's output is the better target, and guided samples would teach more guidance. It is also 0 where the
+            probe has 8 steps or fewer: the denoising loss would undo what a few-step model was distilled to do.
         output_kd_weight: weight of the distillation loss on the teacher's output (BK-SDM, arXiv 2305.15798).
         feature_kd_weight: weight of the distillation loss on the teacher's features at each stage. None is 0.1, and 0
             where only the teacher's outputs are cached.
         timesteps: the noise levels to learn at: `all` of the schedule; or those of the `pipeline`, on the original's
-            own calls, as few-step models need (Turbo, LCM, Lightning). None is `all` where the pipeline allows it.
+            own calls, as few-step models need (Turbo, LCM, Lightning). None is `pipeline` without data where the probe
+            has 8 steps or fewer, or where latents cannot be noised; else `all`.
         autoguidance_scale: strength of autoguidance (Karras et al. 2024, arXiv 2406.02507): the model as it is
             before this finetuning is the weak model, and training moves the target away from it.
         guidance_interval: lowest and highest noise level, in 0 to 1, at which autoguidance applies (Kynkäänniemi et
@@ -136,10 +139,12 @@ class Training(Settings):
         """Whether a step runs the teacher."""
         return bool(self.output_kd_weight or self.feature_kd_weight or self.autoguidance_scale)
 
-    def resolved(self, *, data: bool) -> "Training":
-        """The same with weights in the place of None that fit learning from data, or from the teacher alone."""
+    def resolved(self, *, data: bool, steps: int) -> "Training":
+        """The same with values in the place of None: for data or none, and for a pipeline of that many steps."""
+        is_few_step = self.timesteps is None and steps <= FEW_STEPS
         defaults = {
-            "task_loss_weight": 1.0 if data and self.timesteps != "pipeline" else 0.0,
+            "timesteps": "pipeline" if is_few_step and not data and not self.task_loss_weight else None,
+            "task_loss_weight": 1.0 if data and self.timesteps != "pipeline" and not is_few_step else 0.0,
             "feature_kd_weight": 0.0 if self.teacher == "cached" else FEATURE_KD_WEIGHT,
             "rank": RANK if self.adapter else None,
         }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ldpruner.errors import FinetuningError, StorageError, one_line
 from ldpruner.files import replacing
 from ldpruner.finetuning.settings import History, Quality, Training
+from ldpruner.finetuning.sharding import is_sharded, like, whole
 from ldpruner.pipelines.offload import module_device
 
 FUSED_DEVICES = ("cpu", "cuda")  # on which torch has a fused AdamW
@@ -41,11 +42,8 @@ class State:
         self.weights = [weight for weight in module.parameters() if weight.requires_grad]
         if not self.weights:
             raise FinetuningError("all weights are frozen; call requires_grad_(True) on the network, or add a LoRA")
-        if getattr(module, "peft_config", None):
-            for weight in self.weights:
-                weight.data = weight.data.float()
-        else:
-            module.float()
+        if not is_sharded(module):
+            full_precision_(module)
         self.buffers = list(module.buffers())
         self.optimizer = _optimizer(self.weights, training, module_device(module))
         self.lr_scheduler = get_scheduler(
@@ -122,17 +120,18 @@ class State:
         _copy_(self.weights, self.best or self.ema.shadow_params)
 
     @contextmanager
+    @torch.no_grad()
     def averaged(self) -> Iterator[None]:
         """The network has its averaged weights inside the context."""
-        self.ema.store(self.weights)
-        self.ema.copy_to(self.weights)
+        trained = [weight.detach().cpu().clone() for weight in self.weights]
+        _copy_(self.weights, self.ema.shadow_params)
         try:
             yield
         finally:
-            self.ema.restore(self.weights)
+            _copy_(self.weights, trained)
 
-    def write(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Writes a checkpoint of the run that `identity` describes.
+    def write(self, path: Path, identity: Mapping[str, Any], *, is_first: bool = True) -> None:
+        """Writes a checkpoint of the run that `identity` describes. All processes gather it, and the first one writes.
 
         Raises:
             StorageError: the file cannot be written; the previous checkpoint is still there.
@@ -154,7 +153,13 @@ class State:
             "ema_step": self.ema.optimization_step,
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
         }
-        write_tensors(path, tensors, metadata)
+        gathered = {}
+        for name, tensor in tensors.items():  # one at a time: a device may not hold them all
+            one = whole(tensor.detach())
+            if is_first:
+                gathered[name] = one
+        if is_first:
+            write_tensors(path, gathered, metadata)
 
     @torch.no_grad()
     def restore_(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -166,7 +171,7 @@ class State:
         tensors, metadata = _read_checkpoint(path, self.weights[0].device, identity)
         for name, targets in {"weight": self.weights, "buffer": self.buffers, "ema": self.ema.shadow_params}.items():
             _copy_(targets, _group(tensors, name))
-        self.best = _group(tensors, "best")
+        self.best = [like(best, weight) for best, weight in zip(_group(tensors, "best"), self.weights, strict=False)]
         self._restore_optimizer_(tensors)
         self.lr_scheduler.load_state_dict(metadata["lr_scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
@@ -189,9 +194,20 @@ class State:
             if group == "optimizer":
                 # fused AdamW walks moments in the memory order of their weight, which the file does not keep
                 weight = self.weights[int(index)].detach()
-                moment = torch.empty_like(weight, dtype=tensor.dtype) if tensor.shape == weight.shape else None
-                state.setdefault(int(index), {})[name[0]] = tensor if moment is None else moment.copy_(tensor)
+                if tensor.shape == weight.shape:
+                    moment = torch.empty_like(weight, dtype=tensor.dtype)
+                    tensor = moment.copy_(like(tensor, moment))
+                state.setdefault(int(index), {})[name[0]] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def full_precision_(module: nn.Module) -> None:
+    """Casts what is trained to float32, and beside an adapter nothing else."""
+    if not getattr(module, "peft_config", None):
+        module.float()
+    for weight in module.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def _optimizer(weights: Sequence[nn.Parameter], training: Training, device: torch.device) -> torch.optim.Optimizer:
@@ -253,4 +269,4 @@ def _group(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
 
 def _copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+        target.copy_(like(source, target))

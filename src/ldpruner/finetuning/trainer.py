@@ -6,7 +6,6 @@ one.
 """
 
 import contextlib
-import copy
 import functools
 import hashlib
 import json
@@ -23,20 +22,19 @@ from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ldpruner.errors import FinetuningError, one_line
+from ldpruner.errors import FinetuningError
 from ldpruner.files import locked
 from ldpruner.finetuning.accelerator import prepare_accelerator
 from ldpruner.finetuning.dataset import Rows, open_data
 from ldpruner.finetuning.distillation import DistillationLoss, prepare_distillation
-from ldpruner.finetuning.lora import add_lora_, merge_lora_, own_weights_, save_lora, share_weights_
-from ldpruner.finetuning.settings import RANK, History, Quality, Training
+from ldpruner.finetuning.settings import History, Quality, Training
+from ldpruner.finetuning.sharding import is_sharded
 from ldpruner.finetuning.state import State
-from ldpruner.finetuning.teacher import OutputCache, offloaded
-from ldpruner.pipelines.fingerprints import architecture, module_dtype, weights_digest
-from ldpruner.pipelines.offload import module_device
+from ldpruner.finetuning.student import Student
+from ldpruner.finetuning.teacher import Offloading, OutputCache
+from ldpruner.pipelines.fingerprints import architecture, weights_digest
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
-from ldpruner.runtime import cast_
 
 SAMPLES = 256  # of the teacher, where there is no data
 SEED_STRIDE = 1_000_003  # runs with neighbouring seeds share no step's seed
@@ -86,7 +84,10 @@ class Trainer:
         self.identity = {**training.model_dump(exclude=WITHOUT_EFFECT), **(identity or {})}
         self.digest = hashlib.blake2b(json.dumps(self.identity).encode(), digest_size=8).hexdigest()
         self.state = State(module, training, accelerator.scaler)
-        self.module, self.optimizer = accelerator.prepare(module, self.state.optimizer)
+        if is_sharded(module):
+            self.module, self.optimizer = module, accelerator.prepare(self.state.optimizer)
+        else:
+            self.module, self.optimizer = accelerator.prepare(module, self.state.optimizer)
         self._pending: list[tuple[Tensor, float]] = []  # losses that are still on the device, and learning rates
         if checkpoint is not None and checkpoint.exists():
             self.state.restore_(checkpoint, self.identity)
@@ -109,18 +110,23 @@ class Trainer:
             if state.step % training.checkpointing_steps == 0 or state.is_over:
                 self._flush()
                 state.seconds = time.perf_counter() - self._started
-                if self.checkpoint is not None and self.accelerator.is_main_process:
-                    state.write(self.checkpoint, self.identity)
+                if self.checkpoint is not None:
+                    state.write(self.checkpoint, self.identity, is_first=self.accelerator.is_main_process)
             yield state.step
 
     def finish(self) -> History:
         """Loads the best averaged weights into the network, and returns how training went."""
         self._flush()
         self.accelerator.wait_for_everyone()
-        self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
+        if not is_sharded(self.module):
+            self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
         self.state.load_best_()
+        self._restore()
         self.accelerator.end_training()
         return self.state.history
+
+    def _restore(self) -> None:
+        """Brings the network back to how it was; called in all processes."""
 
     def _step(self) -> None:
         losses = []
@@ -234,91 +240,77 @@ class Finetuning(Trainer):
         report_to: Sequence[Any] = (),
         quality: MeasureQuality | None = None,
     ) -> None:
-        training = (training or Training()).resolved(data=data is not None)
+        rows, probe = open_data(data) if data is not None else None, probe or Probe(samples=SAMPLES)
+        requested = training or Training()
+        training = requested.resolved(data=data is not None, steps=probe.steps)
+        if rows is not None and requested.task_loss_weight is None and not training.task_loss_weight:
+            logger.warning(
+                "%d steps are those of a few-step model: no denoising loss; task_loss_weight=1 adds it", probe.steps
+            )
         if quality is not None and training.teacher != "resident":
             raise FinetuningError(f"teacher={training.teacher!r}: the quality is measured beside a resident teacher")
         folder = Path(run) if run is not None else None
         accelerator = prepare_accelerator(training, teacher.device, folder, report_to)
-        rows, probe = open_data(data) if data is not None else None, probe or Probe(samples=SAMPLES)
+        self._ending, self._offloading = contextlib.ExitStack(), None
+        if training.teacher == "resident":
+            teacher.to(accelerator.device)
+        else:
+            self._offloading = Offloading(teacher, accelerator.device)
+            self._ending.callback(self._offloading.close)
         with accelerator.main_process_first():
-            self.distillation = prepare_distillation(
-                teacher.to(accelerator.device), rows, probe, component, folder, training.timesteps
-            )
-        self._student: Any = networks(pruned)[self.distillation.component]
-        self._placement = module_device(self._student), module_dtype(self._student)
-        student: Any = self._student.to(accelerator.device).eval()
-        weak_model = copy.deepcopy(student).requires_grad_(False) if training.autoguidance_scale else None
-        if training.adapter == "lora":
-            add_lora_(student, training.rank or RANK, training.seed)
-        if training.gradient_checkpointing:
-            try:
-                student.enable_gradient_checkpointing()
-            except ValueError as error:
-                raise FinetuningError(f"gradient_checkpointing=True: {one_line(error)}; leave it out") from error
-        loss = DistillationLoss(self.distillation, student, weak_model, training, accelerator)
+            self.distillation = prepare_distillation(teacher, rows, probe, component, folder, training.timesteps)
+        self.student = Student(networks(pruned)[self.distillation.component], training, accelerator)
+        trained, weak_model = self.student.trained, self.student.weak_model
+        loss = DistillationLoss(self.distillation, trained, weak_model, training, accelerator)
         super().__init__(
-            student,
+            trained,
             loss.training_losses,
             training,
             accelerator,
             validation_losses=loss.validation_losses,
             quality=functools.partial(self._quality, pruned, teacher, quality) if quality is not None else None,
             checkpoint=folder / CHECKPOINT if folder is not None else None,
-            identity=_identity(student, weak_model, self.distillation.examples.digest),
+            identity=_identity(self.student.network, weak_model, self.distillation.examples.digest),
         )
-        self._place_teacher(teacher, loss, folder)
+        self._place_teacher(loss, folder)
 
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that writes and prints."""
         return bool(self.accelerator.is_main_process)
 
-    def finish(self) -> History:
-        """Loads the best weights into the pruned pipeline, on its device and in its precision; returns the history."""
-        history = super().finish()
-        self._teacher_place.close()
-        if self.training.gradient_checkpointing:
-            self._student.disable_gradient_checkpointing()
-        device, dtype = self._placement
-        own_weights_(self._student.to(device), self.distillation.teacher)
-        if self.training.adapter and self.training.merge_adapter:
-            merge_lora_(self._student)
-        cast_(self._student, dtype)
-        return history
-
-    def _quality(self, pruned: DiffusionPipeline, teacher: DiffusionPipeline, measure: MeasureQuality) -> Quality:
-        """Measures the student in the precision of its pipeline; the weights in training stay as they are."""
-        trained = [(weight, weight.data) for weight in (*self._student.parameters(), *self._student.buffers())]
-        pruned.to(self.accelerator.device)
-        cast_(self._student, self._placement[1])
-        try:
-            return measure(pruned, teacher)
-        finally:
-            for weight, data in trained:
-                weight.data = data
+    def _restore(self) -> None:
+        """Puts the best weights into the pruned pipeline, on its device and in its precision."""
+        self._ending.close()
+        self.student.finish(self.distillation.teacher)
 
     def write_adapter(self, folder: Path) -> None:
         """Writes the adapter that `finish` left in the network, and merges it."""
-        if self.training.adapter and not self.training.merge_adapter:
-            save_lora(self._student, self.distillation.component, folder)
-            merge_lora_(self._student)
+        self.student.write_adapter(self.distillation.component, folder)
 
-    def _place_teacher(self, teacher: DiffusionPipeline, loss: DistillationLoss, folder: Path | None) -> None:
-        """Puts the teacher where the settings want it, until `finish` puts it back."""
-        self._teacher_place = contextlib.ExitStack()
-        device, training = self.accelerator.device, self.training
-        if training.teacher == "resident":
-            share_weights_(self._student, self.distillation.teacher)
-            return
-        if training.teacher == "cached":
+    def _measure(self) -> Quality | None:
+        if self.quality is not None:
+            self.student.gather()
+        return super()._measure()
+
+    def _quality(self, pruned: DiffusionPipeline, teacher: DiffusionPipeline, measure: MeasureQuality) -> Quality:
+        pruned.to(self.accelerator.device)
+        with self.student.in_its_precision():
+            return measure(pruned, teacher)
+
+    def _place_teacher(self, loss: DistillationLoss, folder: Path | None) -> None:
+        """Shares the teacher's weights, or caches its outputs, so that a step needs less memory."""
+        training = self.training
+        if self._offloading is None:
+            self.student.share_with(self.distillation.teacher)
+        elif training.teacher == "offloaded":
+            self._offloading.unload_others()
+        else:
             cache = OutputCache(folder / OUTPUTS / self.digest if folder is not None else None)
             steps = (step_generator(training, step) for step in range(self.state.step, training.max_train_steps))
             loss.cache_outputs(cache, steps, validation_generator(training))
-            self._teacher_place.callback(cache.clear)
-        self._teacher_place.callback(teacher.to, device)
-        teacher.to("cpu")
-        if training.teacher == "offloaded":
-            self._teacher_place.enter_context(offloaded(self.distillation.teacher, device))
+            self._offloading.unload()
+            self._ending.callback(cache.clear)
 
 
 def step_generator(training: Training, step: int) -> torch.Generator:
