@@ -33,6 +33,7 @@ from ldpruner.pipelines.running import accepted_arguments
 from ldpruner.selection.plan import Plan, PlannedRemoval
 
 SAMPLES, STEPS = 2, 3
+LIMIT = 300  # seconds for one pipeline
 ONE_STEP = Training(max_train_steps=1, train_batch_size=2, validation_fraction=0.5, validation_steps=1)
 YES, OWN_CALLS = "yes", "yes, on the original's own calls"
 COLUMNS = {"without_data": "without data", "with_data": "with data"}
@@ -58,7 +59,7 @@ def _first_that_runs(choices: list[Configuration]) -> dict[str, Any]:
     """The outcomes for the first configuration that can be pruned."""
     result: dict[str, Any] = {"error": "no small configuration of it is known"}
     for configuration in choices:
-        result = apart(functools.partial(_outcomes, configuration))
+        result = apart(functools.partial(_outcomes, configuration), LIMIT)
         if "error" not in result:
             break
     logging.info("%s", result)

@@ -15,10 +15,12 @@ from benchmarks import (
     adaptive_replay,
     coverage,
     demo,
+    few_step,
     granularity,
     latency_predictions,
     lora_transfer,
     metric_design,
+    recovery,
     selection_rules,
     stacking,
     support,
@@ -80,6 +82,9 @@ def main() -> None:
         "experiments/coverage.md: coverage": coverage.table,
         "experiments/support.md: support summary": support.summary,
         "experiments/support.md: support": support.table,
+        "experiments/support.md: recovery summary": recovery.summary,
+        "experiments/support.md: recovery": recovery.table,
+        "experiments/few-step.md: few-step": few_step.table,
         "../README.md: readme": lambda: iter(_readme(cells["emoji"])),
     }
     for place, table in tables.items():

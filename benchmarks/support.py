@@ -167,16 +167,16 @@ def _first_that_runs(choices: list[Configuration]) -> dict[str, Any]:
     return result
 
 
-def apart(trial: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def apart(trial: Callable[[], dict[str, Any]], seconds: float = SECONDS) -> dict[str, Any]:
     """Tries something in a process of its own: it may take all memory, or never end."""
     context = get_context("fork")
     here, there = context.Pipe()
     process = context.Process(target=_send, args=(there, trial))
     process.start()
     there.close()
-    result: dict[str, Any] = {"stage": "time", "error": f"over {SECONDS} s"}
+    result: dict[str, Any] = {"stage": "time", "error": f"over {seconds:g} s"}
     try:
-        if here.poll(SECONDS):
+        if here.poll(seconds):
             result = here.recv()
     except EOFError:
         result = {"stage": "crash", "error": "the process died"}

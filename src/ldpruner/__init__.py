@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ldpruner.pruning.serialization import load
     from ldpruner.pruning.surgery import prune, prune_
     from ldpruner.publishing.hub import push
+    from ldpruner.report.page import write_report
     from ldpruner.scoring.adaptive import score_operators
     from ldpruner.scoring.results import Score, Scores
     from ldpruner.selection.plan import Plan
@@ -50,6 +51,7 @@ __all__ = [
     "save",
     "score_operators",
     "select",
+    "write_report",
 ]
 
 # torch, diffusers and transformers take seconds to import: each name is imported when it is first used.
@@ -68,6 +70,7 @@ _MODULES = {
     "pruning.serialization": ("load",),
     "pruning.surgery": ("prune", "prune_"),
     "publishing.hub": ("push",),
+    "report.page": ("write_report",),
     "scoring.adaptive": ("score_operators",),
     "scoring.results": ("Score", "Scores"),
     "selection.plan": ("Plan",),

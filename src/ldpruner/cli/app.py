@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from ldpruner import __version__
-from ldpruner.cli import STOPPED, demo, export, inspect, prune, recipe, recover, transfer
+from ldpruner.cli import STOPPED, demo, export, inspect, prune, recipe, recover, report, transfer
 from ldpruner.cli.answer import command
 from ldpruner.cli.console import shortened, terminal
 from ldpruner.errors import LdPrunerError, is_out_of_memory, one_line
 
 COMMANDS = {
     "Prune": (inspect.operators, prune.score, prune.select, prune.prune, prune.run),
-    "Recover and measure": (recover.finetune, recover.evaluate, inspect.bench),
+    "Recover and measure": (recover.finetune, recover.evaluate, report.report, inspect.bench),
     "Take it elsewhere": (export.export, transfer.apply, transfer.diff, transfer.push),
     "Whole runs": (recipe.recipe, demo.demo),
 }

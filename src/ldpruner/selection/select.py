@@ -6,7 +6,7 @@ The default is a knapsack (0/1 integer program) of least cost. The paper's own r
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import RULES, Plan, PlannedRemoval, Rule
 from ldpruner.values import check_choice
 
+FRONTIER = [percent / 100 for percent in range(95, 0, -5)]  # of the latency
 REDRAWS = 8  # of scores within their errors, for selection frequencies
 
 
@@ -85,6 +86,21 @@ def select(
         machine=scores.costs.machine,
         provenance=_provenance(scores) | (_native_costs(scores, removable, budget, chosen) if native else {}),
     )
+
+
+def frontier(scores: Scores) -> Iterator[tuple[float, list[Score]]]:
+    """The cheapest plans for one latency budget after the other, down to the least that can be reached.
+
+    Yields:
+        the fraction of the latency to keep, and the removals.
+    """
+    removable = _removable(scores, "leaf")
+    costs = scores.removal_costs(removable)
+    for kept in FRONTIER:
+        chosen = scores.knapsack(removable, Budget(latency=kept)).solve(costs)
+        if chosen is None:
+            return
+        yield kept, list(itertools.compress(removable, chosen))
 
 
 def _removable(scores: Scores, granularity: Granularity) -> list[Score]:

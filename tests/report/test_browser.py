@@ -1,0 +1,107 @@
+"""The page in Chromium: it opens from disk, asks for nothing, and answers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldpruner import select
+from ldpruner.budget import Budget
+from ldpruner.report.page import write_report
+from ldpruner.run_folder import RunFolder
+
+webdriver = pytest.importorskip("selenium.webdriver")
+pytestmark = pytest.mark.browser
+FAST = 0.1  # seconds
+OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options) as one:
+        yield one
+
+
+@pytest.fixture
+def page(browser: Any, hostile: Path) -> Any:
+    browser.set_window_size(1200, 900)
+    browser.get(write_report(hostile).as_uri())
+    return browser
+
+
+def set_slider(page: Any, name: str, value: int) -> float:
+    """Moves a slider; returns the seconds until the page has answered."""
+    script = """
+    const slider = document.querySelector(arguments[0]), started = performance.now();
+    slider.value = arguments[1]; slider.dispatchEvent(new Event("input", {bubbles: true}));
+    document.body.offsetHeight; return performance.now() - started;"""
+    return float(page.execute_script(script, name, str(value))) / 1000
+
+
+def removed(page: Any) -> set[str]:
+    script = "return [...document.querySelectorAll('.operator.removed')].map(button => button.dataset.path)"
+    return set(page.execute_script(script))
+
+
+def test_it_opens_without_an_error_and_asks_for_nothing(page: Any) -> None:
+    assert page.get_log("browser") == []
+    addresses = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert all(address.startswith("data:") for address in addresses)
+    assert page.find_elements("css selector", "img")
+    assert page.execute_script("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
+
+
+def test_the_budget_changes_the_map_and_the_numbers(page: Any, hostile: Path) -> None:
+    scores, before = RunFolder(hostile).scores(), removed(page)
+    text = page.find_element("id", "budget-text").text
+    last = int(page.find_element("id", "budget").get_attribute("max"))
+    assert set_slider(page, "#budget", last) < FAST
+    plan = select(scores, Budget(latency=0.95 - 0.05 * last))
+    names = {one.operator for one in plan.removed}
+    assert names <= removed(page)
+    assert all(any(path == name or path.startswith(f"{name}.") for name in names) for path in removed(page))
+    assert f"{len(plan.removed)} operators removed" in page.find_element("id", "budget-text").text
+    page.execute_script("document.getElementById('reset').click()")
+    assert removed(page) == before
+    assert page.find_element("id", "budget-text").text == text
+
+
+def test_an_operator_is_described_when_it_is_reached_by_keyboard(page: Any) -> None:
+    button = page.find_element("css selector", ".operator")
+    page.execute_script("arguments[0].focus()", button)
+    text = page.find_element("id", "operator-text").text
+    assert text.startswith(f"{button.get_attribute('data-path')}, ")
+    assert "score" in text or "cannot be removed" in text or "not sampled" in text
+
+
+def test_a_picture_is_uncovered(page: Any) -> None:
+    style = "return getComputedStyle(document.querySelector('.pair .over')).clipPath"
+    before = page.execute_script(style)
+    set_slider(page, ".split", 10)
+    assert page.execute_script(style) != before
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_it_fits_a_phone_and_has_two_themes(page: Any, theme: str, width: int) -> None:
+    emulated = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", emulated)
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    )
+    try:
+        assert page.execute_script(OVERFLOW) <= 0
+        back = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (back == "rgb(255, 255, 255)") == (theme == "light")
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_is_hostile_is_shown_and_never_run(page: Any) -> None:
+    captions = [element.text for element in page.find_elements("css selector", "figcaption")]
+    assert any("<script>alert(1)</script>" in caption for caption in captions)
