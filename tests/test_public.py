@@ -32,6 +32,7 @@ NAMES = [
     "save",
     "score_operators",
     "select",
+    "write_report",
 ]
 
 

@@ -155,9 +155,9 @@ class State:
         }
         gathered = {}
         for name, tensor in tensors.items():  # one at a time: a device may not hold them all
-            one = whole(tensor.detach())
+            content = whole(tensor.detach())
             if is_first:
-                gathered[name] = one
+                gathered[name] = content
         if is_first:
             write_tensors(path, gathered, metadata)
 

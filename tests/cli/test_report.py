@@ -1,0 +1,27 @@
+"""The command `report`."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.cli.conftest import Run
+
+
+def test_a_plan_is_enough_for_a_page(run: Run, scored: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(scored, tmp_path / "run"))
+    code, _, err = run("report", "--run", place)
+    assert code == 1
+    assert "make one with 'ldpruner select'" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert run("select", "--run", place, "--budget", "parameters=0.8")[0] == 0
+    code, out, err = run("report", "--run", place, "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"report": str(place / "report.html")}
+    assert "Neither was measured" in (place / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_file_has_another_place(run: Run, scored: Path, tmp_path: Path) -> None:
+    code, out, _ = run("report", "--run", scored, "--out", tmp_path / "page.html", "--dry-run")
+    assert code == 0
+    assert json.loads(out)["out"] == str(tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
