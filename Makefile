@@ -2,6 +2,7 @@
 #   make demo    prune a small model and show the result
 #   make test    run the tests
 #   make test-extensive    run those that `make test` leaves out: the other families of pipelines
+#   make test-browser    open the report in Chromium, which has to be installed with its driver
 #   make lint    check format, types and imports
 # A torch without CUDA, where pip would pick the large one:
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -16,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 HERE := not gpu and not browser
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-extensive lint format clean
+.PHONY: demo test test-extensive test-browser lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ldpruner demo
@@ -28,6 +29,9 @@ test: $(INSTALLED)
 test-extensive: $(INSTALLED)
 	mkdir -p build
 	$(BIN)/pytest $(IN_TWO) -m "extensive and $(HERE)" --junit-xml=build/extensive-results.xml $(PYTEST_ARGS)
+
+test-browser: $(INSTALLED)
+	$(BIN)/pytest -m browser $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium import webdriver
 
 from ldpruner import select
 from ldpruner.budget import Budget
 from ldpruner.report.page import write_report
 from ldpruner.run_folder import RunFolder
 
-webdriver = pytest.importorskip("selenium.webdriver")
 pytestmark = pytest.mark.browser
 FAST = 0.1  # seconds
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
