@@ -1,5 +1,9 @@
 """The page in Chromium: it opens from disk, asks for nothing, and answers."""
 
+import math
+import random
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from ldpruner import select
 from ldpruner.budget import Budget
 from ldpruner.report.page import write_report
 from ldpruner.run_folder import RunFolder
+from ldpruner.scoring.results import Scores
 
 pytestmark = pytest.mark.browser
 FAST = 0.1  # seconds
@@ -23,7 +28,8 @@ def browser() -> Iterator[Any]:
     for argument in ("--headless", "--no-sandbox", "--disable-gpu"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options=options) as one:
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with webdriver.Chrome(options=options, service=service) as one:
         yield one
 
 
@@ -105,3 +111,33 @@ def test_it_fits_a_phone_and_has_two_themes(page: Any, theme: str, width: int) -
 def test_what_is_hostile_is_shown_and_never_run(page: Any) -> None:
     captions = [element.text for element in page.find_elements("css selector", "figcaption")]
     assert any("<script>alert(1)</script>" in caption for caption in captions)
+
+
+def enlarged(scores: Scores, count: int) -> Scores:
+    """Scores of several copies of a denoiser, each a little different."""
+    chance = random.Random(0)
+    known = [score for score in scores.scores if math.isfinite(score.score)]
+    rows = []
+    for copy in range(-(-count // len(known))):
+        for score in known:
+            leaves = tuple(f"stage_{copy}.{leaf}" for leaf in score.candidate.leaves)
+            changes = {
+                "operator": f"stage_{copy}.{score.operator}",
+                "candidate": score.candidate.model_copy(update={"leaves": leaves}),
+                "score": score.score * chance.lognormvariate(0, 0.5),
+            }
+            rows.append(score.model_copy(update=changes))
+    return scores.model_copy(update={"scores": tuple(rows[:count])})
+
+
+def test_a_run_of_the_size_of_sdxl_opens_and_answers_at_once(
+    browser: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = enlarged(RunFolder(run).scores(), 1300)
+    monkeypatch.setattr(RunFolder, "scores", lambda _: large)
+    monkeypatch.setattr("ldpruner.selection.select.FRONTIER", [0.99, 0.97, 0.95])  # each plan takes a second
+    path = write_report(run)
+    started = time.monotonic()
+    browser.get(path.as_uri())
+    assert time.monotonic() - started < 2
+    assert max(set_slider(browser, "#budget", value) for value in (1, 0, 1)) < FAST
