@@ -31,12 +31,9 @@ STEPS = 4
 LEVELS = 50  # among which the scheduler chooses its four timesteps
 DISTILLATION = {"steps": 600, "batch": 32, "rate": 2e-4, "decay": 0.95, "final_decay": 0.99}
 SIGMA_DATA, SCALING = 0.5, 10.0  # of the boundary condition, as in LCMScheduler
-BUDGET = ldpruner.Budget(macs=0.65)
 PICTURES = 512
 USUAL_STEPS = 25
-TRAINING = Training(
-    max_train_steps=400, train_batch_size=16, learning_rate=2e-4, ema_decay=0.99, early_stopping_patience=None
-)
+TRAINING = Training(train_batch_size=16, learning_rate=2e-4, ema_decay=0.99, early_stopping_patience=None)
 PLAIN: dict[str, Any] = {
     "timesteps": "all",
     "task_loss_weight": 1.0,
@@ -62,29 +59,40 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of train.zip and test.zip")
     parser.add_argument("--work", type=Path, required=True, help="for the distilled weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--macs", type=float, default=0.65, help="the share of the MACs to keep")
+    parser.add_argument("--training-steps", type=int, default=400)
     options = parser.parse_args()
     model = open_model("digits", options.data)
     for seed in options.seeds:
-        settings = {"model": "digits", "steps": STEPS, "seed": seed, "distillation": DISTILLATION, "macs": BUDGET.macs}
-        settings |= {"training_steps": TRAINING.max_train_steps, "pictures": PICTURES}
-        cell(STUDY, settings, functools.partial(_measured, model, options.work, seed))
+        settings = {
+            "model": "digits",
+            "steps": STEPS,
+            "seed": seed,
+            "distillation": DISTILLATION,
+            "macs": options.macs,
+        }
+        settings |= {"training_steps": options.training_steps, "pictures": PICTURES}
+        training = TRAINING.replace(seed=seed, max_train_steps=options.training_steps)
+        measure = functools.partial(_measured, model, options.work, ldpruner.Budget(macs=options.macs), training)
+        cell(STUDY, settings, measure)
 
 
-def _measured(model: Model, work: Path, seed: int) -> dict[str, Any]:
+def _measured(model: Model, work: Path, budget: ldpruner.Budget, training: Training) -> dict[str, Any]:
     """The Frechet distances of one seed."""
+    seed = training.seed
     original = _few_step(model, work / f"distilled-{seed}.safetensors", seed)
     probe = ldpruner.Probe(samples=16, steps=STEPS, seed=seed)
-    scores = ldpruner.score_operators(original, None, probe, budgets=[BUDGET])
-    pruned = ldpruner.prune(original, ldpruner.select(scores, BUDGET))
+    scores = ldpruner.score_operators(original, None, probe, budgets=[budget])
+    pruned = ldpruner.prune(original, ldpruner.select(scores, budget))
     pipelines: dict[str, Any] = {"original": original, "pruned": pruned}
     trainings: dict[str, dict[str, Any]] = {"recovered": {"timesteps": "pipeline"}, "plain": PLAIN}
     for name, changes in trainings.items():
         teacher, student = copy.deepcopy(original), copy.deepcopy(pruned)
         if name == "plain":  # there is no denoising loss for the scheduler of a consistency model
             teacher.scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
-        training = TRAINING.replace(seed=seed, **changes)
         data = model.train if name == "plain" else None
-        ldpruner.finetune(student, teacher, data, probe=probe.replace(samples=256), training=training)
+        settings = training.replace(**changes)
+        ldpruner.finetune(student, teacher, data, probe=probe.replace(samples=256), training=settings)
         pipelines[name] = student
     distances = {name: model.distance(pipeline, PICTURES, STEPS, seed) for name, pipeline in pipelines.items()}
     usual = {"usual": USUAL_STEPS, "few": STEPS}
@@ -160,7 +168,9 @@ def _shares(alphas: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
 def table() -> Iterator[str]:
     """A row for each pipeline, a column for each seed."""
     records = read(STUDY)
-    head = ["pipeline", *(f"seed {record['settings']['seed']}" for record in records)]
+    settings = [record["settings"] for record in records]
+    columns = (f"{one['macs']:.0%} of the MACs, {one['training_steps']} steps, seed {one['seed']}" for one in settings)
+    head = ["pipeline", *columns]
     rows = [[label, *(f"{r['result']['distance'][name]:.2f}" for r in records)] for name, label in NAMES.items()]
     yield from markdown(head, rows)
 

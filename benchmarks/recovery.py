@@ -32,8 +32,8 @@ from ldpruner.finetuning.trainer import Finetuning
 from ldpruner.pipelines.running import accepted_arguments
 from ldpruner.selection.plan import Plan, PlannedRemoval
 
-SAMPLES, STEPS = 2, 3
-LIMIT = 300  # seconds for one pipeline
+SAMPLES, STEPS = 2, 9  # more steps than those of a few-step model
+LIMIT = 150  # seconds for one pipeline
 ONE_STEP = Training(max_train_steps=1, train_batch_size=2, validation_fraction=0.5, validation_steps=1)
 YES, OWN_CALLS = "yes", "yes, on the original's own calls"
 COLUMNS = {"without_data": "without data", "with_data": "with data"}

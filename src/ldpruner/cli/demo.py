@@ -10,6 +10,7 @@ from ldpruner.cli.console import terminal
 from ldpruner.cli.options import DRY_RUN
 from ldpruner.cli.prune import outcome_answer
 from ldpruner.cli.recover import evaluation_answer, history_answer
+from ldpruner.cli.report import with_report
 
 MODEL = "zoo:satellite"
 BUDGET: dict[str, Any] = {"latency": 0.5}
@@ -60,4 +61,5 @@ def demo(
     data = {**answers[0].data, "history": answers[1].data, **answers[2].data, "samples": [str(path) for path in files]}
     parts = [part for answer in reversed(answers) for part in answer.parts]  # the result first
     parts.append(f"same seeds before, after and recovered: {files[0]}")
-    return Answer(data, parts, "ldpruner run YOUR-MODEL --run runs/NAME --budget latency=0.65")
+    answer = Answer(data, parts, "ldpruner run YOUR-MODEL --run runs/NAME --budget latency=0.65")
+    return with_report(answer, run)

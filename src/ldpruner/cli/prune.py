@@ -13,6 +13,7 @@ from ldpruner.cli import options as opt
 from ldpruner.cli import parsing, tables
 from ldpruner.cli.answer import Answer, settings
 from ldpruner.cli.console import terminal
+from ldpruner.cli.report import with_report
 
 if TYPE_CHECKING:
     from ldpruner.scoring.worker import Executor
@@ -178,7 +179,7 @@ def run(
         outcome = run_all(pipeline, wanted, run=run, probe=probe, model=model, **operators, **chosen)
     pruned = outcome_answer(outcome, run)
     if not finetune:
-        return pruned
+        return with_report(pruned, run)
     from ldpruner.cli.recover import evaluation_answer, history_answer
     from ldpruner.recovery import recover_run
     from ldpruner.run_folder import RunFolder
@@ -190,7 +191,8 @@ def run(
         "evaluate": evaluation_answer(evaluation, RunFolder(run).latest(), model),
     }
     parts = [part for answer in answers.values() for part in answer.parts]
-    return Answer({name: answer.data for name, answer in answers.items()}, parts, answers["evaluate"].then)
+    everything = Answer({name: answer.data for name, answer in answers.items()}, parts, answers["evaluate"].then)
+    return with_report(everything, run)
 
 
 def plan_answer(plan: "Plan", then: str, *lines: str) -> Answer:

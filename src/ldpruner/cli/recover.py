@@ -10,6 +10,7 @@ from ldpruner.cli import options as opt
 from ldpruner.cli import parsing, tables
 from ldpruner.cli.answer import Answer, settings
 from ldpruner.cli.console import Table, terminal
+from ldpruner.cli.report import with_report
 from ldpruner.cli.training_options import TRAINING_OPTIONS
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def finetune(
         dtype=dtype,
         progress=terminal.progress,
     )
-    return None if history is None else history_answer(history, run)
+    return None if history is None else with_report(history_answer(history, run), run)
 
 
 def evaluate(
@@ -142,7 +143,7 @@ def evaluate(
         dtype=dtype,
         progress=terminal.progress,
     )
-    return evaluation_answer(evaluation, folder.latest(), folder.model())
+    return with_report(evaluation_answer(evaluation, folder.latest(), folder.model()), run)
 
 
 def history_answer(history: "History", run: Path) -> Answer:

@@ -1,5 +1,6 @@
 """The command that shows a run as a page."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from ldpruner.cli import options as opt
 from ldpruner.cli.answer import Answer, settings
 from ldpruner.cli.console import terminal
+from ldpruner.errors import LdPrunerError
 
 OUT = Annotated[Path | None, typer.Option("--out", help="The file. Default: report.html in the run folder.")]
 
@@ -19,10 +21,23 @@ def report(run: opt.RUN, out: OUT = None, dry_run: opt.DRY_RUN = False) -> Answe
 
     Example: ldpruner report --run runs/a
     """
+    if dry_run:
+        return settings(run=str(run), out=None if out is None else str(out))
+    page = _written(run, out)
+    return Answer({"report": str(page)}, [f"the report is {page}"])
+
+
+def with_report(answer: Answer, run: Path) -> Answer:
+    """Writes the report of a run folder, and says where it is; the answer counts also without one."""
+    try:
+        line = f"report: {_written(run)}"
+    except LdPrunerError as error:
+        line = f"no report: {error}"
+    return replace(answer, parts=[*answer.parts, line])
+
+
+def _written(run: Path, out: Path | None = None) -> Path:
     from ldpruner.progress import reported
     from ldpruner.report.page import write_report
 
-    if dry_run:
-        return settings(run=str(run), out=None if out is None else str(out))
-    page = reported(terminal.progress, "writing the report", lambda: write_report(run, out))
-    return Answer({"report": str(page)}, [f"the report is {page}"])
+    return reported(terminal.progress, "writing the report", lambda: write_report(run, out))

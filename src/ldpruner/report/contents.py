@@ -80,7 +80,7 @@ def gather(run: Path | str) -> Contents:
         run=str(run),
         sentences=tuple(_sentences(scores, plan, comparison, evaluation.worse if evaluation else None)),
         costs=tuple(_costs(comparison)) if comparison is not None else (),
-        qualities=tuple(map(_quality, [one for one in evaluation.metrics if one.metric not in COSTS]))
+        qualities=tuple(map(_quality, [measure for measure in evaluation.metrics if measure.metric not in COSTS]))
         if evaluation
         else (),
         evaluated=evaluated[0] if evaluated is not None else None,
@@ -127,7 +127,7 @@ def percent(fraction: float) -> str:
 def _costs(comparison: Comparison) -> Iterator[Row]:
     original, pruned = comparison.pipelines
     before, after = (
-        f"{one.median:,.1f} ({one.p10:,.1f} to {one.p90:,.1f})" for one in (original.latency_ms, pruned.latency_ms)
+        f"{time.median:,.1f} ({time.p10:,.1f} to {time.p90:,.1f})" for time in (original.latency_ms, pruned.latency_ms)
     )
     yield Row("latency of one call, ms", before, after)
     for name, title, unit in (
@@ -154,13 +154,13 @@ def _quality(measure: Measure) -> Row:
 def _data(scores: Scores, plan: Plan, operators: list[Score]) -> dict[str, Any]:
     """The operators of the map, the plan, and the plans of other budgets."""
     places = {score.operator: place for place, score in enumerate(operators)}
-    known = {(score.operator, score.modification): score for score in scores.scores}
-    removed = [known.get((one.operator, one.modification)) for one in plan.removed]
+    by_removal = {(score.operator, score.modification): score for score in scores.scores}
+    removed = [by_removal.get((planned.operator, planned.modification)) for planned in plan.removed]
     chosen = [score for score in removed if score is not None]
     return {
         "operators": [_operator(score, scores) for score in operators],
         "plan": _plan(scores, chosen, places, None),
-        "plans": [_plan(scores, one, places, kept) for kept, one in frontier(scores)],
+        "plans": [_plan(scores, cheapest, places, kept) for kept, cheapest in frontier(scores)],
     }
 
 

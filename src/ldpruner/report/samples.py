@@ -13,7 +13,7 @@ from ldpruner.evaluation.samples import GAP
 
 MAX_SIDE = 512  # pixels of a picture on the page
 QUALITY = 90
-NAMES = {"before": "original", "after": "pruned"}  # of the rows of a sheet
+NAMES = {"before": "original", "after": "pruned"}  # of the rows of a sheet; before comes first
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,16 @@ class Sample:
 
     Attributes:
         caption: its prompt, or its seed.
-        media: a data URI for each pipeline.
+        media: a data URI for each pipeline, the `original` first.
     """
 
     caption: str
     media: dict[str, str]
+
+    @property
+    def others(self) -> list[tuple[str, str]]:
+        """All but the original."""
+        return list(self.media.items())[1:]
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,7 @@ def operators_of(scores: Scores) -> list[Score]:
     """The modification of the lowest score for each operator, in the order of the scores."""
     lowest: dict[str, Score] = {}
     for score in scores.scores:
-        known = lowest.get(score.operator)
-        if known is None or score.score < known.score:
+        if score.operator not in lowest or score.score < lowest[score.operator].score:
             lowest[score.operator] = score
     return list(lowest.values())
 
