@@ -131,13 +131,12 @@ def table() -> Iterator[str]:
     """A row for each reason why pruned pipelines cannot be finetuned, or learn from the original's own calls."""
     pipelines: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in read("recovery"):
-        for column, title in COLUMNS.items():
-            reason = record["result"].get(column, YES)
+        name, result = record["settings"]["pipeline"], record["result"]
+        outcomes = {title: result[column] for column, title in COLUMNS.items()} if "error" not in result else {}
+        for title, reason in (outcomes or {"not tried": result["error"]}).items():
             if reason != YES:
-                plain = reason.replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-                pipelines[title, plain.replace(record["settings"]["pipeline"], "it")].append(
-                    record["settings"]["pipeline"]
-                )
+                plain = reason.replace("|", "\\|").replace("`", "'").replace("<", "&lt;").replace(name, "it")
+                pipelines[title, plain].append(name)
     rows = [[title, ", ".join(names), reason] for (title, reason), names in sorted(pipelines.items(), reverse=True)]
     yield from markdown(["", "pipelines", "outcome"], rows)
 

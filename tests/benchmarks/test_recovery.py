@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import recovery
+from benchmarks.records import read
 from benchmarks.support import _of_family
 from tests.families import FAMILIES
 
@@ -32,12 +33,21 @@ def test_a_row_names_the_pipelines_of_a_reason(monkeypatch: pytest.MonkeyPatch) 
         {"settings": {"pipeline": name}, "result": {"without_data": first, "with_data": second}}
         for name, (first, second) in outcomes.items()
     ]
+    records.append({"settings": {"pipeline": "D"}, "result": {"error": "D lacks a package"}})
     monkeypatch.setattr(recovery, "read", lambda _: records)
     assert list(recovery.table())[2:] == [
         f"| without data | B | {recovery.OWN_CALLS} |",
         "| with data | A, B | it has \\| none |",
+        "| not tried | D | it lacks a package |",
     ]
     assert list(recovery.summary())[2:] == [
         "| without data | 3 | 2 | 1 | 100% |",
         "| with data | 3 | 1 | 0 | 33% |",
     ]
+
+
+def test_nine_in_ten_pruned_pipelines_recover_without_data() -> None:
+    outcomes = [record["result"] for record in read("recovery") if "error" not in record["result"]]
+    recovered = [outcome for outcome in outcomes if outcome["without_data"] in (recovery.YES, recovery.OWN_CALLS)]
+    assert len(outcomes) >= 60
+    assert len(recovered) >= 0.9 * len(outcomes)
