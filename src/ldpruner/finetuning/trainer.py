@@ -259,6 +259,8 @@ class Finetuning(Trainer):
             self._ending.callback(self._offloading.close)
         with accelerator.main_process_first():
             self.distillation = prepare_distillation(teacher, rows, probe, component, folder, training.timesteps)
+        if self._offloading is not None:
+            self._offloading.unload_others()  # before the student takes their place on the device
         self.student = Student(networks(pruned)[self.distillation.component], training, accelerator)
         trained, weak_model = self.student.trained, self.student.weak_model
         loss = DistillationLoss(self.distillation, trained, weak_model, training, accelerator)
@@ -303,9 +305,7 @@ class Finetuning(Trainer):
         training = self.training
         if self._offloading is None:
             self.student.share_with(self.distillation.teacher)
-        elif training.teacher == "offloaded":
-            self._offloading.unload_others()
-        else:
+        elif training.teacher == "cached":
             cache = OutputCache(folder / OUTPUTS / self.digest if folder is not None else None)
             steps = (step_generator(training, step) for step in range(self.state.step, training.max_train_steps))
             loss.cache_outputs(cache, steps, validation_generator(training))
