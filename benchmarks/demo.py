@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.records import ROOT, cell, markdown, read
 
-PICTURE = "before-after-recovered"
+PICTURE = "before-after-recovered.png"
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def _demo(run: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "ldpruner", "demo", "--run", str(run), "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
-    shutil.copyfile(run / "samples" / f"{PICTURE}.png", ROOT / "docs" / f"{PICTURE}.png")
+    shutil.copyfile(run / "samples" / "sheet.png", ROOT / "docs" / PICTURE)
     del result["samples"]
     return {**result, "history": {**result["history"], "losses": None}}  # the loss of each step is too long
 

@@ -8,10 +8,14 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from ldpruner.errors import FinetuningError
 from ldpruner.evaluation.evaluate import Evaluation
+from ldpruner.evaluation.gallery import read_gallery
 from ldpruner.recovery import Goal, finetune_run, parse_goal
 from ldpruner.run_folder import RunFolder
 from ldpruner.workflow import prune_run, score_run, select_run
 from tests.finetuning.conftest import PROBE, short
+from tests.publishing.conftest import finished, run
+
+__all__ = ["finished", "run"]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,14 @@ def test_a_goal_is_reached_at_the_originals_value() -> None:
     assert not parse_goal("kid>=2.2").quality(evaluated(pruned=2.1)).reached
     with pytest.raises(FinetuningError, match="ssim does not apply to this pipeline; measured: kid"):
         parse_goal("ssim<=original").quality(evaluated(pruned=2.0))
+
+
+def test_samples_of_the_recovered_pipeline_join_those_of_the_run(run: Path) -> None:
+    finetune_run(run, short(max_train_steps=1), probe=PROBE.replace(samples=2), device="cpu")
+    gallery = read_gallery(run / "samples")
+    assert gallery is not None
+    assert gallery.rows == ("original", "pruned", "recovered")
+    assert all(len(files) == 3 for files in gallery.files(run / "samples"))
 
 
 @pytest.mark.extensive

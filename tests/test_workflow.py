@@ -40,7 +40,8 @@ def test_one_call_does_all_of_it_and_reports_every_part(tiny: DiffusionPipeline,
     assert outcome.reload_is_exact
     assert outcome.noise_floor > 0
     assert outcome.plan == Plan.read(tmp_path / "plan.json")
-    assert [path.exists() for path in outcome.samples] == [True]
+    assert outcome.samples[0] == tmp_path / "samples" / "sheet.png"
+    assert all(path.exists() for path in outcome.samples)
     assert watch.seen == [
         "measuring what each module costs",
         "scoring",

@@ -1,5 +1,6 @@
 """Recovering the pruned pipeline of a run folder: for some steps, for some hours, or until it is good enough."""
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from ldpruner.errors import FinetuningError
 from ldpruner.evaluation.evaluate import Evaluation, evaluate
+from ldpruner.evaluation.gallery import SHOWN_SAMPLES, Stage, read_gallery, shown_probe, write_samples
 from ldpruner.evaluation.measures import METRICS
 from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.finetuning.settings import History, Quality, Training
@@ -135,7 +137,17 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
             work.write_adapter(folder.lora)
             save(pruned, folder.recovered)
             folder.write_history(history)
+            shown = functools.partial(_write_samples, folder, teacher, pruned, scores.probe)
+            reported(progress, "writing samples", shown)
     return history if work.is_first else None
+
+
+def _write_samples(folder: RunFolder, teacher: DiffusionPipeline, recovered: DiffusionPipeline, probe: Probe) -> None:
+    """Adds samples of the recovered pipeline to those of the run; without any, also of the original."""
+    pipelines: dict[Stage, DiffusionPipeline] = {"recovered": recovered}
+    if read_gallery(folder.samples) is None:
+        pipelines["original"] = teacher
+    write_samples(pipelines, shown_probe(probe), SHOWN_SAMPLES, folder.samples, keep=True)
 
 
 def recover_run(

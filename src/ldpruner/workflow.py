@@ -14,8 +14,8 @@ from ldpruner.budget import Budget
 from ldpruner.errors import BudgetError
 from ldpruner.evaluation.evaluate import Evaluation, evaluate
 from ldpruner.evaluation.features import Features, LpipsNetwork
+from ldpruner.evaluation.gallery import SHOWN_SAMPLES, Stage, shown_probe, write_samples
 from ldpruner.evaluation.metrics import latent_shift, same_latents
-from ldpruner.evaluation.samples import write_samples
 from ldpruner.evaluation.scorers import Score
 from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.files import locked
@@ -41,8 +41,6 @@ from ldpruner.selection.plan import RULES, Plan, Rule
 from ldpruner.selection.select import select
 from ldpruner.values import Value, check_choice
 
-SHEET_SAMPLES = 8  # samples of before and after in the run folder
-
 
 class Outcome(Value):
     """What a run ended with.
@@ -53,7 +51,7 @@ class Outcome(Value):
         latent_shift: distance of the pruned latents from the original's, on seeds that no selection has seen.
         noise_floor: the same distance between two sets of samples of the original.
         reload_is_exact: whether the saved folder, opened again, gives bit-identical latents.
-        samples: files with samples of both on the same seeds; on a sheet, those of the original are above.
+        samples: files with samples of both on the same seeds: first the sheet of all pictures, the original's above.
     """
 
     plan: Plan
@@ -270,17 +268,20 @@ def _finish(
     reloaded = open_pipeline(folder.pruned, str(pipeline.device), str(pipeline.dtype).removeprefix("torch."))
     for part in (pruned, reloaded):
         align_weights_(part)
-    seeds = [probe.replace(seed=probe.seed + shift) for shift in (1, 2)]
+    shown = shown_probe(probe)
+    other = shown.replace(seed=shown.seed + 1)
     with force_eager():  # the pruned pipeline has not been compiled yet
         pair = {"original": pipeline, "pruned": pruned}
         comparison = compare(pair, probe, component=plan.component, progress=progress)
     folder.write_comparison(comparison)
-    pairs = ((pipeline, pruned, (seeds[0], seeds[0])), (pipeline, pipeline, (seeds[0], seeds[1])))
+    pairs = ((pipeline, pruned, (shown, shown)), (pipeline, pipeline, (shown, other)))
     distances = [latent_shift(*each) for each in progress(pairs, "comparing latents")]
+    is_recovered = folder.latest() == folder.recovered
+    pipelines: dict[Stage, DiffusionPipeline] = {"original": pipeline, "pruned": pruned}
     files = reported(
         progress,
         "writing samples",
-        lambda: write_samples({"before": pipeline, "after": pruned}, seeds[0], SHEET_SAMPLES, folder.samples),
+        lambda: write_samples(pipelines, shown, SHOWN_SAMPLES, folder.samples, keep=is_recovered),
     )
     return Outcome(
         plan=plan,

@@ -31,7 +31,6 @@ def test_a_small_one_runs_to_its_end(run: Run, folder: Path, tmp_path: Path, mon
         "TRAINING": {"max_train_steps": 2, "train_batch_size": 2, "validation_steps": 1},
         "OWN_SAMPLES": 4,
         "EVALUATED": 8,
-        "SHOWN": 2,
     }
     for name, value in smaller.items():
         monkeypatch.setattr(demo, name, value)
@@ -40,5 +39,5 @@ def test_a_small_one_runs_to_its_end(run: Run, folder: Path, tmp_path: Path, mon
     assert code == 0, err
     assert lines[0].startswith("recovered: ")
     assert any(line.startswith("pruned: ") for line in lines)
-    assert (tmp_path / "demo" / "samples" / "before-after-recovered.png").exists()
+    assert (tmp_path / "demo" / "samples" / "sheet.png").exists()
     assert lines[-1] == "next: ldpruner run YOUR-MODEL --run runs/NAME --budget latency=0.65"

@@ -79,7 +79,7 @@ def test_run_does_all_of_it_and_keeps_its_plan(
     original, pruned = answer["pipelines"]
     assert pruned["parameters"] / original["parameters"] == pytest.approx(answer["predicted"]["parameters"])
     assert pruned["macs"] / original["macs"] == pytest.approx(answer["predicted"]["macs"])
-    for name in ("run.sqlite", "plan.json", "pruned/model_index.json", "samples/before-after.png"):
+    for name in ("run.sqlite", "plan.json", "pruned/model_index.json", "samples/sheet.png"):
         assert (place / name).exists()
     assert run("select", *words[:4])[0] == 0
     assert json.loads((place / "plan.json").read_text())["provenance"].get("measured") is None

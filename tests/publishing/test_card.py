@@ -102,14 +102,14 @@ def test_results_of_before_finetuning_say_so() -> None:
 
 def test_samples_are_shown_with_their_prompts() -> None:
     text = card(
-        samples=("before-after.png", "0-before.wav", "x y.png"), rows=("before", "after"), prompts=("a `cat` <b>",)
+        samples=("sheet.png", "0-original.wav", "x y.png"), rows=("original", "pruned"), prompts=("a `cat` <b>",)
     ).text()
-    assert "![samples](samples/before-after.png)" in text
-    assert "[0-before.wav](samples/0-before.wav)" in text
+    assert "![sheet.png](samples/sheet.png)" in text
+    assert "[0-original.wav](samples/0-original.wav)" in text
     assert "(samples/x%20y.png)" in text
     assert "1. ``a `cat` <b>``" in text
     assert "None is finetuned" not in text
-    assert "None is finetuned" in card(samples=("a.png",), rows=("before", "after"), is_finetuned=True).text()
+    assert "None is finetuned" in card(samples=("a.png",), rows=("original", "pruned"), is_finetuned=True).text()
 
 
 @pytest.mark.parametrize("text", ["x\n---\nlicense: mit", "<script>", "](http://x)", "a|b\n# c", "\x1b[31m"])

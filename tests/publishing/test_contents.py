@@ -25,7 +25,7 @@ def test_a_run_has_its_costs_and_samples_on_the_card(run: Path, tmp_path: Path) 
     text = card_of(run, tmp_path / "out")
     assert "## Cost\n" in text
     assert "| latency of one call, ms |" in text
-    assert "![samples](samples/before-after.png)" in text
+    assert "![sheet.png](samples/sheet.png)" in text
     assert "license: openrail++" in text
     assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
 

@@ -81,7 +81,7 @@ def test_no_lock_no_marker_no_store_and_no_path_of_this_machine_is_published(
         (run / "pruned" / name).write_text("private")
     push(run, REPO)
     files = hub.repositories[REPO].branches["main"]
-    assert {"README.md", "plan.json", "LICENSE", "model_index.json", "samples/before-after.png"} <= files.keys()
+    assert {"README.md", "plan.json", "LICENSE", "model_index.json", "samples/sheet.png"} <= files.keys()
     assert not [name for name in files if any(part.startswith(".") for part in name.split("/"))]
     assert not [name for name in files if name.endswith((".sqlite", ".lock"))]
     assert not [name for name, content in files.items() if str(tmp_path.parent).encode() in content]

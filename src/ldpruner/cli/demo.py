@@ -23,7 +23,7 @@ TRAINING: dict[str, Any] = {
     "ema_decay": 0.98,
     "validation_steps": 50,
 }
-OWN_SAMPLES, EVALUATED, SHOWN = 256, 128, 8
+OWN_SAMPLES, EVALUATED = 256, 128
 
 
 def demo(
@@ -37,7 +37,6 @@ def demo(
     if dry_run:
         return settings(model=MODEL, run=str(run), budget=BUDGET, training=TRAINING, probe=PROBE)
     from ldpruner import Budget, Probe, Training
-    from ldpruner.evaluation.samples import write_samples
     from ldpruner.pruning.opening import open_pipeline
     from ldpruner.recovery import finetune_run
     from ldpruner.run_folder import RunFolder
@@ -51,15 +50,12 @@ def demo(
     history = finetune_run(run, Training(**TRAINING), probe=probe.replace(samples=OWN_SAMPLES), **common)
     assert history is not None  # one process
     evaluation = evaluate_run(run, probe=probe.replace(samples=EVALUATED), **common)
-    stages = {"before": original, "after": open_pipeline(folder.pruned), "recovered": open_pipeline(folder.recovered)}
-    files = write_samples(stages, probe.replace(seed=1), SHOWN, folder.samples)
     answers = [
         outcome_answer(outcome, run),
         history_answer(history, run),
         evaluation_answer(evaluation, folder.latest(), MODEL),
     ]
-    data = {**answers[0].data, "history": answers[1].data, **answers[2].data, "samples": [str(path) for path in files]}
+    data = {**answers[0].data, "history": answers[1].data, **answers[2].data}
     parts = [part for answer in reversed(answers) for part in answer.parts]  # the result first
-    parts.append(f"same seeds before, after and recovered: {files[0]}")
     answer = Answer(data, parts, "ldpruner run YOUR-MODEL --run runs/NAME --budget latency=0.65")
     return with_report(answer, run)

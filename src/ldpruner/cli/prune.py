@@ -205,7 +205,7 @@ def outcome_answer(outcome: "Outcome", run: Path) -> Answer:
     measured = outcome.model_dump(mode="json", exclude={"plan", "comparison"})
     data = {**_plan_data(outcome.plan), **outcome.comparison.model_dump(mode="json"), **measured}
     exact = "bit-identical" if outcome.reload_is_exact else "NOT identical"
-    files = [f"same seeds before and after: {path}" for path in outcome.samples[:1]]
+    files = [f"samples of the same seeds: {path}" for path in outcome.samples[:1]]
     saved = f"pruned pipeline: {run / 'pruned'} (opened again: latents {exact})"
     return Answer(data, [*tables.outcome(outcome), saved, *files], f"ldpruner finetune --run {shlex.quote(str(run))}")
 

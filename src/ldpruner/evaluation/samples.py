@@ -1,28 +1,21 @@
-"""Decoded samples: arrays for metrics, and sheets of pictures, sounds and videos in a folder."""
+"""Decoded samples as arrays, from a pipeline or from files."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.io.wavfile
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
-from ldpruner.errors import EvaluationError, StorageError
+from ldpruner.errors import EvaluationError
 from ldpruner.evaluation.media import PICTURES, read_picture, read_sound, rgb
 from ldpruner.evaluation.metrics import Pixels
-from ldpruner.files import replacing, write_atomic
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.sampling import sample_decoded, sample_latents
 from ldpruner.scoring.importance import Floats
-
-GAP = 4  # pixels between pictures of a sheet
-MIN_SIDE = 128  # pixels of a picture on a sheet; smaller pictures are enlarged
-MAX_LEVEL = 32767  # of 16-bit sound
 
 
 class Sound(NamedTuple):
@@ -128,59 +121,3 @@ def read_samples(files: Sequence[Path], like: SampleBatch) -> SampleBatch:
     length = max(sound.shape[1] for sound in like.sounds)
     sounds = tuple(read_sound(path, like.sampling_rate)[:, :length] for path in files)
     return SampleBatch(sounds=sounds, sampling_rate=like.sampling_rate)
-
-
-def write_samples(pipelines: Mapping[str, DiffusionPipeline], probe: Probe, count: int, folder: Path) -> list[Path]:
-    """Writes the first samples of a probe, decoded, of several pipelines on the same seeds.
-
-    Pictures of all pipelines are on one sheet, a row for each pipeline; the sheet of videos is animated. Each sound is
-    a file of its own, such as `0-before.wav`. `samples.json` lists the seed and prompt of each sample.
-
-    Returns:
-        the files without `samples.json`; empty if the pipelines make neither pictures nor sounds.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
-    samples = probe.sample_settings()[:count]
-    # one at a time, as decoding takes more memory than denoising
-    batches = {
-        (name, index): sample_batch(pipeline, probe, [index])
-        for name, pipeline in pipelines.items()
-        for index in range(len(samples))
-    }
-    written = []
-    if pictures := [batch.pictures[0] for batch in batches.values() if batch.pictures is not None]:
-        rows = np.stack(pictures).reshape(len(pipelines), -1, *pictures[0].shape)
-        written.append(_write_sheet(rows, folder / "-".join(pipelines)))
-    for (name, index), batch in batches.items():
-        if batch.sounds is not None and batch.sampling_rate is not None:
-            written.append(_write_sound(batch.sounds[0], batch.sampling_rate, folder / f"{index}-{name}.wav"))
-    write_atomic(folder / "samples.json", json.dumps({"rows": list(pipelines), "samples": samples}, indent=2) + "\n")
-    return written
-
-
-def _write_sheet(pictures: Pixels, path: Path) -> Path:
-    """Writes [rows, columns, frames, height, width, 3] as a picture, or as an animation of several frames."""
-    scale = max(1, MIN_SIDE // max(pictures.shape[3:5]))
-    enlarged = pictures.repeat(scale, axis=3).repeat(scale, axis=4)
-    tiles = np.pad(enlarged, [(0, 0)] * 3 + [(0, GAP), (0, GAP), (0, 0)], constant_values=255)
-    rows, columns, frames, height, width, channels = tiles.shape
-    sheets = tiles.transpose(2, 0, 3, 1, 4, 5).reshape(frames, rows * height, columns * width, channels)
-    first, *others = [Image.fromarray(sheet[:-GAP, :-GAP]) for sheet in sheets]
-    animation: dict[str, Any] = {"save_all": True, "append_images": others, "duration": 125, "loop": 0}
-    target = path.with_suffix(".gif" if others else ".png")
-    with replacing(target) as partial:
-        first.save(partial, **(animation if others else {}))
-    return target
-
-
-def _write_sound(sound: Floats, rate: int, path: Path) -> Path:
-    """Writes a sound [channels, time] in -1 to 1 as a 16-bit file."""
-    with replacing(path) as partial:
-        scipy.io.wavfile.write(partial, rate, (np.clip(sound.T, -1, 1) * MAX_LEVEL).astype(np.int16))
-    return path

@@ -12,6 +12,7 @@ import yaml
 
 from ldpruner.budget import QUANTITIES
 from ldpruner.evaluation.evaluate import Evaluation
+from ldpruner.evaluation.gallery import SOUND
 from ldpruner.evaluation.measures import COSTS, Measure
 from ldpruner.profiling.benchmark import Comparison
 from ldpruner.publishing.markdown import code, plain, table
@@ -28,7 +29,6 @@ UNITS: Mapping[str, tuple[str, float]] = {
     "macs": ("GMACs of one denoiser call", 1e9),
 }
 WORDS = {"macs": "MACs"}
-SOUNDS, PICTURES = (".wav",), (".png", ".gif")
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,8 @@ class Card:
         lines = [f"## Samples\n\nSamples on the same seeds, from top to bottom: {rows}.{missing}"]
         lines += [f"{index + 1}. {code(prompt)}" for index, prompt in enumerate(self.prompts)]
         for name in self.samples:
-            if Path(name).suffix in PICTURES:
-                lines.append(f"![samples](samples/{quote(name)})")
-            elif Path(name).suffix in SOUNDS:
-                lines.append(f"[{plain(name)}](samples/{quote(name)})")
+            picture = "" if name.endswith(SOUND) else "!"
+            lines.append(f"{picture}[{plain(name)}](samples/{quote(name)})")
         yield "\n\n".join(lines)
 
 

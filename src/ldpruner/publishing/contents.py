@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from pydantic import TypeAdapter
 from torch import nn
 
 from ldpruner.errors import PlanMismatch, RunStoreError
 from ldpruner.evaluation.evaluate import Evaluation
+from ldpruner.evaluation.gallery import PICTURE, SHEET, SOUND, VIDEO, read_gallery
 from ldpruner.files import write_atomic
 from ldpruner.operators.names import overlap
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.running import networks
 from ldpruner.profiling.benchmark import Comparison
 from ldpruner.pruning.serialization import AUTO_MAP, load_meta
-from ldpruner.publishing.card import PICTURES, SOUNDS, Card
+from ldpruner.publishing.card import Card
 from ldpruner.publishing.origin import Origin, find_origin
 from ldpruner.publishing.task import pipeline_tag
 from ldpruner.run_folder import RunFolder
@@ -27,7 +27,6 @@ from ldpruner.stand_ins import REMOVED, old_name
 
 CARD_FILE = "README.md"
 CLOSE = 0.002  # two shares of parameters are of one plan
-SHEET = TypeAdapter(dict[str, Any])
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +189,14 @@ def _without_local_names(path: Path) -> str | None:
 
 
 def _samples(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The files of a folder of samples, the pipelines on them, and their prompts."""
+    """The sheet and the sounds of a folder of samples, the pipelines on them, and their prompts."""
     try:
-        sheet = SHEET.validate_json((folder / "samples.json").read_bytes())
-        rows = tuple(map(str, sheet["rows"]))
-        prompts = tuple(str(sample["prompt"]) for sample in sheet["samples"] if "prompt" in sample)
-    except (OSError, ValueError, KeyError, TypeError):
+        gallery = read_gallery(folder)
+    except RunStoreError:
+        gallery = None
+    if gallery is None:
         return (), (), ()
-    names = {path.name for path in folder.iterdir() if path.suffix in (*PICTURES, *SOUNDS)}
-    start = "-".join(rows)
-    return tuple(sorted(name for name in names if name.startswith(start) or name.endswith(SOUNDS))), rows, prompts
+    sheets = [name for name in (SHEET + PICTURE, SHEET + VIDEO) if (folder / name).exists()]
+    sounds = [path.name for files in gallery.files(folder) for path in files.values() if path.suffix == SOUND]
+    prompts = tuple(str(sample["prompt"]) for sample in gallery.samples if "prompt" in sample)
+    return (*sheets, *sounds), gallery.rows, prompts
