@@ -17,7 +17,7 @@ def test_a_plan_is_enough_for_a_page(run: Run, scored: Path, tmp_path: Path) -> 
     code, out, err = run("report", "--run", place, "--json")
     assert code == 0, err
     assert json.loads(out) == {"report": str(place / "report.html")}
-    assert "Neither was measured" in (place / "report.html").read_text(encoding="utf-8")
+    assert "It was not timed" in (place / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_file_has_another_place(run: Run, scored: Path, tmp_path: Path) -> None:

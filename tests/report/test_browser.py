@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_core_python.selenium import Axe
 from selenium import webdriver
 
 from ldpruner import select
@@ -16,9 +17,11 @@ from ldpruner.budget import Budget
 from ldpruner.report.page import write_report
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.results import Scores
+from tests.report.conftest import HOSTILE
 
 pytestmark = pytest.mark.browser
 FAST = 0.1  # seconds
+SERIOUS = ("serious", "critical")
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -29,8 +32,8 @@ def browser() -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver"))
-    with webdriver.Chrome(options=options, service=service) as one:
-        yield one
+    with webdriver.Chrome(options=options, service=service) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_the_budget_changes_the_map_and_the_numbers(page: Any, hostile: Path) ->
     last = int(page.find_element("id", "budget").get_attribute("max"))
     assert set_slider(page, "#budget", last) < FAST
     plan = select(scores, Budget(latency=0.95 - 0.05 * last))
-    names = {one.operator for one in plan.removed}
+    names = {planned.operator for planned in plan.removed}
     assert names <= removed(page)
     assert all(any(path == name or path.startswith(f"{name}.") for name in names) for path in removed(page))
     assert f"{len(plan.removed)} operators removed" in page.find_element("id", "budget-text").text
@@ -83,6 +86,20 @@ def test_an_operator_is_described_when_it_is_reached_by_keyboard(page: Any) -> N
     text = page.find_element("id", "operator-text").text
     assert text.startswith(f"{button.get_attribute('data-path')}, ")
     assert "score" in text or "cannot be removed" in text or "not sampled" in text
+
+
+def test_a_point_of_the_chart_is_the_operator_of_the_map(page: Any) -> None:
+    mark = page.find_element("css selector", "#importance-chart .mark[data-place]")
+    page.execute_script("arguments[0].dispatchEvent(new Event('pointerover', {bubbles: true}))", mark)
+    button = page.find_element("css selector", f".operator[data-place='{mark.get_attribute('data-place')}']")
+    assert page.find_element("id", "operator-text").text.startswith(f"{button.get_attribute('data-path')}, ")
+    assert ("removed" in mark.get_attribute("class")) == ("removed" in button.get_attribute("class"))
+
+
+def test_no_serious_violation_of_accessibility(page: Any) -> None:
+    page.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
+    violations = Axe().run(page)["violations"]
+    assert not [(violation["id"], violation["help"]) for violation in violations if violation["impact"] in SERIOUS]
 
 
 def test_a_picture_is_uncovered(page: Any) -> None:
@@ -109,8 +126,13 @@ def test_it_fits_a_phone_and_has_two_themes(page: Any, theme: str, width: int) -
 
 
 def test_what_is_hostile_is_shown_and_never_run(page: Any) -> None:
-    captions = [element.text for element in page.find_elements("css selector", "figcaption")]
-    assert any("<script>alert(1)</script>" in caption for caption in captions)
+    button = page.find_element("css selector", f".operator[data-path='{HOSTILE}']".replace("'too'", r"\'too\'"))
+    page.execute_script("arguments[0].focus()", button)
+    texts = [
+        page.title,
+        *(page.find_element("css selector", part).text for part in ("h1", "figcaption", "#operator-text")),
+    ]
+    assert all(HOSTILE in text for text in texts)
 
 
 def enlarged(scores: Scores, count: int) -> Scores:

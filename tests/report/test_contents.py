@@ -6,9 +6,11 @@ import pytest
 
 from ldpruner import Budget, select
 from ldpruner.errors import RunStoreError
+from ldpruner.recovery import finetune_run
 from ldpruner.report.contents import gather
 from ldpruner.run_folder import RunFolder
 from ldpruner.workflow import evaluate_run
+from tests.finetuning.conftest import PROBE, short
 
 
 def test_the_headline_has_the_measured_numbers(run: Path) -> None:
@@ -17,7 +19,7 @@ def test_the_headline_has_the_measured_numbers(run: Path) -> None:
     assert comparison is not None
     assert comparison.latency_ratio is not None
     text = " ".join(contents.sentences)
-    assert f"A call takes {100 * comparison.latency_ratio.median:.0f} % of the original's time, as measured" in text
+    assert f"A call takes {100 * comparison.latency_ratio.median:.0f} % of the original's time (" in text
     assert f"{len(RunFolder(run).plan().removed)} of " in text
     assert "The quality was not measured" in text
 
@@ -29,9 +31,10 @@ def test_an_evaluation_is_shown_with_its_verdict(run: Path) -> None:
     rows = {row.name: row for row in contents.qualities}
     shift = evaluation["latent_shift"]
     assert shift.pruned is not None
-    assert rows["latent shift"].pruned.startswith(f"{shift.pruned:.4g}")
-    assert rows["latent shift"].note.endswith("worse")
+    assert rows["latent shift"].pruned == f"{shift.pruned:.4g}"
+    assert rows["latent shift"].verdict in ("as good", "worse")
     assert "parameters" not in rows
+    assert contents.tiles[-1].value == rows["Fréchet distance"].pruned
     assert contents.protocol is not None
 
 
@@ -46,6 +49,18 @@ def test_another_budget_shows_the_plan_that_select_gives(run: Path) -> None:
         ]
         assert selected.predicted is not None
         assert plan["left"] == selected.predicted.model_dump()
+
+
+def test_tiles_charts_and_tables_are_of_the_run(run: Path) -> None:
+    finetune_run(run, short(max_train_steps=4, validation_steps=2), probe=PROBE.replace(samples=2), device="cpu")
+    contents, history = gather(run), RunFolder(run).history()
+    assert history is not None
+    assert contents.tiles[0].value == contents.costs[0].share
+    assert [row[0] for row in contents.training] == ["0", "2", "4"]
+    assert set(contents.charts) == {"importance", "frontier", "training"}
+    assert len(contents.charts["frontier"].marks) == len(contents.budgets) + 1
+    assert f"ldpruner finetune --run {run}" in contents.commands
+    assert contents.samples.stages == ("original", "pruned", "recovered")
 
 
 def test_without_scores_it_is_one_line(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Machine(Value):
     versions: dict[str, str]
 
     def __str__(self) -> str:
-        threads = f" with {self.threads} threads" if self.threads is not None else ""
+        threads = "" if self.threads is None else f" with {self.threads} thread{'s' * (self.threads != 1)}"
         return f"{self.device}{threads} in {self.precision}"
 
 

@@ -1,4 +1,4 @@
-"""What the page says, gathered from a run folder."""
+"""What the page of a run says, gathered from its folder."""
 
 import json
 import math
@@ -9,27 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from ldpruner.budget import QUANTITIES
-from ldpruner.evaluation.measures import COSTS, Measure
+from ldpruner.evaluation.evaluate import Evaluation
+from ldpruner.evaluation.measures import COSTS
+from ldpruner.finetuning.settings import History
 from ldpruner.profiling.benchmark import Comparison
+from ldpruner.report.charts import Chart, frontier_chart, importance_chart, training_chart
 from ldpruner.report.samples import Samples, read_samples
 from ldpruner.report.structure import Box, boxes_of, operators_of
+from ldpruner.report.words import Row, cost_rows, minutes, percent, quality_rows
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.importance import cost, power
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import Plan
 from ldpruner.selection.select import frontier, predict
 
-MIB, MILLION, GIGA = 2**20, 1e6, 1e9
-
 
 @dataclass(frozen=True)
-class Row:
-    """A quantity of both pipelines, as text."""
+class Tile:
+    """A number of the headline: what it is, its value, and where it comes from."""
 
     name: str
-    original: str
-    pruned: str
-    note: str = ""
+    value: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,14 @@ class Contents:
     Attributes:
         model, run: the names of the original and of the run folder.
         sentences: the result in words.
+        tiles: the result in numbers.
         costs, qualities: rows of tables.
         evaluated: which pipeline the qualities are of, `pruned` or `recovered`; None if it was not evaluated.
-        samples: of original and pruned pipeline on the same seeds.
+        samples: of the pipelines on the same seeds.
         boxes: the denoiser's structure.
         operators: of the boxes.
+        charts: by name.
+        budgets, training: rows of tables.
         data: what the page's script reads.
         commands: that repeat the run.
         protocol: how the qualities were measured, as JSON; None if they were not.
@@ -52,12 +56,16 @@ class Contents:
     model: str
     run: str
     sentences: tuple[str, ...]
+    tiles: tuple[Tile, ...]
     costs: tuple[Row, ...]
     qualities: tuple[Row, ...]
     evaluated: str | None
     samples: Samples
     boxes: list[Box]
     operators: list[Score]
+    charts: dict[str, Chart]
+    budgets: tuple[tuple[str, ...], ...]
+    training: tuple[tuple[str, ...], ...]
     data: dict[str, Any]
     commands: tuple[str, ...]
     protocol: str | None
@@ -72,83 +80,100 @@ def gather(run: Path | str) -> Contents:
     """
     folder = RunFolder(run)
     scores, plan, model = folder.scores(), folder.plan(), folder.model()
-    comparison, evaluated = folder.comparison(), folder.evaluation()
+    comparison, history = folder.comparison(), folder.history()
+    evaluated, evaluation = folder.evaluation() or (None, None)
     operators = operators_of(scores)
-    evaluation = evaluated[1] if evaluated is not None else None
+    data = _data(scores, plan, operators)
     return Contents(
         model=model,
         run=str(run),
-        sentences=tuple(_sentences(scores, plan, comparison, evaluation.worse if evaluation else None)),
-        costs=tuple(_costs(comparison)) if comparison is not None else (),
-        qualities=tuple(map(_quality, [measure for measure in evaluation.metrics if measure.metric not in COSTS]))
-        if evaluation
-        else (),
-        evaluated=evaluated[0] if evaluated is not None else None,
+        sentences=tuple(_sentences(scores, plan, comparison, evaluation)),
+        tiles=tuple(_tiles(plan, comparison, evaluation)),
+        costs=tuple(cost_rows(comparison)) if comparison is not None else (),
+        qualities=tuple(quality_rows(evaluation)) if evaluation is not None else (),
+        evaluated=evaluated,
         samples=read_samples(folder.samples),
         boxes=boxes_of(operators),
         operators=operators,
-        data=_data(scores, plan, operators),
-        commands=tuple(_commands(model, str(run), plan)),
-        protocol=json.dumps(evaluation.protocol, indent=2) if evaluation else None,
+        charts={chart.name: chart for chart in _charts(scores, operators, data, history) if chart is not None},
+        budgets=tuple(map(_budget_row, data["plans"])),
+        training=tuple(_training_rows(history)) if history is not None else (),
+        data=data,
+        commands=tuple(_commands(model, str(run), plan, is_recovered=history is not None)),
+        protocol=json.dumps(evaluation.protocol, indent=2) if evaluation is not None else None,
     )
 
 
 def _sentences(
-    scores: Scores, plan: Plan, comparison: Comparison | None, worse: tuple[str, ...] | None
+    scores: Scores, plan: Plan, comparison: Comparison | None, evaluation: Evaluation | None
 ) -> Iterator[str]:
     count = len({score.operator for score in scores.scores})
     yield f"{len(plan.removed)} of {count} operators of the {scores.component} are removed."
     ratio = comparison.latency_ratio if comparison is not None else None
     if comparison is not None and ratio is not None:
-        original, pruned = comparison.pipelines
         yield (
-            f"A call takes {percent(ratio.median)} of the original's time, as measured ({percent(ratio.p10)} to "
-            f"{percent(ratio.p90)} in eight of ten rounds). {percent(pruned.parameters / original.parameters)} of the "
-            f"denoiser's parameters and {percent(pruned.peak_memory_bytes / original.peak_memory_bytes)} of the peak "
-            "memory are left."
+            f"A call takes {percent(ratio.median)} of the original's time ({percent(ratio.p10)} to "
+            f"{percent(ratio.p90)} in eight of ten rounds), as measured on {comparison.machine or 'this machine'}."
         )
     elif plan.predicted is not None:
-        yield (
-            f"A call is predicted to take {percent(plan.predicted.latency)} of the original's time, with "
-            f"{percent(plan.predicted.parameters)} of the denoiser's parameters. Neither was measured."
-        )
-    if worse is None:
+        left = percent(plan.predicted.latency)
+        yield f"A call is predicted to take {left} of the original's time. It was not timed."
+    if evaluation is None:
         yield "The quality was not measured yet; the command ldpruner evaluate measures it."
-    elif worse:
-        yield f"The samples are measurably worse in {len(worse)} of the metrics below."
+    elif evaluation.worse:
+        compared = sum(measure.within_noise_floor is not None for measure in evaluation.metrics)
+        yield f"The samples are measurably worse in {len(evaluation.worse)} of {compared} metrics."
     else:
         yield "No metric tells the samples from those of the original with other seeds."
 
 
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %"
+def _tiles(plan: Plan, comparison: Comparison | None, evaluation: Evaluation | None) -> Iterator[Tile]:
+    """What is left of the original, and one measure of quality."""
+    if comparison is not None:
+        for row in cost_rows(comparison):
+            yield Tile(f"of the {row.name}", row.share, f"{_brief(row.pruned)}; original {_brief(row.original)}")
+    elif plan.predicted is not None:
+        for name, value in plan.predicted.model_dump().items():
+            yield Tile(f"of the {name}", percent(value), "predicted")
+    if evaluation is not None:
+        yield from _quality_tile(evaluation)
 
 
-def _costs(comparison: Comparison) -> Iterator[Row]:
-    original, pruned = comparison.pipelines
-    before, after = (
-        f"{time.median:,.1f} ({time.p10:,.1f} to {time.p90:,.1f})" for time in (original.latency_ms, pruned.latency_ms)
-    )
-    yield Row("latency of one call, ms", before, after)
-    for name, title, unit in (
-        ("parameters", "parameters of the denoiser, M", MILLION),
-        ("macs", "GMACs of one denoiser call", GIGA),
-        ("peak_memory_bytes", "peak memory, MiB", MIB),
-    ):
-        first, second = getattr(original, name), getattr(pruned, name)
-        yield Row(title, f"{first / unit:,.4g}", f"{second / unit:,.4g}", f"{percent(second / first)} left")
+def _quality_tile(evaluation: Evaluation) -> Iterator[Tile]:
+    measures = [measure for measure in evaluation.metrics if measure.metric not in COSTS]
+    if not measures:
+        return
+    measure = next((measure for measure in measures if measure.metric == "frechet_distance"), measures[0])
+    row = next(row for row in quality_rows(evaluation) if row.metric == measure.metric)
+    beside = f"original {row.original}" if row.original else f"noise floor {row.floor}"
+    yield Tile(row.name, row.pruned, "; ".join(filter(None, [row.interval, beside])))
 
 
-def _quality(measure: Measure) -> Row:
-    interval = f" ({measure.interval[0]:.4g} to {measure.interval[1]:.4g})" if measure.interval else ""
-    floor = f"noise floor {measure.noise_floor:.4g}; " if measure.noise_floor is not None else ""
-    verdict = {True: "not worse", False: "worse", None: ""}[measure.within_noise_floor]
-    return Row(
-        measure.metric.replace("_", " "),
-        "" if measure.original is None else f"{measure.original:.4g}",
-        "" if measure.pruned is None else f"{measure.pruned:.4g}{interval}",
-        floor + verdict,
-    )
+def _brief(value: str) -> str:
+    """A value without its spread."""
+    return value.partition(" (")[0]
+
+
+def _charts(
+    scores: Scores, operators: list[Score], data: dict[str, Any], history: History | None
+) -> Iterator[Chart | None]:
+    plans = [(plan["left"]["latency"], plan["shift"]) for plan in data["plans"]]
+    yield importance_chart(operators, scores)
+    yield frontier_chart(plans, (data["plan"]["left"]["latency"], data["plan"]["shift"]))
+    if history is not None:
+        yield training_chart(history)
+
+
+def _budget_row(plan: dict[str, Any]) -> tuple[str, ...]:
+    left = [percent(plan["left"][name]) for name in ("latency", "parameters", "macs", "memory")]
+    return percent(plan["budget"]), str(len(plan["removed"])), *left, f"{plan['shift']:.3g}"
+
+
+def _training_rows(history: History) -> Iterator[tuple[str, ...]]:
+    for step, loss in history.validation_losses.items():
+        quality = f"{history.qualities[step]:.4g}" if step in history.qualities else ""
+        kept = "kept" if step == history.best_step else ""
+        yield str(step), minutes(history.hours.get(step)), f"{loss:.4g}", quality, kept
 
 
 def _data(scores: Scores, plan: Plan, operators: list[Score]) -> dict[str, Any]:
@@ -183,8 +208,10 @@ def _plan(scores: Scores, chosen: list[Score], places: dict[str, int], kept: flo
     return {"budget": kept, "removed": removed, "left": predict(scores, chosen).model_dump(), "shift": shift}
 
 
-def _commands(model: str, run: str, plan: Plan) -> Iterator[str]:
+def _commands(model: str, run: str, plan: Plan, *, is_recovered: bool) -> Iterator[str]:
     budget = f" --budget {shlex.quote(','.join(str(plan.budget).split()))}" if plan.budget is not None else ""
     yield f"ldpruner run {shlex.quote(model)} --run {shlex.quote(run)}{budget}"
+    if is_recovered:
+        yield f"ldpruner finetune --run {shlex.quote(run)}"
     yield f"ldpruner evaluate --run {shlex.quote(run)}"
     yield f"ldpruner report --run {shlex.quote(run)}"

@@ -1,18 +1,17 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const buttons = [...document.querySelectorAll(".operator")];
+const parts = [...document.querySelectorAll(".operator, .mark[data-place]")];
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
 function show(plan) {
   const removed = plan.removed.map((place) => data.operators[place].name);
   const names = new Set(removed);
-  for (const button of buttons) {
-    const path = button.dataset.path;
+  for (const part of parts) {
+    const path = data.operators[Number(part.dataset.place)].name;
     let gone = names.has(path);
     for (let end = path.lastIndexOf("."); !gone && end > 0; end = path.lastIndexOf(".", end - 1)) {
       gone = names.has(path.slice(0, end));
     }
-    button.classList.toggle("removed", gone);
+    part.classList.toggle("removed", gone);
   }
   const title = plan.budget === null ? "This run's plan" : `A plan for ${Math.round(100 * plan.budget)} % of the latency`;
   const { latency, parameters, macs, memory } = plan.left;
@@ -22,22 +21,23 @@ function show(plan) {
 }
 
 function describe(event) {
-  const button = event.target.closest(".operator");
-  if (!button) return;
-  const operator = data.operators[Number(button.dataset.place)];
+  const shown = event.target.closest("[data-place]");
+  if (!shown) return;
+  const operator = data.operators[Number(shown.dataset.place)];
   const interval = operator.interval ? ` (${operator.interval.map((end) => end.toPrecision(3)).join(" to ")})` : "";
   let score = "not sampled, as it saves too little";
   if (operator.failure) score = `cannot be removed: ${operator.failure}`;
   else if (operator.score !== null) score = `score ${operator.score.toPrecision(3)}${interval}, of ${operator.samples} samples`;
-  const state = button.classList.contains("removed") ? "Removed. " : "";
+  const state = shown.classList.contains("removed") ? "Removed. " : "";
   document.getElementById("operator-text").textContent =
     `${operator.name}, ${operator.type}. ${state}${operator.modification}: ${score}. ` +
     `Saves ${percent(operator.saves.latency)} of the latency and ${percent(operator.saves.parameters)} of the parameters.`;
 }
 
-const map = document.getElementById("operators");
-map.addEventListener("pointerover", describe);
-map.addEventListener("focusin", describe);
+for (const part of document.querySelectorAll("#operators, #importance-chart")) {
+  part.addEventListener("pointerover", describe);
+  part.addEventListener("focusin", describe);
+}
 const slider = document.getElementById("budget");
 slider.addEventListener("input", () => {
   const plan = data.plans[Number(slider.value)];
@@ -45,8 +45,4 @@ slider.addEventListener("input", () => {
   show(plan);
 });
 document.getElementById("reset").addEventListener("click", () => show(data.plan));
-for (const split of document.querySelectorAll(".split")) {
-  const pair = split.previousElementSibling;
-  split.addEventListener("input", () => pair.style.setProperty("--split", `${split.value}%`));
-}
 show(data.plan);

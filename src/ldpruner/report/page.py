@@ -1,16 +1,26 @@
-"""The page: one file that asks for nothing from anywhere."""
+"""The page of a run: one file that asks for nothing from anywhere."""
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ldpruner import __version__
 from ldpruner.files import write_atomic
+from ldpruner.report import charts
 from ldpruner.report.contents import gather
 
 FILE = "report.html"
 PARTS = files("ldpruner.report")
+PLOT = {
+    "width": charts.WIDTH,
+    "height": charts.HEIGHT,
+    "left": charts.LEFT,
+    "right": charts.WIDTH - charts.RIGHT,
+    "top": charts.TOP,
+    "bottom": charts.HEIGHT - charts.BOTTOM,
+}
 
 
 def write_report(run: Path | str, out: Path | str | None = None) -> Path:
@@ -25,16 +35,20 @@ def write_report(run: Path | str, out: Path | str | None = None) -> Path:
         PlanMismatch: it has no plan.
         StorageError: the page cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    contents = gather(run)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["script"] = _script
-    template = environment.from_string(_part("page.html.jinja"))
     target = Path(out) if out is not None else Path(run) / FILE
-    text = template.render(report=contents, style=_part("page.css"), code=_part("page.js"), version=__version__)
-    write_atomic(target, text)
+    write_page(target, "page", gather(run), scripts=("samples.js", "page.js"))
     return target
+
+
+def write_page(target: Path, name: str, contents: Any, scripts: Sequence[str]) -> None:
+    """Fills the template of this name with what a page says, and writes it as one file."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FunctionLoader(_part), undefined=StrictUndefined, **options)
+    environment.filters["script"] = _script
+    shared = {"style": _part("page.css"), "code": "".join(map(_part, scripts)), "version": __version__, "size": PLOT}
+    write_atomic(target, environment.get_template(f"{name}.html.jinja").render(report=contents, **shared))
 
 
 def _part(name: str) -> str:
