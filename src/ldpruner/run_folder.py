@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +24,30 @@ from ldpruner.values import Value
 
 Read = TypeVar("Read", bound=Value)
 JSON_OBJECT = TypeAdapter(dict[str, Any])
+RATIO = "latency_ratio"
+
+
+class Alternative(Value):
+    """Something else that makes the original faster, evaluated like a pruned pipeline.
+
+    Attributes:
+        name: what it is.
+        evaluation: of it, beside the original.
+    """
+
+    name: str
+    evaluation: Evaluation
+
+
+class Alternatives(Value):
+    """The alternatives to a run's pipeline, as its folder keeps them."""
+
+    alternatives: tuple[Alternative, ...]
 
 
 class RunFolder:
     """A run folder: `run.sqlite`, `plan.json`, `pruned/`, `recovered/`, `samples/`, `comparison.json`,
-    `finetuning.json`, `evaluation.json`.
+    `finetuning.json`, `evaluation.json`, `alternatives.json`.
 
     Every file in it is written whole or not at all.
     """
@@ -43,6 +62,7 @@ class RunFolder:
         self.evaluation_file = self.path / "evaluation.json"
         self.comparison_file = self.path / "comparison.json"
         self.history_file = self.path / "finetuning.json"
+        self.alternatives_file = self.path / "alternatives.json"
 
     def fact(self, name: str) -> Any:
         """A fact of the run's store; a RunStoreError if there is no run, or it does not have the fact yet."""
@@ -135,6 +155,29 @@ class RunFolder:
     def comparison(self) -> Comparison | None:
         """What the original and the pruned pipeline cost; None if it was not timed."""
         return _read(self.comparison_file, Comparison, "run")
+
+    def latency_ratio(self) -> float:
+        """The measured latency of the pruned pipeline over the original's; a RunStoreError if it was not timed."""
+        comparison = self.comparison()
+        if comparison is not None:
+            return comparison.ratio
+        _, evaluation = self.evaluation() or (None, None)
+        ratios = [measure.pruned for measure in (evaluation.metrics if evaluation else ()) if measure.metric == RATIO]
+        if not ratios or ratios[0] is None:
+            raise RunStoreError(
+                f"the pipeline of {self.path} was not timed; do it with 'ldpruner evaluate --run {self.path}'"
+            )
+        return float(ratios[0])
+
+    def write_alternatives(self, alternatives: Sequence[Alternative]) -> None:
+        """Keeps what else was evaluated beside the original."""
+        content = Alternatives(alternatives=tuple(alternatives))
+        write_atomic(self.alternatives_file, content.model_dump_json(indent=2) + "\n")
+
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """What else was evaluated beside the original; empty if nothing was."""
+        content = _read(self.alternatives_file, Alternatives, "evaluate --alternatives")
+        return content.alternatives if content is not None else ()
 
 
 def _read(path: Path, model: type[Read], command: str) -> Read | None:

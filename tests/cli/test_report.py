@@ -23,5 +23,20 @@ def test_a_plan_is_enough_for_a_page(run: Run, scored: Path, tmp_path: Path) -> 
 def test_the_file_has_another_place(run: Run, scored: Path, tmp_path: Path) -> None:
     code, out, _ = run("report", "--run", scored, "--out", tmp_path / "page.html", "--dry-run")
     assert code == 0
-    assert json.loads(out)["out"] == str(tmp_path / "page.html")
+    assert json.loads(out) == {"runs": [str(scored)], "out": str(tmp_path / "page.html")}
     assert not (tmp_path / "page.html").exists()
+
+
+def test_no_run_is_one_line(run: Run) -> None:
+    code, _, err = run("report")
+    assert code == 2
+    assert "name a run folder" in err
+
+
+def test_several_runs_are_one_page(run: Run, scored: Path, tmp_path: Path) -> None:
+    code, out, _ = run("report", scored, "--run", scored, "--dry-run")
+    assert code == 0
+    assert json.loads(out)["runs"] == [str(scored)] * 2
+    code, _, err = run("report", scored, scored, "--out", tmp_path / "page.html")
+    assert code == 1
+    assert "nothing was measured" in err.splitlines()[-1]

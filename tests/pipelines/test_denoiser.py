@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, FirstBlockCacheConfig
 from torch import nn
 
+from ldpruner import Probe
 from ldpruner.errors import DenoiserNotFound, WeightsNeeded
+from ldpruner.operators.discovery import denoiser_macs
 from ldpruner.pipelines.denoiser import find_denoiser
 from ldpruner.pruning.serialization import load_meta
 from tests.families import FAMILIES
@@ -160,3 +162,17 @@ def test_two_calls_of_a_step_count_as_many_rows_as_one_call_on_both(family: str,
     """Wan calls its denoiser once with the prompt and once without."""
     denoiser = find_denoiser(FAMILIES[family].pipeline(), component, FAMILIES[family].call)
     assert (denoiser.rows, denoiser.rows_per_step) == (1, 2)
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_cached_network_repeats_its_whole_call_each_time() -> None:
+    family = FAMILIES["flux"]
+    pipeline = family.pipeline()
+    denoiser = find_denoiser(
+        pipeline, None, Probe(samples=1, steps=2, call=dict(family.call)).arguments(pipeline, [0])
+    )
+    before, macs = denoiser()[0], denoiser_macs(denoiser)
+    denoiser.module.enable_cache(FirstBlockCacheConfig(threshold=1e6))  # type: ignore[operator]
+    assert denoiser_macs(denoiser) == macs
+    for _ in range(2):
+        assert torch.equal(denoiser()[0], before)

@@ -32,6 +32,7 @@ def test_costs_are_side_by_side() -> None:
         for name, count in (("original", 200), ("pruned", 50))
     ]
     ratio = Percentiles(median=0.25, p10=0.2, p90=0.3)
-    rows = list(cost_rows(Comparison(pipelines=tuple(costs), latency_ratio=ratio)))
-    assert [row.share for row in rows] == ["25 %", "25 %", "25 %", "100 %"]
-    assert (rows[0].original, rows[0].pruned) == ("200.0 ms (199.0 to 201.0)", "50.0 ms (49.0 to 51.0)")
+    latency, *others = cost_rows(Comparison(pipelines=tuple(costs), latency_ratio=ratio))
+    assert {row.name: row.share for row in others} == {"parameters": "25 %", "MACs": "25 %", "peak memory": "100 %"}
+    assert (latency.original, latency.pruned, latency.share) == ("200.0 ms", "50.0 ms", "25 %")
+    assert latency.interval == "49.0 ms to 51.0 ms"

@@ -1,6 +1,8 @@
 """Commands that recover the quality of a pruned pipeline, and prove it."""
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from ldpruner.cli.training_options import TRAINING_OPTIONS
 if TYPE_CHECKING:
     from ldpruner.evaluation.evaluate import Evaluation
     from ldpruner.finetuning.settings import History
+    from ldpruner.run_folder import Alternative
 
 REPORT_TO = Annotated[
     list[str] | None, typer.Option(help="What Accelerate reports to, such as tensorboard; repeatable.")
@@ -100,6 +103,9 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(help="Samples at once. Default: 16, or 8 where they are decoded.", min=1)
     ] = None,
+    alternatives: Annotated[
+        bool, typer.Option("--alternatives", help="Also the original with fewer steps, a cache, and int8 weights.")
+    ] = False,
     prompts: opt.PROMPTS = None,
     pipeline_arg: opt.PIPELINE_ARG = None,
     device: opt.DEVICE = None,
@@ -112,6 +118,7 @@ def evaluate(
 
     Example: ldpruner evaluate --run runs/a --prompts prompts.csv --scorer my_metric:score
     """
+    from ldpruner.alternatives import evaluate_alternatives
     from ldpruner.run_folder import RunFolder
     from ldpruner.workflow import evaluate_run
 
@@ -126,24 +133,26 @@ def evaluate(
             **pipelines,
             **networks,
             **place,
+            alternatives=alternatives,
             scorers=scorer,
             probe=probe.model_dump(mode="json"),
             device=device,
             dtype=dtype,
         )
     parsing.import_from_current_folder()
-    evaluation = evaluate_run(
-        run,
-        probe=probe,
-        data=data,
-        **networks,
-        scorers=scorer or (),
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        progress=terminal.progress,
-    )
-    return with_report(evaluation_answer(evaluation, folder.latest(), folder.model()), run)
+    options: dict[str, Any] = {**networks, "data": data, "scorers": scorer or (), "batch_size": batch_size}
+    options |= {"probe": probe, "device": device, "dtype": dtype, "progress": terminal.progress}
+    answer = evaluation_answer(evaluate_run(run, **options), folder.latest(), folder.model())
+    if alternatives:
+        answer = _with_alternatives(answer, evaluate_alternatives(run, **options))
+    return with_report(answer, run)
+
+
+def _with_alternatives(answer: Answer, alternatives: "Sequence[Alternative]") -> Answer:
+    """An answer with what else makes the original faster."""
+    data = [alternative.model_dump(mode="json") for alternative in alternatives]
+    lines = [tables.evaluation_headline(alternative.evaluation, alternative.name) for alternative in alternatives]
+    return replace(answer, data={**answer.data, "alternatives": data}, parts=[*answer.parts, *lines])
 
 
 def history_answer(history: "History", run: Path) -> Answer:

@@ -85,6 +85,7 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     metrics: Collection[str] = METRICS,
     component: str | None = None,
     batch_size: int | None = None,
+    steps: int | None = None,
     progress: Progress = unreported,
 ) -> Evaluation:
     """Measures cost and quality of a pruned pipeline and its original.
@@ -107,6 +108,7 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
         metrics: which to measure; those that do not apply are left out.
         component: which network was pruned, in pipelines with more than one denoiser.
         batch_size: samples at once; None means 16, or 8 if they are decoded.
+        steps: of the pruned pipeline; None means those of the probe.
         progress: wraps the batches of samples and the rounds of timings.
 
     Raises:
@@ -125,10 +127,13 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
     seeds = [probe.replace(seed=probe.seed + shift) for shift in (1, 2)]
     size = batch_size or (DECODED_BATCH_SIZE if observer.decodes else BATCH_SIZE)
     size = largest_batch(reference, seeds[0], size)
-    runs, example = observe(pruned, reference, seeds, observer, size, progress)
+    ours = seeds[0].replace(steps=steps) if steps is not None else seeds[0]
+    pipelines = ((reference, seeds[0]), (reference, seeds[1]), (pruned, ours))
+    runs, example = observe(pipelines, observer, size, progress)
     real = observe_files(folder, example, observer) if folder else runs[1]
-    pair = {"original": reference, "pruned": pruned}
-    comparison = compare(pair, probe, component=component, progress=progress) if set(COSTS) & chosen else None
+    pair, own_steps = {"original": reference, "pruned": pruned}, {"pruned": ours.steps}
+    options: dict[str, Any] = {"component": component, "steps": own_steps, "progress": progress}
+    comparison = compare(pair, probe, **options) if set(COSTS) & chosen else None
     measures = [
         *(cost_measures(comparison) if comparison is not None else ()),
         *set_measures(runs, real, chosen, extractor),
@@ -143,6 +148,7 @@ def evaluate(  # noqa: PLR0913  (each is a choice of its own)
         **networks,
         "scorers": [scorer.name for scorer in own],
         "batch_size": size,
+        "steps": ours.steps,
         "decoded": observer.decodes,
     }
     return Evaluation(

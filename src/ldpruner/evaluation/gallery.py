@@ -49,7 +49,7 @@ class Gallery(Value):
         """For each sample the file of each pipeline; empty for a sample of which a file is missing."""
         files = []
         for index in range(len(self.samples)):
-            names = {row: [f"{index}-{row}{ending}" for ending in (PICTURE, VIDEO, SOUND)] for row in self.rows}
+            names = {row: [f"{index}-{row}{ending}" for ending in (SOUND, PICTURE, VIDEO)] for row in self.rows}
             paths = {row: [folder / name for name in names[row] if (folder / name).exists()] for row in self.rows}
             files.append({row: paths[row][0] for row in self.rows} if all(paths.values()) else {})
         return files
@@ -110,11 +110,11 @@ def write_samples(
 
 
 def _write(batch: SampleBatch, path: Path) -> None:
-    """Writes the one sample of a batch; nothing if it was not decoded."""
-    if batch.pictures is not None:
-        _write_frames(batch.pictures[0], path)
-    elif batch.sounds is not None and batch.sampling_rate is not None:
+    """Writes the one sample of a batch: its sound, where there is one; nothing if it was not decoded."""
+    if batch.sounds is not None and batch.sampling_rate is not None:
         _write_sound(batch.sounds[0], batch.sampling_rate, path.with_suffix(SOUND))
+    elif batch.pictures is not None:
+        _write_frames(batch.pictures[0], path)
 
 
 def _write_frames(frames: Pixels, path: Path) -> Path:

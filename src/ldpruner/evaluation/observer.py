@@ -92,22 +92,21 @@ class Observer:
 
 
 def observe(
-    pruned: DiffusionPipeline,
-    reference: DiffusionPipeline,
-    seeds: Sequence[Probe],
-    observer: Observer,
-    size: int,
-    progress: Progress,
+    runs: Sequence[tuple[DiffusionPipeline, Probe]], observer: Observer, size: int, progress: Progress
 ) -> tuple[list[Observations], SampleBatch]:
     """Observes the original, the original on other seeds, and the pruned pipeline; also returns one batch.
+
+    Args:
+        runs: these pipelines, each with its probe.
+        size: samples at once.
 
     Raises:
         EvaluationError: the pipelines' latents differ in shape, or features are not finite.
         NonFiniteLatents: one of the pipelines samples latents that are not finite.
     """
     observed: list[list[Observations]] = [[], [], []]
-    runs = ((reference, seeds[0]), (reference, seeds[1]), (pruned, seeds[0]))
-    indices = range(seeds[0].samples)
+    (reference, probe), *_ = runs
+    indices = range(probe.samples)
     for part in progress(list(parts(len(indices), size)), "sampling"):
         batches = [sample_batch(pipeline, probe, indices[part], decoded=observer.decodes) for pipeline, probe in runs]
         _check_latents([batch.latents for batch in batches], type(reference).__name__)

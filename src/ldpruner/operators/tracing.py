@@ -22,7 +22,7 @@ from ldpruner.pipelines.denoiser import Denoiser, copied
 from ldpruner.pipelines.meta import shapes_only, to_meta
 from ldpruner.pipelines.offload import hook_placeholders, is_offloaded
 from ldpruner.pipelines.running import force_eager
-from ldpruner.pipelines.state import evaluation_mode, without_caches
+from ldpruner.pipelines.state import evaluation_mode, outside_pipeline, without_caches
 
 Selector = int | str
 ADDITIONS = {"add", "add_", "addcmul", "addcmul_"}
@@ -247,7 +247,7 @@ def _record(network: nn.Module, args: Any, kwargs: Any) -> Dataflow:
                 opened = module.register_forward_pre_hook(recorder.open_call(name), with_kwargs=True)
                 stack.callback(opened.remove)
                 stack.callback(module.register_forward_hook(recorder.close_call, with_kwargs=True).remove)
-        with torch.no_grad(), force_eager(), recorder:
+        with torch.no_grad(), force_eager(), outside_pipeline(network), recorder:
             output = network(*args, **kwargs)
     recorder.flow.results = {recorder.value(tensor).node for tensor in _tensors(output)}
     return recorder.flow

@@ -26,7 +26,7 @@ from ldpruner.pipelines.running import (
     run_pipeline,
     schedulers,
 )
-from ldpruner.pipelines.state import evaluation_mode
+from ldpruner.pipelines.state import evaluation_mode, outside_pipeline
 
 # Arguments of the call that finds the denoiser, where the pipeline names them. Only one step runs, but an
 # image-to-image pipeline rounds few steps to none, and a multistep scheduler needs several.
@@ -61,7 +61,7 @@ class Denoiser:
         """Repeats the recorded call."""
         arguments, options = copied((self.arguments, self.options))
         mode = evaluation_mode if self.module.training else contextlib.nullcontext
-        with torch.no_grad(), force_eager(), mode(self.module):
+        with torch.no_grad(), force_eager(), mode(self.module), outside_pipeline(self.module):
             return self.module(*arguments, **options)
 
 

@@ -159,6 +159,20 @@ def without_caches(network: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def outside_pipeline(network: nn.Module) -> Iterator[None]:
+    """Lets a network run by itself that has one of diffusers' caches, which only a pipeline opens; it starts empty."""
+    if not getattr(network, "is_cache_enabled", False):
+        yield
+        return
+    caching: Any = network
+    with caching.cache_context("outside"):
+        try:
+            yield
+        finally:
+            caching._reset_stateful_cache()
+
+
+@contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seeds the global random states for a while: some pipelines use them beside their generator."""
     generators = [torch.default_generator]

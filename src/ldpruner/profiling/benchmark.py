@@ -107,6 +107,7 @@ def compare(
     probe: Probe,
     *,
     component: str | None = None,
+    steps: Mapping[str, int] | None = None,
     rounds: int = ROUNDS,
     progress: Progress = unreported,
 ) -> Comparison:
@@ -114,6 +115,9 @@ def compare(
 
     Each is called on the first sample of the probe: once without counting, then `rounds` times, or fewer where all
     would take more than a minute.
+
+    Args:
+        steps: of a pipeline by its name, where they are not those of the probe.
 
     Raises:
         EvaluationError: it is not one pipeline or two, or there is no round.
@@ -126,10 +130,11 @@ def compare(
         name: find_denoiser(pipeline, component, probe.arguments(pipeline, [0]))
         for name, pipeline in pipelines.items()
     }
+    probes = dict.fromkeys(pipelines, probe) | {name: probe.replace(steps=own) for name, own in (steps or {}).items()}
     times: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in progress(_Rounds(rounds), "timing " + " and ".join(pipelines)):
         for name, pipeline in pipelines.items():
-            times[name].append(elapsed_ms(_call(pipeline, probe), module_device(denoisers[name].module)))
+            times[name].append(elapsed_ms(_call(pipeline, probes[name]), module_device(denoisers[name].module)))
     counted = {name: values[1:] for name, values in times.items()}
     measured = [
         PipelineCost(
@@ -137,7 +142,7 @@ def compare(
             parameters=count_parameters(denoisers[name].module),
             macs=denoiser_macs(denoisers[name]),
             latency_ms=Percentiles.of(counted[name]),
-            peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probe)),
+            peak_memory_bytes=peak_memory(pipeline, _call(pipeline, probes[name])),
         )
         for name, pipeline in pipelines.items()
     ]

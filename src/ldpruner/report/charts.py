@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ldpruner.finetuning.settings import History
 from ldpruner.report.words import percent
@@ -57,6 +57,7 @@ class Chart:
         title: what it shows, for those who cannot see it.
         marks: its points.
         is_joined: whether a line goes through them.
+        is_labelled: whether their texts are always there.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Chart:
     y: Axis
     marks: tuple[Mark, ...]
     is_joined: bool
+    is_labelled: bool = False
 
     @property
     def line(self) -> str:
@@ -113,6 +115,13 @@ def training_chart(history: History) -> Chart | None:
     ]
     title = f"{name.capitalize()} by step of finetuning"
     return _chart("training", title, ("step", name), points, x_text="{:,.0f}".format, is_joined=True)
+
+
+def quality_chart(metric: str, points: Sequence[Point]) -> Chart | None:
+    """A metric of several pipelines beside their latency."""
+    title = f"{metric} and latency of each pipeline"
+    chart = _chart("quality", title, ("latency, of the original's", metric), points, x_text=percent)
+    return replace(chart, is_labelled=True) if chart is not None else None
 
 
 def _chart(

@@ -12,8 +12,9 @@ from ldpruner.budget import QUANTITIES
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.evaluation.measures import COSTS
 from ldpruner.finetuning.settings import History
-from ldpruner.profiling.benchmark import Comparison
+from ldpruner.profiling.benchmark import Comparison as Timing
 from ldpruner.report.charts import Chart, frontier_chart, importance_chart, training_chart
+from ldpruner.report.comparison import Comparison, compare_runs
 from ldpruner.report.samples import Samples, read_samples
 from ldpruner.report.structure import Box, boxes_of, operators_of
 from ldpruner.report.words import Row, cost_rows, minutes, percent, quality_rows
@@ -47,6 +48,7 @@ class Contents:
         boxes: the denoiser's structure.
         operators: of the boxes.
         charts: by name.
+        alternatives: the run's pipeline beside what else is faster; None if nothing else was measured.
         budgets, training: rows of tables.
         data: what the page's script reads.
         commands: that repeat the run.
@@ -64,6 +66,7 @@ class Contents:
     boxes: list[Box]
     operators: list[Score]
     charts: dict[str, Chart]
+    alternatives: Comparison | None
     budgets: tuple[tuple[str, ...], ...]
     training: tuple[tuple[str, ...], ...]
     data: dict[str, Any]
@@ -96,6 +99,7 @@ def gather(run: Path | str) -> Contents:
         boxes=boxes_of(operators),
         operators=operators,
         charts={chart.name: chart for chart in _charts(scores, operators, data, history) if chart is not None},
+        alternatives=compare_runs([run], with_samples=False) if folder.alternatives() else None,
         budgets=tuple(map(_budget_row, data["plans"])),
         training=tuple(_training_rows(history)) if history is not None else (),
         data=data,
@@ -104,9 +108,7 @@ def gather(run: Path | str) -> Contents:
     )
 
 
-def _sentences(
-    scores: Scores, plan: Plan, comparison: Comparison | None, evaluation: Evaluation | None
-) -> Iterator[str]:
+def _sentences(scores: Scores, plan: Plan, comparison: Timing | None, evaluation: Evaluation | None) -> Iterator[str]:
     count = len({score.operator for score in scores.scores})
     yield f"{len(plan.removed)} of {count} operators of the {scores.component} are removed."
     ratio = comparison.latency_ratio if comparison is not None else None
@@ -127,11 +129,11 @@ def _sentences(
         yield "No metric tells the samples from those of the original with other seeds."
 
 
-def _tiles(plan: Plan, comparison: Comparison | None, evaluation: Evaluation | None) -> Iterator[Tile]:
+def _tiles(plan: Plan, comparison: Timing | None, evaluation: Evaluation | None) -> Iterator[Tile]:
     """What is left of the original, and one measure of quality."""
     if comparison is not None:
         for row in cost_rows(comparison):
-            yield Tile(f"of the {row.name}", row.share, f"{_brief(row.pruned)}; original {_brief(row.original)}")
+            yield Tile(f"of the {row.name}", row.share, f"{row.pruned}; original {row.original}")
     elif plan.predicted is not None:
         for name, value in plan.predicted.model_dump().items():
             yield Tile(f"of the {name}", percent(value), "predicted")
@@ -147,11 +149,6 @@ def _quality_tile(evaluation: Evaluation) -> Iterator[Tile]:
     row = next(row for row in quality_rows(evaluation) if row.metric == measure.metric)
     beside = f"original {row.original}" if row.original else f"noise floor {row.floor}"
     yield Tile(row.name, row.pruned, "; ".join(filter(None, [row.interval, beside])))
-
-
-def _brief(value: str) -> str:
-    """A value without its spread."""
-    return value.partition(" (")[0]
 
 
 def _charts(

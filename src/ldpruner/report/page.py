@@ -1,4 +1,4 @@
-"""The page of a run: one file that asks for nothing from anywhere."""
+"""The page of a run, or of several: one file that asks for nothing from anywhere."""
 
 import json
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from typing import Any
 from ldpruner import __version__
 from ldpruner.files import write_atomic
 from ldpruner.report import charts
+from ldpruner.report.comparison import compare_runs
 from ldpruner.report.contents import gather
 
-FILE = "report.html"
+FILE, COMPARISON_FILE = "report.html", "comparison.html"
 PARTS = files("ldpruner.report")
 PLOT = {
     "width": charts.WIDTH,
@@ -23,20 +24,24 @@ PLOT = {
 }
 
 
-def write_report(run: Path | str, out: Path | str | None = None) -> Path:
-    """Writes a run folder as one self-contained page.
+def write_report(run: Path | str | Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Writes a run folder, or several side by side, as one self-contained page.
 
     Args:
-        run: a run folder with scores and a plan.
-        out: the file; None is `report.html` in the run folder.
+        run: a run folder with scores and a plan; or several that were timed or evaluated.
+        out: the file; None is `report.html` in the run folder, or `comparison.html` here for several.
 
     Raises:
-        RunStoreError: the folder has no scores, or a file of it cannot be read.
+        RunStoreError: a folder has no scores, or a file of it cannot be read.
         PlanMismatch: it has no plan.
         StorageError: the page cannot be written.
     """
-    target = Path(out) if out is not None else Path(run) / FILE
-    write_page(target, "page", gather(run), scripts=("samples.js", "page.js"))
+    if isinstance(run, (str, Path)):
+        target = Path(out) if out is not None else Path(run) / FILE
+        write_page(target, "page", gather(run), scripts=("samples.js", "page.js"))
+    else:
+        target = Path(out or COMPARISON_FILE)
+        write_page(target, "comparison", compare_runs(run), scripts=())
     return target
 
 

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,22 @@ class Sample:
 
     caption: str
     is_sound: bool
-    media: dict[Stage, str]
-    spectrograms: dict[Stage, str] = field(default_factory=dict)
+    media: dict[str, str]
+    spectrograms: dict[str, str] = field(default_factory=dict)
+
+    def of(self, names: Mapping[str, str]) -> "Sample":
+        """The same seed of some pipelines, under other names."""
+        media, pictures = ({names[name]: part[name] for name in names if name in part} for part in self._parts)
+        return replace(self, media=media, spectrograms=pictures)
+
+    def joined(self, other: "Sample") -> "Sample":
+        """The same seed of these pipelines and others."""
+        media, pictures = ({**own, **more} for own, more in zip(self._parts, other._parts, strict=True))
+        return replace(self, media=media, spectrograms=pictures)
+
+    @property
+    def _parts(self) -> tuple[dict[str, str], dict[str, str]]:
+        return self.media, self.spectrograms
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Samples:
         count: of all samples of the folder.
     """
 
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[str, ...] = ()
     shown: tuple[Sample, ...] = ()
     count: int = 0
 
@@ -87,7 +101,7 @@ def _sample(caption: str, paths: Mapping[Stage, Path]) -> Sample:
     try:
         if all(path.suffix == SOUND for path in paths.values()):
             return _sound(caption, paths)
-        pictures = {stage: _picture(path) for stage, path in paths.items()}
+        pictures = {str(stage): _picture(path) for stage, path in paths.items()}
     except (OSError, ValueError) as error:
         raise RunStoreError(f"cannot read {next(iter(paths.values()))}: {one_line(error)}; run again") from error
     return Sample(caption, False, pictures)
@@ -103,13 +117,13 @@ def _picture(path: Path) -> str:
 
 
 def _sound(caption: str, paths: Mapping[Stage, Path]) -> Sample:
-    sounds = {stage: _read_wave(path) for stage, path in paths.items()}
+    sounds = {str(stage): _read_wave(path) for stage, path in paths.items()}
     levels = {stage: _levels(rate, wave) for stage, (rate, wave) in sounds.items()}
     loudest = max(float(level.max()) for level in levels.values())
     return Sample(
         caption,
         True,
-        {stage: _player(path, *sounds[stage]) for stage, path in paths.items()},
+        {str(stage): _player(path, *sounds[stage]) for stage, path in paths.items()},
         {stage: _webp(_spectrogram(level - loudest)) for stage, level in levels.items()},
     )
 

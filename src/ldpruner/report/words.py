@@ -1,13 +1,20 @@
 """Results as rows of text."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ldpruner.evaluation.evaluate import Evaluation
-from ldpruner.evaluation.measures import COSTS, Measure
-from ldpruner.profiling.benchmark import Comparison, Percentiles
+from ldpruner.evaluation.measures import COSTS, Measure, cost_measures
+from ldpruner.profiling.benchmark import Comparison
 
-COUNTED = {"parameters": "parameters", "macs": "MACs", "peak_memory_bytes": "peak memory"}
+COST_NAMES = {
+    "latency_ms": "latency",
+    "latency_ratio": "latency ratio",
+    "parameters": "parameters",
+    "macs": "MACs",
+    "peak_memory_bytes": "peak memory",
+}
+ACRONYMS = ("clip", "cmmd", "dino", "kid", "lpips", "psnr", "ssim")
 DECIMAL = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 BINARY = ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
 
@@ -35,6 +42,12 @@ class Row:
     share: str = ""
     verdict: str = ""
 
+    @property
+    def whole(self) -> str:
+        """The pruned pipeline's value with all that is beside it."""
+        details = "; ".join(filter(None, [self.interval, self.share, self.verdict if self.verdict == "worse" else ""]))
+        return f"{self.pruned} ({details})" if details else self.pruned
+
 
 def percent(fraction: float) -> str:
     """A fraction as a percentage."""
@@ -47,37 +60,48 @@ def minutes(hours: float | None) -> str:
 
 
 def counted(metric: str, value: float) -> str:
-    """A count or a number of bytes, with a unit."""
+    """A cost with its unit."""
+    if metric == "latency_ms":
+        return f"{value:,.1f} ms"
+    if metric == "latency_ratio":
+        return percent(value)
     units = BINARY if metric.endswith("bytes") else DECIMAL
     size, unit = next(((size, unit) for size, unit in units if value >= size), (1, ""))
     return f"{value / size:,.3g}{unit}"
 
 
-def milliseconds(time: Percentiles) -> str:
-    """The median and the spread of timings."""
-    return f"{time.median:,.1f} ms ({time.p10:,.1f} to {time.p90:,.1f})"
+def name_of(metric: str) -> str:
+    """A metric as it is read."""
+    name = " ".join(word.upper() if word in ACRONYMS else word for word in metric.split("_"))
+    return COST_NAMES.get(metric) or name.replace("frechet", "Fréchet")
 
 
-def cost_rows(comparison: Comparison) -> Iterator[Row]:
+def cost_rows(comparison: Comparison) -> list[Row]:
     """What both pipelines cost."""
-    original, pruned = comparison.pipelines
-    times = milliseconds(original.latency_ms), milliseconds(pruned.latency_ms)
-    yield Row("latency_ms", "latency", *times, share=percent(comparison.ratio))
-    for metric, name in COUNTED.items():
-        values = getattr(original, metric), getattr(pruned, metric)
-        texts = [counted(metric, value) for value in values]
-        yield Row(metric, name, *texts, share=percent(values[1] / max(1, values[0])))
+    rows = [cost_row(measure) for measure in cost_measures(comparison)]
+    latency, ratio, *others = rows
+    return [replace(latency, share=ratio.pruned), *others]
+
+
+def cost_row(measure: Measure) -> Row:
+    """A cost of both pipelines, and what is left of it."""
+    original, pruned = (None if value is None else float(value) for value in (measure.original, measure.pruned))
+    is_share = pruned is not None and original and not measure.metric.startswith("latency")
+    share = percent(pruned / original) if is_share else ""
+    texts = ["" if value is None else counted(measure.metric, value) for value in (original, pruned)]
+    interval = " to ".join(counted(measure.metric, end) for end in measure.interval or ())
+    return Row(measure.metric, name_of(measure.metric), *texts, interval=interval, share=share)
 
 
 def quality_rows(evaluation: Evaluation) -> Iterator[Row]:
     """The metrics of quality."""
-    return map(_quality, [measure for measure in evaluation.metrics if measure.metric not in COSTS])
+    return map(quality_row, [measure for measure in evaluation.metrics if measure.metric not in COSTS])
 
 
-def _quality(measure: Measure) -> Row:
+def quality_row(measure: Measure) -> Row:
+    """A metric of both pipelines, and its verdict."""
     values = ["" if value is None else f"{value:.4g}" for value in (measure.original, measure.pruned)]
     interval = " to ".join(f"{end:.4g}" for end in measure.interval or ())
     floor = "" if measure.noise_floor is None else f"{measure.noise_floor:.4g}"
     verdict = {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
-    name = measure.metric.replace("_", " ").replace("frechet", "Fréchet")
-    return Row(measure.metric, name, *values, interval=interval, floor=floor, verdict=verdict)
+    return Row(measure.metric, name_of(measure.metric), *values, interval=interval, floor=floor, verdict=verdict)
