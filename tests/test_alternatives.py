@@ -9,6 +9,7 @@ import ldpruner
 from ldpruner.alternatives import evaluate_alternatives
 from ldpruner.errors import RunStoreError
 from ldpruner.pipelines.running import networks
+from ldpruner.profiling.benchmark import Percentiles
 from ldpruner.pruning.opening import open_pipeline
 from ldpruner.run_folder import RunFolder
 from ldpruner.workflow import run as run_all
@@ -24,7 +25,7 @@ def test_fewer_steps_fit_into_the_latency_of_the_run(run: Path) -> None:
     folder = RunFolder(run)
     comparison = folder.comparison()
     assert comparison is not None
-    half = ldpruner.profiling.benchmark.Percentiles(median=0.5, p10=0.5, p90=0.5)
+    half = Percentiles(median=0.5, p10=0.5, p90=0.5)
     folder.write_comparison(comparison.replace(latency_ratio=half))
     original = open_pipeline(folder.model(), "cpu")
     before = [weight.detach().clone() for weight in networks(original)["unet"].parameters()]

@@ -76,7 +76,8 @@ def _alternatives(
         yield f"{fewer} of {steps} steps", original, fewer
     if hasattr(networks(original)[component], "enable_cache"):
         cached = prune(original, whole)
-        networks(cached)[component].enable_cache(FirstBlockCacheConfig(threshold=CACHE_THRESHOLD))
+        caching: Any = networks(cached)[component]
+        caching.enable_cache(FirstBlockCacheConfig(threshold=CACHE_THRESHOLD))
         yield f"FirstBlockCache, threshold {CACHE_THRESHOLD:g}", cached, None
     if find_spec("torchao") is not None:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_

@@ -120,7 +120,13 @@ def _write(batch: SampleBatch, path: Path) -> None:
 def _write_frames(frames: Pixels, path: Path) -> Path:
     """Writes frames [frames, height, width, 3] as a picture, or as an animation of several."""
     first, *others = [Image.fromarray(frame) for frame in frames]
-    animation = {"save_all": True, "append_images": others, "duration": FRAME_MS, "loop": 0, "quality": QUALITY}
+    animation: dict[str, Any] = {
+        "save_all": True,
+        "append_images": others,
+        "duration": FRAME_MS,
+        "loop": 0,
+        "quality": QUALITY,
+    }
     target = path.with_suffix(VIDEO if others else PICTURE)
     with replacing(target) as partial:
         first.save(partial, **(animation if others else {}))

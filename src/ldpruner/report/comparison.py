@@ -100,8 +100,8 @@ def compare_runs(runs: Sequence[Path | str], *, with_samples: bool = True) -> Co
 def chart_of(entries: Sequence[Entry]) -> Chart | None:
     """Quality beside latency."""
     for metric in CHART_METRICS:
-        places = [(entry.value("latency_ratio"), entry.value(metric)) for entry in entries]
-        points = [Point(x, y, entry.name) for (x, y), entry in zip(places, entries, strict=True) if None not in (x, y)]
+        values = [(entry.name, entry.value("latency_ratio"), entry.value(metric)) for entry in entries]
+        points = [Point(x, y, name) for name, x, y in values if x is not None and y is not None]
         if len(points) == len(entries):
             return quality_chart(name_of(metric), points)
     return None

@@ -14,6 +14,7 @@ COST_NAMES = {
     "macs": "MACs",
     "peak_memory_bytes": "peak memory",
 }
+COUNTED = ("parameters", "macs", "peak_memory_bytes")
 ACRONYMS = ("clip", "cmmd", "dino", "kid", "lpips", "psnr", "ssim")
 DECIMAL = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 BINARY = ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
@@ -85,12 +86,15 @@ def cost_rows(comparison: Comparison) -> list[Row]:
 
 def cost_row(measure: Measure) -> Row:
     """A cost of both pipelines, and what is left of it."""
-    original, pruned = (None if value is None else float(value) for value in (measure.original, measure.pruned))
-    is_share = pruned is not None and original and not measure.metric.startswith("latency")
-    share = percent(pruned / original) if is_share else ""
-    texts = ["" if value is None else counted(measure.metric, value) for value in (original, pruned)]
-    interval = " to ".join(counted(measure.metric, end) for end in measure.interval or ())
-    return Row(measure.metric, name_of(measure.metric), *texts, interval=interval, share=share)
+    metric, original, pruned = measure.metric, measure.original, measure.pruned
+    return Row(
+        metric,
+        name_of(metric),
+        original="" if original is None else counted(metric, original),
+        pruned="" if pruned is None else counted(metric, pruned),
+        interval=" to ".join(counted(metric, end) for end in measure.interval or ()),
+        share=percent(pruned / original) if original and pruned is not None and metric in COUNTED else "",
+    )
 
 
 def quality_rows(evaluation: Evaluation) -> Iterator[Row]:
@@ -100,8 +104,16 @@ def quality_rows(evaluation: Evaluation) -> Iterator[Row]:
 
 def quality_row(measure: Measure) -> Row:
     """A metric of both pipelines, and its verdict."""
-    values = ["" if value is None else f"{value:.4g}" for value in (measure.original, measure.pruned)]
-    interval = " to ".join(f"{end:.4g}" for end in measure.interval or ())
-    floor = "" if measure.noise_floor is None else f"{measure.noise_floor:.4g}"
-    verdict = {True: "as good", False: "worse", None: ""}[measure.within_noise_floor]
-    return Row(measure.metric, name_of(measure.metric), *values, interval=interval, floor=floor, verdict=verdict)
+    return Row(
+        measure.metric,
+        name_of(measure.metric),
+        original=_number(measure.original),
+        pruned=_number(measure.pruned),
+        interval=" to ".join(map(_number, measure.interval or ())),
+        floor=_number(measure.noise_floor),
+        verdict={True: "as good", False: "worse", None: ""}[measure.within_noise_floor],
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
