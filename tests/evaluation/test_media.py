@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io.wavfile
-import soundfile  # type: ignore[import-untyped]
+import soundfile
 from PIL import Image, ImageOps
 
 from ldpruner.errors import DataError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile  # type: ignore[import-untyped]
+import soundfile
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -101,7 +101,7 @@ def read_sound(path: Path, rate: int) -> Floats:
         DataError: the file is broken, too long or empty, or soundfile is missing.
     """
     try:
-        import soundfile  # type: ignore[import-untyped]
+        import soundfile
     except ImportError as error:
         raise DataError(
             'reading sounds needs soundfile, which is not installed; pip install "ld-pruner[audio]"'
