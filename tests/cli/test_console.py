@@ -95,3 +95,18 @@ def test_progress_goes_to_standard_error_and_passes_all_items(capsys: pytest.Cap
     output = capsys.readouterr()
     assert output.out == ""
     assert "counting [/]" in output.err
+
+
+def test_a_log_file_is_told_how_long_work_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldpruner.cli.console.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("ldpruner.cli.console.time.monotonic", iter(range(0, 500, 60)).__next__)
+    assert list(terminal.progress(range(4), "scoring")) == [0, 1, 2, 3]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "scoring ...",
+        "scoring: 1 of 4, about 0:03:00 left",
+        "scoring: 2 of 4, about 0:02:00 left",
+        "scoring: 3 of 4, about 0:01:00 left",
+    ]

@@ -48,7 +48,7 @@ def test_apply_says_that_latencies_were_measured_elsewhere(
     plan = Plan.read(place)
     assert plan.machine is not None
     plan.replace(machine=plan.machine.replace(device="NVIDIA H200", threads=None)).write(place / "plan.json")
-    code, out, err = run("apply", place, folder, "--out", tmp_path / "out", "--quiet")
+    code, out, err = run("apply", place, folder, "--out", tmp_path / "out")
     assert code == 0, err
     assert "measured on NVIDIA H200" in out.splitlines()[1]
 

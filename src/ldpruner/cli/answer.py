@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,9 +83,12 @@ def _configure(as_json: JSON = False, quiet: QUIET = False, verbose: VERBOSE = F
 
 
 def show(answer: Answer, *, as_json: bool) -> None:
-    """Prints an answer: as JSON, or for people with the next command at the end."""
+    """Prints an answer: as JSON, or for people with the next command at the end; `--quiet` prints the first line."""
     if as_json or not answer.parts:
         terminal.json(answer.data)
+        return
+    if terminal.quiet:
+        terminal.say(next(part for part in answer.parts if isinstance(part, str)))
         return
     for before, part in zip((None, *answer.parts), answer.parts, strict=False):
         if isinstance(part, Table):
@@ -93,7 +97,7 @@ def show(answer: Answer, *, as_json: bool) -> None:
             terminal.show(part)
         else:
             terminal.say(part)
-    if answer.then and not terminal.quiet:
+    if answer.then:
         terminal.say(f"next: {answer.then}", wrap=False)
 
 
@@ -103,3 +107,5 @@ def quiet_libraries(*, verbose: bool) -> None:
         return
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name in ("torchao", "torch.utils._pytree"):  # which warn on every import, of parts that nobody asked for
+        logging.getLogger(name).setLevel(logging.ERROR)

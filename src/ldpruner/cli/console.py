@@ -8,10 +8,12 @@ import functools
 import json
 import logging
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from rich import progress
@@ -24,6 +26,7 @@ from ldpruner.progress import Long
 Item = TypeVar("Item")
 
 MAX_ERROR = 1200  # characters
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal
 LIBRARIES = "diffusers|transformers|torch|huggingface_hub|accelerate|safetensors"
 
 
@@ -133,8 +136,7 @@ class Terminal:
         if self.quiet:
             yield from work
         elif not console.is_terminal:
-            self.note(f"{description} ...")
-            yield from work
+            yield from _with_lines(work, description)
         else:
             yield from _with_bar(work, escaped(description), console)
 
@@ -153,6 +155,19 @@ class _LogLines(logging.Handler):
 
 
 _LOG_LINES = _LogLines()
+
+
+def _with_lines(work: Long[Item], description: str) -> Iterator[Item]:
+    """A line at the beginning, and one now and then with the time that is left."""
+    terminal.note(f"{description} ...")
+    started = said = time.monotonic()
+    for done, item in enumerate(work, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES and done < len(work):
+            left = timedelta(seconds=round((now - started) / done * (len(work) - done)))
+            terminal.note(f"{description}: {done:,} of {len(work):,}, about {left} left")
+            said = now
 
 
 def _with_bar(work: Long[Item], description: str, console: Console) -> Iterator[Item]:

@@ -129,9 +129,7 @@ JSON = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object; all else goes to standard error.", rich_help_panel=OUTPUT),
 ]
-QUIET = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no hints: the result only.", rich_help_panel=OUTPUT)
-]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="One line: the result.", rich_help_panel=OUTPUT)]
 VERBOSE = Annotated[
     bool,
     typer.Option(
