@@ -97,7 +97,7 @@ def test_progress_goes_to_standard_error_and_passes_all_items(capsys: pytest.Cap
     assert "counting [/]" in output.err
 
 
-def test_a_log_file_is_told_how_long_work_takes(
+def test_a_log_says_how_long_work_takes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldpruner.cli.console.SECONDS_BETWEEN_LINES", 0.0)
