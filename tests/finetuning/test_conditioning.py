@@ -1,5 +1,7 @@
 """Call signatures: how each kind of pipeline calls its denoiser."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +9,11 @@ from torch.utils import _pytree as pytree
 
 import ldpruner
 from ldpruner.errors import FinetuningError
-from ldpruner.finetuning.conditioning import watch_call_signature
+from ldpruner.finetuning.call_arguments import parts_of_samples
+from ldpruner.finetuning.conditioning import CallSignature, watch_call_signature
 from ldpruner.finetuning.distillation import prepare_distillation
-from ldpruner.finetuning.steps import record_steps
+from ldpruner.finetuning.noise_levels import TimeMap
+from ldpruner.finetuning.steps import NetworkCall, record_steps
 from ldpruner.pipelines.denoiser import find_denoiser
 from tests.families import FAMILIES
 
@@ -84,3 +88,33 @@ def test_what_cannot_be_repeated_is_refused_with_data_in_one_line(name: str) -> 
     with pytest.raises(FinetuningError, match=REFUSED[name]) as caught:
         prepare_distillation(family.pipeline(), [], probe, family.component, None)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_grows_with_the_samples_moves_no_condition() -> None:
+    def call(rows: int) -> dict[str, Any]:
+        """As of Qwen-Image with a ControlNet, whose residuals come behind the sizes of the pictures."""
+        residuals = torch.arange(2.0 * rows).reshape(rows, 2)
+        latents, times = torch.zeros(rows, 4), torch.ones(rows)
+        return {"sample": latents, "timestep": times, "sizes": [(1, 8, 8)] * rows, "residuals": (residuals,)}
+
+    parts = parts_of_samples(call(1), call(2), {0, 1}, 1, "Pipeline")
+    signature = CallSignature(
+        component="transformer",
+        scheduler=None,
+        template=call(1),
+        sample="sample",
+        time="timestep",
+        condition_places=parts.places,
+        repeated=parts.repeated,
+        sizes_differ=parts.sizes_differ,
+        latents=torch.Size([4]),
+        appended=None,
+        copies=1,
+        calls=1,
+        time_map=TimeMap(1.0, 0.0),
+    )
+    (conditions,) = signature.conditions([NetworkCall("transformer", call(3))], 3)
+    torch.testing.assert_close(conditions[:, 0], call(3)["residuals"][0][:, None])
+    repeated = signature.arguments(torch.zeros(3, 4), torch.ones(3), [conditions[:, 0]])
+    torch.testing.assert_close(repeated["residuals"], call(3)["residuals"])
+    assert repeated["sizes"] == call(3)["sizes"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 
 from ldpruner.finetuning.objectives import objective_of, random_levels
 from tests.families import FAMILIES
@@ -27,6 +27,15 @@ def test_noise_is_as_strong_as_the_schedulers(name: str) -> None:
     noisy, _, timesteps = objective_of(scheduler).add_noise(clean, torch.zeros(3, 1), (times + 0.5) / 1000)
     assert torch.equal(timesteps, times)
     torch.testing.assert_close(noisy.flatten() ** 2, scheduler.alphas_cumprod[times].float())
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_schedule_that_only_its_scheduler_has_is_followed() -> None:
+    scheduler = HeunDiscreteScheduler(beta_schedule="exp", prediction_type="sample")
+    clean, times = torch.ones(3, 1), torch.tensor([100, 500, 900])
+    noisy, target, _ = objective_of(scheduler).add_noise(clean, torch.zeros(3, 1), (times + 0.5) / 1000)
+    torch.testing.assert_close(noisy.flatten() ** 2, scheduler.alphas_cumprod[times])
+    assert torch.equal(target, clean)
 
 
 def test_flow_matching_follows_a_straight_path() -> None:

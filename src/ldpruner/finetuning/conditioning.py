@@ -83,7 +83,9 @@ class CallSignature:
         """The conditions of each sample in the calls of a step: tensors [samples, copies, rows, ...]."""
         parts = []
         for arguments in arguments_of(calls, self.component)[: self.calls]:
-            leaves = pytree.tree_leaves(dict(arguments))
+            # of one sample, for lists that are longer for several move the places behind them
+            same = {name: self.template[name] for name in self.repeated}
+            leaves = pytree.tree_leaves({**arguments, **same})
             tensors = [leaves[place] for place in self.condition_places]
             if self.appended is not None:
                 inputs, channels = arguments[self.sample], self.latents[self.appended - 1]

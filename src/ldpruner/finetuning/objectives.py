@@ -21,8 +21,9 @@ class Diffusion:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.scheduler: Any = DDPMScheduler.from_config(scheduler.config)
-        self.scheduler.alphas_cumprod = scheduler.alphas_cumprod  # some schedulers shift them
+        # its betas are not used: some schedulers shift them, or have a schedule of their own
+        self.scheduler: Any = DDPMScheduler.from_config(scheduler.config, beta_schedule="linear", trained_betas=None)
+        self.scheduler.alphas_cumprod = scheduler.alphas_cumprod
         alphas = self.scheduler.alphas_cumprod.float().sqrt()
         is_epsilon = self.scheduler.config.prediction_type == "epsilon"
         weights = (1 / alphas).clamp(max=MAX_WEIGHT) if is_epsilon else torch.ones_like(alphas)
