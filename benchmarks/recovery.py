@@ -1,5 +1,6 @@
 """Which of diffusers' pipelines can be finetuned after pruning: without data, and with data.
 
+    pip install ftfy torchvision
     OMP_NUM_THREADS=1 python -m benchmarks.recovery --tests diffusers/tests [--only NAME ...]
 
 The pipelines are those that `benchmarks.support` could prune. After the largest removal, one training step is taken on
@@ -22,10 +23,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 import ldpruner
-from benchmarks.records import cell, markdown, read
+from benchmarks.records import RESULTS, cell, markdown, read
 from benchmarks.support import Configuration, apart, configurations, largest_removable
 from benchmarks.support_parts import instead_of_the_hub
-from ldpruner.errors import LdPrunerError, one_line
+from ldpruner.errors import DenoiserNotFound, LdPrunerError, one_line
 from ldpruner.finetuning import Training
 from ldpruner.finetuning.recorded_calls import RecordedCalls
 from ldpruner.finetuning.trainer import Finetuning
@@ -46,13 +47,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tests", type=Path, required=True, help="the folder tests of a checkout of diffusers")
     parser.add_argument("--only", nargs="+", help="names of pipeline classes")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     choices = configurations(options.tests)
     for record in read("support"):
         name = record["settings"]["pipeline"]
         if record["result"]["stage"] == "pruned" and (not options.only or name in options.only):
             settings = {"pipeline": name, "diffusers": diffusers.__version__}
-            cell("recovery", settings, functools.partial(_first_that_runs, choices.get(name, [])))
+            cell("recovery", settings, functools.partial(_first_that_runs, choices.get(name, [])), options.results)
 
 
 def _first_that_runs(choices: list[Configuration]) -> dict[str, Any]:
@@ -72,9 +74,7 @@ def _outcomes(configuration: Configuration) -> dict[str, Any]:
         with instead_of_the_hub():
             teacher, inputs = configuration()
             teacher.set_progress_bar_config(disable=True)
-            inputs = {key: value for key, value in inputs.items() if key not in ("num_inference_steps", "steps")}
-            probe = ldpruner.Probe(samples=SAMPLES, steps=STEPS, call=inputs)
-            operators = ldpruner.find_operators(teacher, call=probe.arguments(teacher, [0]))
+            probe, operators = _watched(teacher, inputs)
             removal = largest_removable(teacher, operators, probe)
             plan = Plan(removed=(PlannedRemoval(removal=removal),), component=operators[0].component)
             return {
@@ -83,6 +83,17 @@ def _outcomes(configuration: Configuration) -> dict[str, Any]:
             }
     except BaseException as error:  # noqa: BLE001  (any may come)
         return {"error": one_line(error, 300)}
+
+
+def _watched(teacher: DiffusionPipeline, inputs: dict[str, Any]) -> tuple[ldpruner.Probe, Any]:
+    """The probe and the operators; in the configuration's own steps where the pipeline takes no others."""
+    own = int(inputs.pop("num_inference_steps", inputs.pop("steps", STEPS)))
+    probe = ldpruner.Probe(samples=SAMPLES, steps=STEPS, call=inputs)
+    try:
+        return probe, ldpruner.find_operators(teacher, call=probe.arguments(teacher, [0]))
+    except DenoiserNotFound:
+        probe = probe.replace(steps=own)
+        return probe, ldpruner.find_operators(teacher, call=probe.arguments(teacher, [0]))
 
 
 def outcome(teacher: DiffusionPipeline, plan: Plan, probe: ldpruner.Probe, rows: list[dict[str, Any]] | None) -> str:

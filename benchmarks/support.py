@@ -1,6 +1,7 @@
 """Which of diffusers' own pipelines can be pruned, with the small random configurations of its own tests.
 
     git clone https://github.com/huggingface/diffusers
+    pip install ftfy torchvision
     OMP_NUM_THREADS=1 python -m benchmarks.support --tests diffusers/tests [--only NAME ...]
 
 Each pipeline is saved, loaded, scored, pruned, saved, and loaded again. The text encoders and tokenizers that the
@@ -21,6 +22,7 @@ import tempfile
 import unittest
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,6 +46,8 @@ SECONDS = 120  # for one pipeline
 MEMORY = 12 * 2**30  # bytes of address space
 OPERATORS = 4  # the largest, which are scored with one of each type
 PACKAGE = "diffusers_tests"  # the name under which the tests are imported; they use relative imports
+NEEDED = ("ftfy", "torchvision")  # by some pipelines, which fail in their own way without them
+NOT_PASSED = ("generator", "return_dict", "batch_size")  # the probe gives them
 UNTRIED = ("configuration", "run", "diffusers", "time")  # stages that say nothing about ld-pruner
 
 OUTCOMES = ("pruned", "cannot be pruned", "not tried")
@@ -91,6 +95,7 @@ def shipped() -> list[str]:
 
 def configurations(tests: Path) -> Mapping[str, list[Configuration]]:
     """The small configurations of each pipeline class."""
+    _check_packages()
     choices: dict[str, list[Configuration]] = defaultdict(list)
     for case in _test_classes(tests):
         pipeline = inspect.getattr_static(case, "pipeline_class", None)
@@ -103,6 +108,12 @@ def configurations(tests: Path) -> Mapping[str, list[Configuration]]:
         if hasattr(diffusers, name):
             choices[name].append(functools.partial(_of_parts, name, FAMILIES[family_name], call))
     return choices
+
+
+def _check_packages() -> None:
+    """Stops where a package is missing, so that no pipeline is recorded to fail for it."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        sys.exit(f"pip install {' '.join(missing)}; some pipelines of diffusers need it")
 
 
 def _test_classes(tests: Path) -> Iterator[Any]:
@@ -133,7 +144,7 @@ def _of_test(case: Any) -> tuple[DiffusionPipeline, dict[str, Any]]:
     pipeline = case.pipeline_class(**test.get_dummy_components())
     takes_device = "device" in inspect.signature(test.get_dummy_inputs).parameters
     inputs = test.get_dummy_inputs(device="cpu") if takes_device else test.get_dummy_inputs()
-    return pipeline, {name: value for name, value in inputs.items() if name not in ("generator", "return_dict")}
+    return pipeline, {name: value for name, value in inputs.items() if name not in NOT_PASSED}
 
 
 def _of_family(family: Family) -> tuple[DiffusionPipeline, dict[str, Any]]:

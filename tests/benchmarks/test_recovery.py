@@ -1,5 +1,8 @@
 """What can be pruned can be finetuned; the rest has its reason."""
 
+import functools
+from typing import Any
+
 import pytest
 
 from benchmarks import recovery
@@ -21,6 +24,25 @@ def test_a_family_is_pruned_and_finetuned(name: str, without_data: str, with_dat
     result = recovery._outcomes(lambda: _of_family(FAMILIES[name]))
     assert result["without_data"] == without_data
     assert result["with_data"].startswith(with_data)
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_a_pipeline_that_takes_its_own_steps_only_is_called_in_them() -> None:
+    pipeline, inputs = _of_family(FAMILIES["dit"])
+    call = type(pipeline).__call__
+
+    class Strict(type(pipeline)):  # type: ignore[misc]
+        @functools.wraps(call)
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            if options["num_inference_steps"] != 2:
+                raise ValueError("this model takes 2 steps")
+            return call(self, *arguments, **options)
+
+    pipeline.__class__ = Strict
+    inputs["num_inference_steps"] = 2
+    probe, operators = recovery._watched(pipeline, inputs)
+    assert probe.steps == 2
+    assert operators
 
 
 def test_a_row_names_the_pipelines_of_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

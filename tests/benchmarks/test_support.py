@@ -1,5 +1,6 @@
 """Pipelines of diffusers that cannot be pruned are kept apart from those that were not tried."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,12 @@ def test_a_configuration_that_does_not_run_says_nothing_about_ld_pruner() -> Non
     result = attempt(Family(FAMILIES["dit"].build, {"class_labels": "none"}))
     assert result["stage"] == "run"
     assert support._outcome(result["stage"]) == "not tried"
+
+
+def test_a_missing_package_stops_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "NEEDED", ("no_such_package", "torch"))
+    with pytest.raises(SystemExit, match="pip install no_such_package;"):
+        support.configurations(Path())
 
 
 def test_rows_are_grouped_by_reason_and_failures_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
