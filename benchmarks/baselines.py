@@ -199,15 +199,15 @@ def _recovered(bench: Bench, method: str, pipeline: DiffusionPipeline, seed: int
     try:
         if bench.distillation_steps:
             first = bench.training_of(method, seed, first=True)
-            _finetune_(bench, pipeline, first, f"{name}-first", data=data)
-        losses = _finetune_(bench, pipeline, training, name, data=data)
+            finetune_(bench, pipeline, first, f"{name}-first", data=data)
+        losses = finetune_(bench, pipeline, training, name, data=data)
     except FinetuningError as error:
         return {"diverged": str(error)}
     quality = measured_quality(bench.model, pipeline, bench.pictures, STEPS, seed)
     return {"after": quality, "validation_losses": losses}
 
 
-def _finetune_(
+def finetune_(
     bench: Bench, pipeline: DiffusionPipeline, training: Training, name: str, *, data: bool
 ) -> dict[int, float]:
     """Finetunes a pipeline in place; returns its validation losses."""

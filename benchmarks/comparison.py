@@ -76,6 +76,7 @@ class Bench:
         pictures: that measure each method.
         device: for finetuning and sampling. Pruning and timing happen where the model is.
         distillation_steps: steps of distillation before autoguidance, which make the weak model.
+        own_samples: of the original, for finetuning without data.
         replan: whether variants of ld-pruner get plans of their own, for this machine, instead of ld-pruner's.
     """
 
@@ -86,6 +87,7 @@ class Bench:
     device: str
     distillation_steps: int = 0
     replan: bool = False
+    own_samples: int = OWN_SAMPLES
 
     @contextmanager
     def on_device(self, pipeline: DiffusionPipeline) -> Iterator[None]:
@@ -145,7 +147,7 @@ class Bench:
         shared.mkdir(exist_ok=True)
         if not (run / "examples").exists():
             (run / "examples").symlink_to(shared.resolve())
-        probe = self.probe(training.seed).replace(samples=OWN_SAMPLES, steps=OWN_STEPS)
+        probe = self.probe(training.seed).replace(samples=self.own_samples, steps=OWN_STEPS)
         rows = self.model.train if data else None
         return Finetuning(pipeline, self.model.pipeline, rows, probe=probe, training=training, run=run)
 

@@ -20,8 +20,12 @@ def measured_quality(
 
     A Frechet distance compares distributions: it does not see whether a picture shows its caption.
     """
-    pixels = model.sample(pipeline, pictures, steps, seed)
-    quality: dict[str, Any] = _distance(_features(model, pixels), _features(model, model.test))
+    return quality_of(model, model.sample(pipeline, pictures, steps, seed))
+
+
+def quality_of(model: Model, pixels: torch.Tensor) -> dict[str, Any]:
+    """The same of pictures, bytes [pictures, channels, height, width]."""
+    quality: dict[str, Any] = distance_between(features_in(model, pixels), features_in(model, model.test))
     is_retrieved = model.retrieved(pixels)
     if is_retrieved is not None:
         r_at_5 = mean(is_retrieved)
@@ -33,14 +37,16 @@ def autoencoder_bound(model: Model, pictures: int, seed: int) -> dict[str, Any]:
     """The distance of training images that went through the autoencoder: a bound for every denoiser."""
     order = torch.randperm(len(model.train), generator=torch.Generator().manual_seed(seed))
     rebuilt = reconstructions(model.autoencoder, model.train.pixels[order[:pictures]])
-    return _distance(_features(model, rebuilt), _features(model, model.test))
+    return distance_between(features_in(model, rebuilt), features_in(model, model.test))
 
 
-def _features(model: Model, pixels: torch.Tensor) -> Floats:
+def features_in(model: Model, pixels: torch.Tensor) -> Floats:
+    """The features of pictures, [pictures, features]."""
     network = model.feature_network
     return np.asarray(features_of(network, pixels[:, : network.channels]).double().numpy())
 
 
-def _distance(features: Floats, real: Floats) -> dict[str, Any]:
+def distance_between(features: Floats, real: Floats) -> dict[str, Any]:
+    """The Frechet distance of two sets of features, with its interval."""
     distance = frechet_distance(features, real)
     return {"frechet_distance": distance.value, "interval": distance.interval}

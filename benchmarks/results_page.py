@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import (
     adaptive_replay,
+    choices,
     coverage,
     demo,
     few_step,
@@ -85,6 +86,7 @@ def main() -> None:
         "experiments/support.md: recovery summary": recovery.summary,
         "experiments/support.md: recovery": recovery.table,
         "experiments/few-step.md: few-step": few_step.table,
+        "experiments/choices.md: choices": choices.table,
         "../README.md: readme": lambda: iter(_readme(cells["emoji"])),
     }
     for place, table in tables.items():
