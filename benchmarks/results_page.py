@@ -17,6 +17,7 @@ from benchmarks import (
     coverage,
     demo,
     few_step,
+    finetuning_defaults,
     granularity,
     latency_predictions,
     lora_transfer,
@@ -87,6 +88,8 @@ def main() -> None:
         "experiments/support.md: recovery": recovery.table,
         "experiments/few-step.md: few-step": few_step.table,
         "experiments/choices.md: choices": choices.table,
+        "experiments/finetuning-defaults.md: finetuning defaults": finetuning_defaults.table,
+        "experiments/finetuning-defaults.md: finetuning length": finetuning_defaults.length_table,
         "../README.md: readme": lambda: iter(_readme(cells["emoji"])),
     }
     for place, table in tables.items():
