@@ -126,7 +126,7 @@ def _sentences(scores: Scores, plan: Plan, comparison: Timing | None, evaluation
         compared = sum(measure.within_noise_floor is not None for measure in evaluation.metrics)
         yield f"The samples are measurably worse in {len(evaluation.worse)} of {compared} metrics."
     else:
-        yield "No metric tells the samples from those of the original with other seeds."
+        yield "No metric finds the samples worse than the original's, beyond the noise floor."
 
 
 def _tiles(plan: Plan, comparison: Timing | None, evaluation: Evaluation | None) -> Iterator[Tile]:
