@@ -107,6 +107,10 @@ class RunFolderBusy(LdPrunerError):
     """Another process is writing into the run folder."""
 
 
+class ServingError(LdPrunerError):
+    """The live comparison cannot be served."""
+
+
 class PublishingError(LdPrunerError):
     """The Hub refuses a pipeline, or cannot be reached."""
 

@@ -21,7 +21,7 @@ from ldpruner.workflow import select_run
 from tests.cli.conftest import Run
 
 NAMES = [function.__name__ for functions in COMMANDS.values() for function in functions]
-HEAVY = ("torch", "diffusers", "transformers", "scipy", "numpy", "accelerate", "PIL")
+HEAVY = ("torch", "diffusers", "transformers", "scipy", "numpy", "accelerate", "PIL", "gradio")
 GENEROUS = 5.0  # seconds of processor time; half a second on an idle machine
 
 
@@ -53,7 +53,7 @@ def test_commands_are_listed_in_the_order_of_the_work_under_their_panels(run: Ru
     code, out, err = run("--help")
     assert (code, err) == (0, "")
     words = ["Prune", "operators", "score", "select", "prune", "run", "Recover and measure", "finetune", "evaluate"]
-    words += ["bench", "Take it elsewhere", "apply", "diff", "push", "Whole runs", "recipe", "demo"]
+    words += ["bench", "Take it elsewhere", "apply", "diff", "push", "serve", "Whole runs", "recipe", "demo"]
     places = [out.index(f"─ {word} ─") if word[0].isupper() else out.index(f"│ {word} ") for word in words]
     assert places == sorted(places)
 

@@ -1,11 +1,14 @@
-"""A finished run, and one with names from outside that would be markup."""
+"""Finished runs, and one with names from outside that would be markup."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import DiffusionPipeline
 
+import ldpruner
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.store import RunStore
 from tests.publishing.conftest import finished, run
@@ -38,3 +41,20 @@ def _renamed(value: Any, operator: str) -> Any:
         pairs = ((key, _renamed(part, operator)) for key, part in value.items())
         return {key: HOSTILE if key == "operator" and part == operator else part for key, part in pairs}
     return [_renamed(part, operator) for part in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="session")
+def text_run(tiny_text: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a text-to-image pipeline, with a recovered one whose weights moved; not to be changed."""
+    place = tmp_path_factory.mktemp("live")
+    model = place / "<b>original"
+    tiny_text.save_pretrained(model)
+    original, run = ldpruner.load(model), place / "run"
+    probe = ldpruner.Probe(samples=2, steps=2, prompts=["a cat on the moon", "the sea"])
+    options = {"probe": probe, "model": str(model), "targets": ["mid_block*", "down_blocks*"]}
+    ldpruner.run(original, ldpruner.Budget(parameters=0.9), run=run, **options)  # type: ignore[arg-type]
+    recovered = ldpruner.load(run / "pruned")
+    with torch.no_grad():
+        recovered.unet.conv_out.weight += 0.05
+    ldpruner.save(recovered, run / "recovered")
+    return run

@@ -4,6 +4,7 @@ import functools
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,13 @@ class Answer:
         data: what `--json` prints.
         parts: lines and tables for people; the first line says the result in words.
         then: the command that comes next.
+        wait: goes on after the answer is printed, until Ctrl-C.
     """
 
     data: Any
     parts: Sequence[str | Table] = ()
     then: str = ""
+    wait: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., None]:
         answer = function(**made, **options)
         if answer is not None:
             show(answer, as_json=as_json)
+            if answer.wait is not None:
+                sys.stdout.flush()  # a pipe would hold the answer back
+                answer.wait()
 
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     setattr(wrapped, "__signature__", inspect.Signature(keywords))  # noqa: B010

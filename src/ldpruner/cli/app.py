@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ldpruner import __version__
-from ldpruner.cli import STOPPED, demo, export, inspect, prune, recipe, recover, report, transfer
+from ldpruner.cli import STOPPED, demo, export, inspect, prune, recipe, recover, report, serve, transfer
 from ldpruner.cli.answer import command
 from ldpruner.cli.console import shortened, terminal
 from ldpruner.errors import LdPrunerError, is_out_of_memory, one_line
@@ -15,7 +15,7 @@ from ldpruner.errors import LdPrunerError, is_out_of_memory, one_line
 COMMANDS = {
     "Prune": (inspect.operators, prune.score, prune.select, prune.prune, prune.run),
     "Recover and measure": (recover.finetune, recover.evaluate, report.report, inspect.bench),
-    "Take it elsewhere": (export.export, transfer.apply, transfer.diff, transfer.push),
+    "Take it elsewhere": (export.export, transfer.apply, transfer.diff, transfer.push, serve.serve),
     "Whole runs": (recipe.recipe, demo.demo),
 }
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

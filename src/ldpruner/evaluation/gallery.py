@@ -101,7 +101,7 @@ def write_samples(
     kept = set(earlier.rows) if earlier is not None and earlier.samples == samples else set()
     for name, pipeline in pipelines.items():
         for index in range(len(samples)):  # one at a time, as decoding takes more memory than denoising
-            _write(sample_batch(pipeline, probe, [index]), folder / f"{index}-{name}")
+            write_sample(sample_batch(pipeline, probe, [index]), folder / f"{index}-{name}")
     gallery = Gallery(rows=tuple(stage for stage in STAGES if stage in kept | set(pipelines)), samples=samples)
     write_atomic(folder / LISTING, gallery.model_dump_json(indent=2) + "\n")
     files = [path for sample in gallery.files(folder) for path in sample.values()]
@@ -109,12 +109,26 @@ def write_samples(
     return [_write_sheet(pictures, len(gallery.rows), folder / SHEET), *files] if pictures else files
 
 
-def _write(batch: SampleBatch, path: Path) -> None:
-    """Writes the one sample of a batch: its sound, where there is one; nothing if it was not decoded."""
+def write_sample(batch: SampleBatch, path: Path, min_side: int = 1) -> Path | None:
+    """Writes the first sample of a batch: its sound as WAV, else its picture as PNG, or its video as animated WebP.
+
+    Args:
+        batch: its samples are decoded.
+        path: of the file; its ending is replaced.
+        min_side: pixels; a smaller picture is enlarged by a whole number.
+
+    Returns:
+        the file; None if there is neither a sound nor a picture.
+    """
     if batch.sounds is not None and batch.sampling_rate is not None:
-        _write_sound(batch.sounds[0], batch.sampling_rate, path.with_suffix(SOUND))
-    elif batch.pictures is not None:
-        _write_frames(batch.pictures[0], path)
+        return _write_sound(batch.sounds[0], batch.sampling_rate, path.with_suffix(SOUND))
+    return _write_frames(_enlarged(batch.pictures[0], min_side), path) if batch.pictures is not None else None
+
+
+def _enlarged(pictures: Pixels, min_side: int) -> Pixels:
+    """[..., height, width, 3] enlarged by a whole number, so that the longer side is at most this long."""
+    scale = max(1, min_side // max(pictures.shape[-3:-1]))
+    return pictures.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
 def _write_frames(frames: Pixels, path: Path) -> Path:
@@ -135,10 +149,8 @@ def _write_frames(frames: Pixels, path: Path) -> Path:
 
 def _write_sheet(files: Sequence[Path], rows: int, path: Path) -> Path:
     """Writes pictures, those of a seed after each other, as a sheet with a row for each pipeline."""
-    pictures = np.stack([read_frames(file) for file in files])
-    scale = max(1, MIN_SIDE // max(pictures.shape[2:4]))
-    enlarged = pictures.repeat(scale, axis=2).repeat(scale, axis=3)
-    tiles = np.pad(enlarged, [(0, 0)] * 2 + [(0, GAP), (0, GAP), (0, 0)], constant_values=255)
+    pictures = _enlarged(np.stack([read_frames(file) for file in files]), MIN_SIDE)
+    tiles = np.pad(pictures, [(0, 0)] * 2 + [(0, GAP), (0, GAP), (0, 0)], constant_values=255)
     _, frames, height, width, channels = tiles.shape
     columns = len(files) // rows
     grid = tiles.reshape(columns, rows, frames, height, width, channels).transpose(2, 1, 3, 0, 4, 5)

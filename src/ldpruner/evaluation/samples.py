@@ -14,7 +14,7 @@ from ldpruner.errors import EvaluationError
 from ldpruner.evaluation.media import PICTURES, read_picture, read_sound, rgb
 from ldpruner.evaluation.metrics import Pixels
 from ldpruner.pipelines.probe import Probe
-from ldpruner.pipelines.sampling import sample_decoded, sample_latents
+from ldpruner.pipelines.sampling import StepCallback, sample_decoded, sample_latents
 from ldpruner.scoring.importance import Floats
 
 
@@ -59,11 +59,21 @@ class SampleBatch:
 
 
 def sample_batch(
-    pipeline: DiffusionPipeline, probe: Probe, indices: Sequence[int], *, decoded: bool = True
+    pipeline: DiffusionPipeline,
+    probe: Probe,
+    indices: Sequence[int],
+    *,
+    decoded: bool = True,
+    on_step_end: StepCallback | None = None,
 ) -> SampleBatch:
-    """Samples these indices of a probe in one batch. Pictures and sounds are there only if `decoded`."""
+    """Samples these indices of a probe in one batch. Pictures and sounds are there only if `decoded`.
+
+    `on_step_end` is called with the latents after each step. If it raises StopPipeline, nothing is decoded.
+    """
     latents, result = (
-        sample_decoded(pipeline, probe, indices) if decoded else (sample_latents(pipeline, probe, indices), None)
+        sample_decoded(pipeline, probe, indices, on_step_end)
+        if decoded
+        else (sample_latents(pipeline, probe, indices, on_step_end), None)
     )
     sounds = getattr(result, "audios", None)
     prompts = [probe.arguments(pipeline, [index]).get("prompt") for index in indices]

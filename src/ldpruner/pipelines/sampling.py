@@ -34,9 +34,14 @@ def sample_latents(
     return _sample(pipeline, probe, samples, on_step_end)[0]
 
 
-def sample_decoded(pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int]) -> tuple[torch.Tensor, Any]:
-    """Samples latents as `sample_latents` does, and also returns the pipeline's own output, such as images."""
-    return _sample(pipeline, probe.without("output_type"), samples, decodes=True)
+def sample_decoded(
+    pipeline: DiffusionPipeline, probe: Probe, samples: Sequence[int], on_step_end: StepCallback | None = None
+) -> tuple[torch.Tensor, Any]:
+    """Samples latents as `sample_latents` does, and also returns the pipeline's own output, such as images.
+
+    The output is None if `on_step_end` has stopped the pipeline.
+    """
+    return _sample(pipeline, probe.without("output_type"), samples, on_step_end, decodes=True)
 
 
 def largest_batch(pipeline: DiffusionPipeline, probe: Probe, limit: int) -> int:

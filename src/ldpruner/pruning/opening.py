@@ -3,6 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import diffusers.utils.logging
 import torch
@@ -16,7 +17,12 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 
 
 def open_pipeline(
-    model: Path | str, device: str | None = None, dtype: str | None = None, *, trust_programs: bool = False
+    model: Path | str,
+    device: str | None = None,
+    dtype: str | None = None,
+    *,
+    trust_programs: bool = False,
+    **components: Any,
 ) -> DiffusionPipeline:
     """Opens a pipeline on a device, without the libraries' loading bars.
 
@@ -25,6 +31,7 @@ def open_pipeline(
         device: such as `cpu`, `cuda` or `mps`; None takes a CUDA device if there is one.
         dtype: precision of the weights, such as `float16`; None is float32.
         trust_programs: see `load`.
+        components: that take the place of the folder's.
 
     Raises:
         DeviceError: the device or the precision does not exist here.
@@ -43,7 +50,7 @@ def open_pipeline(
             if library.is_progress_bar_enabled():
                 library.disable_progress_bar()
                 bars.callback(library.enable_progress_bar)
-        return load(model, torch_dtype=precision, trust_programs=trust_programs).to(place)
+        return load(model, torch_dtype=precision, trust_programs=trust_programs, **components).to(place)
 
 
 def _default_device() -> str:

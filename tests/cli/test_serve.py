@@ -1,0 +1,93 @@
+"""The command `serve`."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ldpruner.cli import STOPPED
+from tests.cli.conftest import Run
+from tests.publishing.conftest import finished
+
+__all__ = ["finished"]
+
+COMMAND = [sys.executable, "-m", "ldpruner", "serve", "--port", "0", "--json", "--quiet", "--run"]
+MANY = 900  # steps
+
+
+@contextlib.contextmanager
+def started(run: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a process of its own."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen([*COMMAND, str(run)], text=True, env=environment, **streams) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_it_answers_until_ctrl_c_which_also_stops_what_is_sampled(finished: Path) -> None:
+    with started(finished) as process:
+        assert process.stdout is not None
+        (address,) = json.loads(process.stdout.readline()).values()
+        assert address.startswith("http://127.0.0.1:")
+        api = f"{address}gradio_api/call/compare"
+        event = httpx.post(api, json={"data": ["", "1", MANY, "pruned"]}).json()["event_id"]
+        with httpx.stream("GET", f"{api}/{event}") as answer:
+            assert "generating" in next(answer.iter_lines())
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err == f"{STOPPED}\n"
+
+
+def test_a_dry_run_opens_nothing(run: Run, finished: Path) -> None:
+    code, out, err = run("serve", "--run", finished, "--guidance", "2", "--dry-run")
+    assert code == 0, err
+    shown = json.loads(out)
+    assert (shown["host"], shown["port"], shown["probe"]["guidance"]) == ("127.0.0.1", 7860, 2)
+    assert shown["compared"] == str(finished / "pruned")
+
+
+def test_a_missing_pipeline_says_what_to_run(run: Run, scored: Path, tmp_path: Path) -> None:
+    code, out, err = run("serve", "--run", scored)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert f"ldpruner prune --run {scored}" in err
+    code, out, err = run("serve", "--run", tmp_path / "<b>[/]")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "ldpruner score" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (("--port", "65536"), 2, "65536"),
+        (("--port", "x"), 2, "'x'"),
+        (("--host", "nowhere.invalid"), 1, "cannot listen on nowhere.invalid"),
+        (("--device", "tpu9"), 1, "tpu9"),
+        (("--pipeline-arg", "colour=1"), 1, "colour"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, finished: Path, words: tuple[str, ...], code: int, problem: str) -> None:
+    status, out, err = run("serve", "--run", finished, "--quiet", "--port", "0", *words)
+    assert (status, out, err.count("\n")) == (code, "", 1)
+    assert problem in err
+
+
+def test_a_missing_gradio_is_one_line(
+    run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    place = Path(shutil.copytree(finished, tmp_path / "run"))
+    code, out, err = run("serve", "--run", place)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert 'pip install "ld-pruner[serve]"' in err
