@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ldpruner.cli.answer import Answer, quiet_libraries, settings, show
+from ldpruner.cli.answer import Answer, command, quiet_libraries, settings, show
 from ldpruner.cli.console import Table, terminal
 from tests.cli.conftest import Run
 
@@ -21,6 +21,16 @@ def test_people_read_the_result_first_and_the_next_command_last(capsys: pytest.C
 def test_json_is_the_data_alone(capsys: pytest.CaptureFixture[str]) -> None:
     show(ANSWER, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"figure": 1}
+
+
+def test_what_goes_on_comes_after_the_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    printed: list[str] = []
+
+    def serving() -> Answer:
+        return Answer({"port": 1}, ["at port 1"], wait=lambda: printed.append(capfd.readouterr().out))
+
+    command(serving)(as_json=True, quiet=False, verbose=False)
+    assert printed == ['{"port": 1}\n']
 
 
 def test_a_dry_run_answers_in_json_in_any_case(capsys: pytest.CaptureFixture[str]) -> None:

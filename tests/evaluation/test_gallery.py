@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.io.wavfile
 from diffusers import DiffusionPipeline
@@ -11,7 +12,8 @@ from PIL import Image
 
 import ldpruner
 from ldpruner.errors import RunStoreError, StorageError
-from ldpruner.evaluation.gallery import read_gallery, write_samples
+from ldpruner.evaluation.gallery import read_gallery, write_sample, write_samples
+from ldpruner.evaluation.samples import SampleBatch
 from tests.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own: deprecated classes, deprecated calls
@@ -96,3 +98,20 @@ def test_a_listing_that_is_damaged_or_names_other_files_is_one_line(tmp_path: Pa
     (tmp_path / "samples.json").write_text(content)
     with pytest.raises(RunStoreError, match="run again"):
         read_gallery(tmp_path)
+
+
+def test_the_first_sample_of_a_batch_is_a_file_of_its_kind(tmp_path: Path) -> None:
+    frames = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
+    sounds = (np.full((1, 8), 0.5), np.zeros((1, 8)))
+    picture = write_sample(SampleBatch(pictures=frames[:, :1]), tmp_path / "a.b", min_side=8)
+    assert picture == tmp_path / "a.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(picture))[::2, ::2], frames[0, 0])
+    video = write_sample(SampleBatch(pictures=frames), tmp_path / "a")
+    assert video == tmp_path / "a.webp"
+    with Image.open(video) as animation:
+        assert getattr(animation, "n_frames", 1) == 3
+    sound = write_sample(SampleBatch(pictures=frames, sounds=sounds, sampling_rate=8000), tmp_path / "a")
+    assert sound == tmp_path / "a.wav"
+    rate, wave = scipy.io.wavfile.read(sound)
+    assert (rate, set(wave)) == (8000, {16383})
+    assert write_sample(SampleBatch(sounds=sounds), tmp_path / "a") is None

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
 
 from ldpruner.errors import ProbeError
 from ldpruner.pipelines.probe import Probe
+from ldpruner.pipelines.running import StopPipeline
 from ldpruner.pipelines.sampling import largest_batch, sample_decoded, sample_latents
 from tests.families import FAMILIES
 from tests.families.parts import PROMPTS
@@ -73,6 +74,15 @@ def test_the_latents_of_a_decoded_sample_are_the_same(tiny: DiffusionPipeline, p
     latents, output = sample_decoded(tiny, probe, [0, 1])
     assert torch.equal(latents, sample_latents(tiny, probe, [0, 1]))
     assert [image.size for image in output.images] == [(16, 16)] * 2
+
+
+def test_a_decoded_sample_can_be_stopped_after_a_step(tiny: DiffusionPipeline, probe: Probe) -> None:
+    def stop(_: torch.Tensor) -> None:
+        raise StopPipeline
+
+    latents, output = sample_decoded(tiny, probe, [0], stop)
+    assert output is None
+    assert torch.equal(latents, sample_latents(tiny, probe, [0], stop))
 
 
 def test_a_pipeline_that_returns_too_few_samples_is_refused(

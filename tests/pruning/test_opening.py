@@ -33,6 +33,12 @@ def test_a_missing_device_is_an_error_before_weights_are_read(device: str, dtype
         open_pipeline("nowhere", device, dtype)
 
 
+def test_components_take_the_place_of_the_folders(tiny: DiffusionPipeline, folder: Path) -> None:
+    pipeline = open_pipeline(folder, "cpu", vqvae=tiny.vqvae)
+    assert pipeline.vqvae is tiny.vqvae
+    assert pipeline.unet is not tiny.unet
+
+
 @pytest.mark.case(name="float16-on-the-cpu")
 def test_half_precision_computes_on_the_cpu(tiny_text: DiffusionPipeline, tmp_path: Path) -> None:
     tiny_text.save_pretrained(tmp_path)

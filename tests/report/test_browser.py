@@ -1,5 +1,6 @@
 """The page in Chromium: it opens from disk, asks for nothing, and answers."""
 
+import contextlib
 import math
 import random
 import shutil
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 from axe_core_python.selenium import Axe
 from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
 
 from ldpruner import select
 from ldpruner.budget import Budget
+from ldpruner.report.live import open_live
 from ldpruner.report.page import write_report
+from ldpruner.report.server import HOST, LiveServer, _listener
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.results import Scores
 from tests.report.conftest import HOSTILE
@@ -25,8 +29,8 @@ SERIOUS = ("serious", "critical")
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     for argument in ("--headless", "--no-sandbox", "--disable-gpu"):
         options.add_argument(argument)
@@ -34,6 +38,12 @@ def browser() -> Iterator[Any]:
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as driver:
         yield driver
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as one:
+        yield one
 
 
 @pytest.fixture
@@ -163,3 +173,73 @@ def test_a_run_of_the_size_of_sdxl_opens_and_answers_at_once(
     browser.get(path.as_uri())
     assert time.monotonic() - started < 2
     assert max(set_slider(browser, "#budget", value) for value in (1, 0, 1)) < FAST
+
+
+@pytest.fixture
+def live_page(text_run: Path) -> Iterator[str]:
+    """The address of a live comparison."""
+    server = LiveServer(open_live(text_run, device="cpu"), _listener(HOST, 0))
+    yield server.address
+    server.close()
+
+
+def until(page: Any, script: str) -> Any:
+    return WebDriverWait(page, 20).until(lambda _: page.execute_script(f"return {script}"))
+
+
+def fill(page: Any, label: str, text: str) -> None:
+    """Types into the field with a label."""
+    field = page.find_element("xpath", f"//label[contains(., '{label}')]//*[self::input or self::textarea]")
+    field.clear()
+    field.send_keys(text)
+
+
+def click_sample(page: Any) -> None:
+    until(page, "[...document.querySelectorAll('button')].some(button => button.innerText == 'Sample')")
+    page.find_element("xpath", "//button[normalize-space()='Sample']").click()
+
+
+PICTURES = "[...document.images].filter(image => image.naturalWidth == 512).length == 2"
+TEXT = "document.body.innerText"
+
+
+@pytest.mark.filterwarnings("ignore")  # of Gradio
+def test_the_live_comparison_shows_both_pictures_and_asks_for_nothing_from_elsewhere(
+    live_page: str, tmp_path: Path
+) -> None:
+    with chromium() as page:
+        page.set_window_size(1200, 1100)
+        page.get(live_page)
+        click_sample(page)
+        assert until(page, PICTURES)
+        assert until(page, f"{TEXT}.includes('% of the original')")
+        page.save_screenshot(str(tmp_path / "page.png"))
+        addresses = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert addresses
+        assert not [address for address in addresses if not address.startswith((live_page, "data:", "blob:"))]
+        assert page.get_log("browser") == []
+        assert "<b>original" in page.find_element("tag name", "body").text
+        fill(page, "Seed", HOSTILE)
+        click_sample(page)
+        assert until(page, f"{TEXT}.includes('<script>alert(1)</script>')")
+        page.save_screenshot(str(tmp_path / "error.png"))
+        page.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        )
+        assert page.execute_script(OVERFLOW) <= 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of Gradio
+def test_a_browser_that_is_closed_in_the_middle_keeps_nobody_waiting(live_page: str) -> None:
+    with chromium() as page:
+        page.get(live_page)
+        until(page, f"{TEXT}.includes('Steps')")
+        fill(page, "Steps", "900")
+        click_sample(page)
+        assert until(page, f"{TEXT}.includes('of 900')")
+    with chromium() as page:
+        page.get(live_page)
+        started = time.monotonic()
+        click_sample(page)
+        assert until(page, PICTURES)
+        assert time.monotonic() - started < 15

@@ -42,7 +42,7 @@ def last(live: Live, name: str, prompt: str | None = PROMPT, seed: int = 5, step
 def picture(sample: LiveSample) -> np.ndarray[Any, Any]:
     assert sample.batch is not None
     assert sample.batch.pictures is not None
-    return sample.batch.pictures[0, 0]
+    return np.asarray(sample.batch.pictures[0, 0])
 
 
 def directly(pipeline: DiffusionPipeline, seed: int, steps: int = 2, prompt: str = PROMPT) -> np.ndarray[Any, Any]:
@@ -62,7 +62,11 @@ def calls(live: Live, name: str) -> list[int]:
 def test_each_sample_is_what_its_pipeline_gives_for_the_seed(live: Live, text_run: Path) -> None:
     folder = RunFolder(text_run)
     assert live.names == ("original", "pruned", "recovered")
-    places = {"original": folder.model(), "pruned": folder.pruned, "recovered": folder.recovered}
+    places: dict[str, Path | str] = {
+        "original": folder.model(),
+        "pruned": folder.pruned,
+        "recovered": folder.recovered,
+    }
     pictures = [picture(last(live, name)) for name in live.names]
     for name, sampled in zip(live.names, pictures, strict=True):
         assert_array_equal(sampled, directly(ldpruner.load(places[name]), 5))

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ class Live:
         changes = {"samples": 1, "seed": seed, "steps": steps, "prompts": prompts, "categories": None}
         return LiveProbe(**{**fields, **changes})
 
-    def sample(self, name: str, probe: LiveProbe) -> Iterator[LiveSample]:
+    def sample(self, name: str, probe: LiveProbe) -> Generator[LiveSample, None, None]:
         """Samples a pipeline; reports the steps on the way, and yields the sample last.
 
         A caller that leaves early stops the pipeline after its current step. The latest sample of each pipeline is
@@ -175,7 +175,7 @@ def open_live(
 
 
 def _opened(
-    place: Path, device: str | None, dtype: str | None, shared: Mapping[str, nn.Module], progress: Progress
+    place: Path, device: str | None, dtype: str | None, shared: Mapping[str, Any], progress: Progress
 ) -> DiffusionPipeline:
     return reported(progress, f"opening {place.name}", lambda: open_pipeline(place, device, dtype, **shared))
 

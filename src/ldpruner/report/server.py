@@ -38,14 +38,15 @@ class LiveServer:
 
     Attributes:
         address: of the page.
+        folder: of the samples and of Gradio's copies of them; deleted by `close`.
     """
 
     def __init__(self, live: Live, listener: socket.socket) -> None:
         gradio, uvicorn = _packages()
-        self._live, self._folder = live, tempfile.TemporaryDirectory(prefix="ldpruner-")
-        folder = Path(self._folder.name)  # samples do not outlive the server
-        with _environment("GRADIO_TEMP_DIR", str(folder / "cache")):  # where Gradio copies them to
-            app = _with_policy(_mounted(gradio, _page(gradio, live, folder)))
+        self._live, self._cleanup = live, contextlib.ExitStack()
+        self.folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ldpruner-")))
+        self._cleanup.enter_context(_environment("GRADIO_TEMP_DIR", str(self.folder / "cache")))
+        app = _with_policy(_mounted(gradio, _page(gradio, live, self.folder)))
         settings = {"log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 1}
         self._server = uvicorn.Server(uvicorn.Config(app, **settings))
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
@@ -73,7 +74,7 @@ class LiveServer:
         self._live.close()
         self._server.should_exit = True
         self._thread.join(TIMEOUT)
-        self._folder.cleanup()
+        self._cleanup.close()
 
 
 def serve_run(
