@@ -153,6 +153,18 @@ def test_users_at_once_get_the_pictures_of_their_own_seeds(server: LiveServer, l
         assert_array_equal(smaller, expected(live, live.names[1 + seed % 2], seed))
 
 
+def test_samples_are_kept_for_an_hour(client: Any, server: LiveServer) -> None:
+    compare(client, seed="81")
+    old = set(server.folder.glob("cache/*/*"))
+    assert len(old) >= 2
+    for file in old:
+        os.utime(file, (0, 0))
+    compare(client, seed="82")
+    left = set(server.folder.glob("cache/*/*"))
+    assert len(left) == 2
+    assert not left & old
+
+
 def test_a_user_who_leaves_is_not_waited_for(client: Any, live: Live) -> None:
     counted: list[int] = []
     hook = live._pipelines["original"].unet.register_forward_hook(lambda *_: counted.append(1))

@@ -23,7 +23,7 @@ from ldpruner.report.samples import MAX_SIDE
 HOST, PORT = "127.0.0.1", 7860
 TITLE = "ld-pruner: live comparison"
 MAX_WAITING = 32  # comparisons in the queue
-CACHE_SECONDS = (600, 3600)  # between two cleanings, and how old what is left may be
+CACHE, MAX_AGE = "cache", 3600.0  # Gradio's copies of the samples, and for how many seconds they are kept
 # The page loads nothing from elsewhere. Gradio's own scripts are inline, and compile templates.
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 STYLE = "footer { display: none !important }"
@@ -45,7 +45,7 @@ class LiveServer:
         gradio, uvicorn = _packages()
         self._live, self._cleanup = live, contextlib.ExitStack()
         self.folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ldpruner-")))
-        self._cleanup.enter_context(_environment("GRADIO_TEMP_DIR", str(self.folder / "cache")))
+        self._cleanup.enter_context(_environment("GRADIO_TEMP_DIR", str(self.folder / CACHE)))
         app = _with_policy(_mounted(gradio, _page(gradio, live, self.folder)))
         settings = {"log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 1}
         self._server = uvicorn.Server(uvicorn.Config(app, **settings))
@@ -188,7 +188,7 @@ def _with_policy(app: Any) -> Callable[..., Any]:
 def _page(gradio: Any, live: Live, folder: Path) -> Any:
     """The page as Blocks; `folder` keeps the samples."""
     smaller = live.names[1:]
-    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
+    with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
         gradio.HTML(f"<h1>Live comparison</h1><p>{_escaped(live.model)}, run folder {_escaped(str(live.run))}</p>")
         prompt = gradio.Textbox(live.prompt, label="Prompt", visible=live.prompt is not None)
         with gradio.Row(equal_height=True):
@@ -229,6 +229,7 @@ def _comparison(gradio: Any, live: Live, folder: Path) -> Callable[..., Iterator
 
     def compare(prompt: str | None, seed: str | None, steps: float | None, smaller: str | None) -> Iterator[list[Any]]:
         with _errors_on_page(gradio), tempfile.TemporaryDirectory(dir=folder) as samples:
+            _delete_old(folder / CACHE)
             probe, names = live.request(prompt, seed, steps), (ORIGINAL, smaller or live.names[-1])
             shown = [part for name in names for part in (f"**{name}**", None)]
             yield shown
@@ -248,6 +249,12 @@ def _comparison(gradio: Any, live: Live, folder: Path) -> Callable[..., Iterator
 def _written(sample: LiveSample, path: Path) -> str | None:
     file = write_sample(sample.batch, path, MAX_SIDE) if sample.batch is not None else None
     return str(file) if file is not None else None
+
+
+def _delete_old(cache: Path) -> None:
+    for file in cache.glob("*/*"):
+        if time.time() - file.stat().st_mtime > MAX_AGE:
+            file.unlink(missing_ok=True)
 
 
 def _duration(seconds: list[float]) -> str:
