@@ -97,9 +97,7 @@ def test_progress_goes_to_standard_error_and_passes_all_items(capsys: pytest.Cap
     assert "counting [/]" in output.err
 
 
-def test_a_log_says_how_long_work_takes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_says_how_long_work_takes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldpruner.cli.console.SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setattr("ldpruner.cli.console.time.monotonic", iter(range(0, 500, 60)).__next__)
     assert list(terminal.progress(range(4), "scoring")) == [0, 1, 2, 3]

@@ -1,12 +1,11 @@
 """The page of the live comparison, asked over HTTP as a browser does."""
 
-import gc
 import html
 import logging
+import os
 import re
 import socket
 import sys
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 from ldpruner.errors import ServingError
 from ldpruner.report.live import MAX_STEPS, Live, open_live
 from ldpruner.report.server import HOST, LiveServer, _escaped, _listener, serve_run
-from tests.report.conftest import HOSTILE
+from tests.report.conftest import HOSTILE, collect_garbage
 
 PROMPT = "a dog on the sea"
 SCALE = 32  # 16 pixels become 512
@@ -42,9 +41,7 @@ def server(live: Live) -> Iterator[LiveServer]:
     started = LiveServer(live, _listener(HOST, 0))
     yield started
     started.close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # clients do not close their event loops
-        gc.collect()
+    collect_garbage()
 
 
 @pytest.fixture
