@@ -4,6 +4,9 @@
 #   make test-extensive    run those that `make test` leaves out: the other families of pipelines
 #   make test-browser    open the report in Chromium, which has to be installed with its driver
 #   make lint    check format, types and imports
+#   make docs    build the documentation site into build/site; any broken link is an error
+#   make docs-serve    show the site on http://127.0.0.1:8000, built again at each change
+#   make docs-deploy    publish the site on GitHub Pages, from the branch gh-pages
 # A torch without CUDA, where pip would pick the large one:
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -15,9 +18,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HERE := not gpu and not browser
+export NO_MKDOCS_2_WARNING := 1
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-extensive test-browser lint format clean
+.PHONY: demo test test-extensive test-browser lint docs docs-serve docs-deploy format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ldpruner demo
@@ -38,6 +42,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(INSTALLED)
+	$(BIN)/mkdocs serve
+
+docs-deploy: $(INSTALLED)
+	$(BIN)/mkdocs gh-deploy --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

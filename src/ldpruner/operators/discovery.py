@@ -76,7 +76,8 @@ class Operator(Value):
         name: the dotted name in the denoiser.
         module_type: convolution, linear, normalisation, activation, attention, resnet, feed_forward, ...
         calls: how often one denoiser call runs it.
-        input_shape, output_shape: of its first tensors in the first call, with the batch of that call.
+        input_shape: of its first tensor in the first call, with the batch of that call.
+        output_shape: of its first tensor there.
         parameters: how many weights it has.
         macs: its multiply-accumulates in one denoiser call on one sample, attention products included.
         candidates: the modifications that it allows.

@@ -54,7 +54,8 @@ class Plan(Value):
         component: the denoiser's name in the pipeline; None for the one that the pipeline calls.
         architecture: of the denoiser that it was made for; others that have the same operators can be pruned too. None
             applies wherever operators of these names exist.
-        budget, rule: that it was selected for, and by.
+        budget: for which it was selected.
+        rule: by which it was selected.
         predicted: what is left.
         machine: where the latencies were measured that it was selected by.
         provenance: of the scores: probe, metric, whether all were sampled on all samples, denoiser calls, and how much
