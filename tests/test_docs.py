@@ -1,5 +1,7 @@
 """What the documents tell a user to paste works, on small pipelines in the place of the published ones."""
 
+import ast
+import inspect
 import json
 import re
 import shlex
@@ -14,6 +16,7 @@ import yaml
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from PIL import Image
 
+import ldpruner
 from ldpruner.cli import main
 from tests.families import FAMILIES
 
@@ -22,6 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *so
 STAND_INS = {
     "CompVis/ldm-celebahq-256": "ldm",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion",
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": "stable-diffusion-inpaint",
     "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl",
     "stabilityai/sdxl-turbo": "stable-diffusion-xl-img2img",
     "stabilityai/stable-audio-open-1.0": "stable-audio",
@@ -46,6 +50,8 @@ SMALLER = (
     (r"latency=0\.\d+", "parameters=0.9"),  # their latency is mostly not the denoiser's
 )
 FILE = re.compile(r"# (\w+\.py)\n")  # the first line of a block that a reader saves under this name
+RUN = ("bash", "python")  # the languages of blocks that the tests run, unless a comment before says why not
+BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"\bldpruner ([a-z]+)((?: [^\n`]*)?)")
 
 
@@ -56,7 +62,9 @@ def text_of(page: Path) -> str:
 def blocks(language: str) -> Iterator[tuple[str, str]]:
     """The code blocks of a language, each with the name of its page, made small."""
     for page in PAGES:
-        for block in re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE):
+        for not_run, written_in, block in BLOCK.findall(text_of(page)):
+            if not_run or written_in != language:
+                continue
             for size, smaller in SMALLER:
                 block = re.sub(size, smaller, block)
             if "evaluate" not in block:
@@ -148,6 +156,27 @@ def test_every_option_in_the_documents_exists(capsys: pytest.CaptureFixture[str]
         if not re.search(rf"(?<!\S){option}(?![\w-])", help_of(command))
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_code_block_runs_or_says_why_not(page: Path) -> None:
+    if page.name in ("README.md", "cli.md"):  # installing and loading; generated
+        return
+    blocks_of_page = BLOCK.findall(text_of(page))
+    assert not [block for not_run, language, block in blocks_of_page if not not_run and language not in RUN]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_examples_use_public_names_and_arguments_that_exist(page: Path) -> None:
+    examples = [block for _, language, block in BLOCK.findall(text_of(page)) if language == "python"]
+    nodes = [node for block in examples for node in ast.walk(ast.parse(block))]
+    calls = {node.func: node for node in nodes if isinstance(node, ast.Call)}
+    for name in [node for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ldpruner"]:
+        assert name.attr in ldpruner.__all__
+        accepted = inspect.signature(getattr(ldpruner, name.attr)).parameters
+        arguments = [keyword.arg for keyword in calls[name].keywords] if name in calls else []
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        assert takes_any or not [argument for argument in arguments if argument not in accepted], name.attr
 
 
 def anchors(page: Path) -> set[str]:
