@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,10 @@ def test_a_component_of_nulls_is_left_out(edited: Edit) -> None:
 
 def test_what_the_constructor_does_not_take_is_no_component(edited: Edit) -> None:
     assert "painter" not in index_components(edited(painter=["os", "system"]))
+
+
+def test_the_import_of_a_pipeline_says_nothing_of_packages_that_are_not_needed() -> None:
+    """In a process of its own, as a class is imported once."""
+    code = "import ldpruner; ldpruner.load('zoo:emoji')"
+    opened = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "requires torchvision" not in opened.stderr

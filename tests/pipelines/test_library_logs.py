@@ -16,7 +16,9 @@ def test_only_chatter_is_hidden_and_only_inside_the_block() -> None:
     try:
         with without_chatter():
             logger.warning("Expected types for unet: UNet2DModel, got PrunedUNet2DModel.")
-            logger.warning("a weight is missing")
+            with without_chatter():
+                logger.warning("a weight is missing")
+            logger.warning("Expected types for unet: UNet2DModel, got PrunedUNet2DModel.")
         logger.warning("Expected types for vae: AutoencoderKL, got VQModel.")
     finally:
         logging.getLogger("diffusers").removeHandler(handler)

@@ -10,6 +10,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from ldpruner.errors import PipelineNotFound, one_line
+from ldpruner.pipelines.library_logs import without_chatter
 
 INDEX = "model_index.json"
 
@@ -39,7 +40,8 @@ def pipeline_class(folder: Path) -> Any:
     problem = f"{folder / INDEX} names pipeline class {name!r}"
     if not isinstance(name, str):
         raise PipelineNotFound(f"{problem}, which is code of its folder and is not run; name a class of diffusers")
-    build = getattr(diffusers, name, None)
+    with without_chatter():  # of the libraries that this imports
+        build = getattr(diffusers, name, None)
     if type(build).__name__ == "DummyObject":
         packages = ", ".join(vars(build)["_backends"])
         raise PipelineNotFound(f"{problem}, which needs {packages}; install what is missing of them")

@@ -19,8 +19,9 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def without_chatter() -> Iterator[None]:
-    """Hides the messages in `CHATTER` inside a `with` block. All other messages pass."""
+    """Hides the messages in `CHATTER` inside a `with` block, which may hold another. All other messages pass."""
     handlers = [handler for name in LIBRARIES for handler in logging.getLogger(name).handlers]
+    handlers = [handler for handler in handlers if _is_worth_reading not in handler.filters]
     for handler in handlers:
         handler.addFilter(_is_worth_reading)
     try:
