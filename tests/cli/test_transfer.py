@@ -41,6 +41,14 @@ def test_apply_prunes_another_model_and_names_the_next_command(
     assert lines[-1] == f"next: ldpruner bench {folder} {out}"
 
 
+def test_apply_names_a_single_removal_of_a_plan_by_hand(run: Run, folder: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"removed": [{"removal": {"operator": "mid_block", "modification": "identity"}}]}')
+    code, text, err = run("apply", plan, folder, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0, err
+    assert text.startswith(f"1 removal in unet of {folder} (UNet2DModel) leaves")
+
+
 def test_apply_says_that_latencies_were_measured_elsewhere(
     run: Run, folder: Path, scored: Path, tmp_path: Path
 ) -> None:

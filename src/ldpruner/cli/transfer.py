@@ -117,9 +117,10 @@ def push(
 def application_answer(application: "Application", *, is_saved: bool) -> Answer:
     """What a plan left of a pipeline, and where that is."""
     size = f"{100 * application.parameters / max(1, application.original_parameters):.0f} % of the parameters"
+    removals, leave = ("removal", "leaves") if application.removals == 1 else ("removals", "leave")
     lines = [
-        f"{application.removals} removals in {application.component} of {application.model} "
-        f"({application.network}) leave {size}"
+        f"{application.removals} {removals} in {application.component} of {application.model} "
+        f"({application.network}) {leave} {size}"
     ]
     if application.note:
         lines.append(application.note)
