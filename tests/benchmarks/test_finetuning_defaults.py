@@ -12,7 +12,7 @@ from ldpruner.finetuning import Training
 
 def test_each_change_is_one_setting_of_the_defaults() -> None:
     defaults = study.training_of(study.DEFAULTS, 0)
-    assert defaults.replace(early_stopping_patience=5) == Training()
+    assert defaults.replace(max_train_steps=1000, early_stopping_patience=5) == Training()
     for change in study.CHANGES:
         settings = study.training_of(change, 0).model_dump()
         different = [name for name, value in defaults.model_dump().items() if settings[name] != value]
@@ -51,6 +51,6 @@ def test_changes_are_compared_with_the_defaults_on_the_same_seed() -> None:
     assert change[1:] == ["2.50 (1.00 to 4.00)", "-29.3%", "-29.3%", "1.5 |"]
     lengths = list(study.length_table(lambda _: records))[2:]
     assert lengths == [
-        "| zoo:emoji | 3.00 M | 1000 | 5.33 | 3.00 (2.00 to 4.00) |",
-        "| zoo:emoji | 3.00 M | 2000 | 10.67 | 1.50 |",
+        "| zoo:emoji | 3.00 M | 600 | 3.20 | 3.00 (2.00 to 4.00) |",
+        "| zoo:emoji | 3.00 M | 1200 | 6.40 | 1.50 |",
     ]
