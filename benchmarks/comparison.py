@@ -178,8 +178,10 @@ class Bench:
         recipe = RECIPES[self.model.name]
         stages = {"denoiser": recipe.denoiser_training, "refinement": recipe.refinement_training}
         trained = sum(recipe.steps(name) * stage.train_batch_size for name, stage in stages.items() if stage)
-        calls = 0.0
-        for training in (self.training_of(method, 0), self.training_of(method, 0, first=True)):
+        calls, trainings = 0.0, [self.training_of(method, 0)]
+        if self.distillation_steps:
+            trainings.append(self.training_of(method, 0, first=True))
+        for training in trainings:
             weak_calls = macs_ratio * (training.autoguidance_scale > 0)
             calls += training.max_train_steps * (3 * macs_ratio + training.needs_teacher + weak_calls)
         return calls * self.training.train_batch_size / (3 * trained)

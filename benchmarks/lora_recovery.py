@@ -61,30 +61,40 @@ def _memory(bench: Bench, method: str, seed: int) -> dict[str, Any]:
 
 
 def table() -> Iterator[str]:
-    """A row for each model and method."""
+    """A row for each model and method; distances of several seeds are a mean and their range."""
     qualities = {
         (settings["model"], settings["method"], settings["cut"], settings["seed"]): record["result"]
         for record in read("baselines")
         if (settings := record["settings"])["method"] in METHODS and settings["pictures"] == PICTURES
     }
-    rows = []
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in read(STUDY):
-        settings, result = record["settings"], record["result"]
+        settings = record["settings"]
         quality = qualities[tuple(settings[name] for name in ("model", "method", "cut", "seed"))]
-        memory = result["memory"]
-        rows.append(
-            [
-                f"zoo:{settings['model']}",
-                METHODS[settings["method"]],
-                f"{quality['before']['frechet_distance']:.1f}",
-                f"{quality['after']['frechet_distance']:.1f}",
-                f"{result['trained'] / 1e6:.2f} M",
-                f"{memory['peak'] / 2**20:,.0f} MiB",
-                f"{(memory['gradients'] + memory['optimizer']) / 2**20:,.0f} MiB",
-            ]
-        )
+        groups.setdefault((settings["model"], settings["method"]), []).append({**record["result"], **quality})
     head = ["model", "trained", "Frechet distance, pruned", "recovered", "trained parameters"]
-    yield from markdown([*head, "memory of a step", "of it gradients and optimizer"], rows)
+    head += ["memory of a step", "of it gradients and optimizer"]
+    yield from markdown(head, [_row(model, method, results) for (model, method), results in groups.items()])
+
+
+def _row(model: str, method: str, results: list[dict[str, Any]]) -> list[str]:
+    before, after = ([result[stage]["frechet_distance"] for result in results] for stage in ("before", "after"))
+    memory = [result["memory"] for result in results]
+    return [
+        f"zoo:{model}",
+        METHODS[method],
+        _mean(before, "{:.2f}"),
+        _mean(after, "{:.2f}"),
+        _mean([result["trained"] / 1e6 for result in results], "{:.2f} M"),
+        _mean([part["peak"] / 2**20 for part in memory], "{:,.0f} MiB"),
+        _mean([(part["gradients"] + part["optimizer"]) / 2**20 for part in memory], "{:,.0f} MiB"),
+    ]
+
+
+def _mean(values: list[float], text: str) -> str:
+    """The mean, and the range where values differ."""
+    mean, low, high = (text.format(value) for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 if __name__ == "__main__":
