@@ -35,7 +35,8 @@ test-extensive: $(INSTALLED)
 	$(BIN)/pytest $(IN_TWO) -m "extensive and $(HERE)" --junit-xml=build/extensive-results.xml $(PYTEST_ARGS)
 
 test-browser: $(INSTALLED)
-	$(BIN)/pytest -m browser $(PYTEST_ARGS)
+	mkdir -p build
+	$(BIN)/pytest -m browser --junit-xml=build/browser-results.xml $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
