@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_it_serves_until_ctrl_c(run: Run, finished: Path) -> None:
         while not pages:
             with contextlib.suppress(httpx.HTTPError):
                 pages.append(httpx.get(f"http://127.0.0.1:{port}/", timeout=60).text)
+        time.sleep(1)  # the address is printed after the server is up
         os.kill(os.getpid(), signal.SIGINT)
 
     visitor = threading.Thread(target=visit)

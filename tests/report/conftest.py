@@ -1,8 +1,6 @@
 """Finished runs, and one with names from outside that would be markup."""
 
-import gc
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,6 @@ from tests.publishing.conftest import finished, run
 __all__ = ["finished", "run"]
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'too' & [/] {{ 7 * 7 }}"
-
-
-def collect_garbage() -> None:
-    """Frees what a server has left: Gradio and its clients do not close all sockets and event loops."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from ldpruner.report.page import write_report
 from ldpruner.report.server import HOST, LiveServer, _listener
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.results import Scores
-from tests.report.conftest import HOSTILE, collect_garbage
+from tests.report.conftest import HOSTILE
 
 pytestmark = pytest.mark.browser
 FAST = 0.1  # seconds
@@ -181,7 +181,6 @@ def live_page(text_run: Path) -> Iterator[str]:
     server = LiveServer(open_live(text_run, device="cpu"), _listener(HOST, 0))
     yield server.address
     server.close()
-    collect_garbage()
 
 
 def until(page: Any, script: str) -> Any:

@@ -62,14 +62,10 @@ def calls(live: Live, name: str) -> list[int]:
 def test_each_sample_is_what_its_pipeline_gives_for_the_seed(live: Live, text_run: Path) -> None:
     folder = RunFolder(text_run)
     assert live.names == ("original", "pruned", "recovered")
-    places: dict[str, Path | str] = {
-        "original": folder.model(),
-        "pruned": folder.pruned,
-        "recovered": folder.recovered,
-    }
+    places = (folder.model(), folder.pruned, folder.recovered)
     pictures = [picture(last(live, name)) for name in live.names]
-    for name, sampled in zip(live.names, pictures, strict=True):
-        assert_array_equal(sampled, directly(ldpruner.load(places[name]), 5))
+    for place, sampled in zip(places, pictures, strict=True):
+        assert_array_equal(sampled, directly(ldpruner.load(place), 5))
     assert len({sampled.tobytes() for sampled in pictures}) == len(pictures)
     assert not np.array_equal(picture(last(live, "original", seed=6)), pictures[0])
 

@@ -22,7 +22,7 @@ from PIL import Image
 from ldpruner.errors import ServingError
 from ldpruner.report.live import MAX_STEPS, Live, open_live
 from ldpruner.report.server import HOST, LiveServer, _escaped, _listener, serve_run
-from tests.report.conftest import HOSTILE, collect_garbage
+from tests.report.conftest import HOSTILE
 
 PROMPT = "a dog on the sea"
 SCALE = 32  # 16 pixels become 512
@@ -41,7 +41,6 @@ def server(live: Live) -> Iterator[LiveServer]:
     started = LiveServer(live, _listener(HOST, 0))
     yield started
     started.close()
-    collect_garbage()
 
 
 @pytest.fixture

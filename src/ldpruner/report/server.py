@@ -1,5 +1,6 @@
 """The page of the live comparison: built with Gradio, served on one address of this machine."""
 
+import asyncio
 import contextlib
 import html
 import ipaddress
@@ -46,7 +47,7 @@ class LiveServer:
         self._live, self._cleanup = live, contextlib.ExitStack()
         self.folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ldpruner-")))
         self._cleanup.enter_context(_environment("GRADIO_TEMP_DIR", str(self.folder / CACHE)))
-        app = _with_policy(_mounted(gradio, _page(gradio, live, self.folder)))
+        app = asyncio.run(_application(gradio, live, self.folder))
         settings = {"log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 1}
         self._server = uvicorn.Server(uvicorn.Config(app, **settings))
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
@@ -148,6 +149,11 @@ def _environment(name: str, value: str) -> Iterator[None]:
         del os.environ[name]
         if before is not None:
             os.environ[name] = before
+
+
+async def _application(gradio: Any, live: Live, folder: Path) -> Any:
+    """The application; where no event loop runs, Gradio would leave some open."""
+    return _with_policy(_mounted(gradio, _page(gradio, live, folder)))
 
 
 def _mounted(gradio: Any, page: Any) -> Any:
