@@ -3,6 +3,8 @@
 #   make test    run the tests
 #   make test-extensive    run those that `make test` leaves out: the other families of pipelines
 #   make test-browser    open the report in Chromium, which has to be installed with its driver
+#   make notebooks    execute the notebooks in examples/ and keep their outputs
+#   make notebooks-check    execute them, and keep nothing
 #   make lint    check format, types and imports
 #   make docs    build the documentation site into build/site; any broken link is an error
 #   make docs-serve    show the site on http://127.0.0.1:8000, built again at each change
@@ -21,7 +23,7 @@ HERE := not gpu and not browser
 export NO_MKDOCS_2_WARNING := 1
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-extensive test-browser lint docs docs-serve docs-deploy format clean
+.PHONY: demo test test-extensive test-browser notebooks notebooks-check lint docs docs-serve docs-deploy format clean
 
 demo: $(INSTALLED)
 	$(BIN)/ldpruner demo
@@ -37,6 +39,12 @@ test-extensive: $(INSTALLED)
 test-browser: $(INSTALLED)
 	mkdir -p build
 	$(BIN)/pytest -m browser --junit-xml=build/browser-results.xml $(PYTEST_ARGS)
+
+notebooks: $(INSTALLED)
+	$(BIN)/python examples/execute.py
+
+notebooks-check: $(INSTALLED)
+	$(BIN)/python examples/execute.py --check
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
