@@ -6,7 +6,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 # Files outside of docs/ that pages link to.
-LINKED = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "examples/scorers/*.py")
+LINKED = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"),
+    *("examples/README.md", "examples/*.ipynb", "examples/scorers/*.py"),
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

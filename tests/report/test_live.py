@@ -62,7 +62,7 @@ def calls(live: Live, name: str) -> list[int]:
 def test_each_sample_is_what_its_pipeline_gives_for_the_seed(live: Live, text_run: Path) -> None:
     folder = RunFolder(text_run)
     assert live.names == ("original", "pruned", "recovered")
-    places = (folder.model(), folder.pruned, folder.recovered)
+    places: tuple[Path | str, ...] = (folder.model(), folder.pruned, folder.recovered)
     pictures = [picture(last(live, name)) for name in live.names]
     for place, sampled in zip(places, pictures, strict=True):
         assert_array_equal(sampled, directly(ldpruner.load(place), 5))
