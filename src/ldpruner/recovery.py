@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from ldpruner.errors import FinetuningError
 from ldpruner.evaluation.evaluate import Evaluation, evaluate
-from ldpruner.evaluation.gallery import SHOWN_SAMPLES, Stage, read_gallery, shown_probe, write_samples
+from ldpruner.evaluation.gallery import SHOWN_SAMPLES, Stage, shown_probe, write_samples
 from ldpruner.evaluation.measures import METRICS
 from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.finetuning.settings import History, Quality, Training
@@ -145,9 +145,10 @@ def finetune_run(  # noqa: PLR0913  (each is a choice of its own)
 def _write_samples(folder: RunFolder, teacher: DiffusionPipeline, recovered: DiffusionPipeline, probe: Probe) -> None:
     """Adds samples of the recovered pipeline to those of the run; without any, also of the original."""
     pipelines: dict[Stage, DiffusionPipeline] = {"recovered": recovered}
-    if read_gallery(folder.samples) is None:
+    has_others = folder.has_samples
+    if not has_others:
         pipelines["original"] = teacher
-    write_samples(pipelines, shown_probe(probe), SHOWN_SAMPLES, folder.samples, keep=True)
+    write_samples(pipelines, shown_probe(probe), SHOWN_SAMPLES, folder.samples, keep=has_others)
 
 
 def recover_run(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ldpruner.errors import PipelineNotFound, RunStoreError, one_line
 from ldpruner.evaluation.evaluate import Evaluation
+from ldpruner.evaluation.gallery import read_gallery
 from ldpruner.files import locked, write_atomic
 from ldpruner.finetuning.settings import History
 from ldpruner.profiling.benchmark import Comparison
@@ -25,6 +27,9 @@ from ldpruner.values import Value
 Read = TypeVar("Read", bound=Value)
 JSON_OBJECT = TypeAdapter(dict[str, Any])
 RATIO = "latency_ratio"
+CLOSE = 0.002  # two shares of parameters are of one plan
+
+logger = logging.getLogger(__name__)
 
 
 class Alternative(Value):
@@ -139,22 +144,47 @@ class RunFolder:
         write_atomic(self.evaluation_file, json.dumps(content, indent=2) + "\n")
 
     def evaluation(self) -> tuple[str, Evaluation] | None:
-        """The evaluation, and whether it is of the `pruned` or the `recovered` pipeline; None if there is none."""
+        """The evaluation, and whether it is of the `pruned` or the `recovered` pipeline.
+
+        None if there is none, or if it is of another plan than the one that is there now.
+        """
         if not self.evaluation_file.exists():
             return None
         try:
             content = JSON_OBJECT.validate_json(self.evaluation_file.read_bytes())
-            return str(content.pop("pipeline", "pruned")), Evaluation.model_validate(content)
+            stage, evaluation = str(content.pop("pipeline", "pruned")), Evaluation.model_validate(content)
         except (OSError, ValueError) as error:
             raise RunStoreError(f"cannot read {self.evaluation_file}: {one_line(error)}; evaluate again") from error
+        sizes = [measure for measure in evaluation.metrics if measure.metric == "parameters"]
+        if not all(self._is_of_plan(size.original, size.pruned) for size in sizes):
+            logger.warning("%s is of another plan and left out; evaluate again", self.evaluation_file)
+            return None
+        return stage, evaluation
 
     def write_comparison(self, comparison: Comparison) -> None:
         """Keeps what the original and the pruned pipeline cost, as `run` has timed them."""
         write_atomic(self.comparison_file, comparison.model_dump_json(indent=2) + "\n")
 
     def comparison(self) -> Comparison | None:
-        """What the original and the pruned pipeline cost; None if it was not timed."""
-        return _read(self.comparison_file, Comparison, "run")
+        """What the original and the pruned pipeline cost; None if it was not timed, or was pruned by another plan."""
+        comparison = _read(self.comparison_file, Comparison, "run")
+        if comparison is not None and not self._is_of_plan(*(cost.parameters for cost in comparison.pipelines)):
+            logger.warning("%s and samples are of another plan and left out; run again", self.comparison_file)
+            return None
+        return comparison
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether there are samples, and none of a pipeline that was pruned by another plan."""
+        is_current = not self.comparison_file.exists() or self.comparison() is not None
+        return is_current and read_gallery(self.samples) is not None
+
+    def _is_of_plan(self, original: float | None, pruned: float | None) -> bool:
+        """Whether a measured pair of sizes is that of the plan that is there now."""
+        predicted = self.plan().predicted if self.plan_file.exists() else None
+        if predicted is None or not original or pruned is None:
+            return True
+        return abs(pruned / original - predicted.parameters) <= CLOSE
 
     def latency_ratio(self) -> float:
         """The measured latency of the pruned pipeline over the original's; a RunStoreError if it was not timed."""

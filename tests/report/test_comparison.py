@@ -21,7 +21,7 @@ from tests.report.test_page import Page
 def evaluation(distance: float, ratio: float, **protocol: object) -> Evaluation:
     measures = [
         Measure(metric="latency_ratio", original=1, pruned=ratio, interval=(ratio, ratio)),
-        Measure(metric="parameters", original=200, pruned=round(200 * ratio)),
+        Measure(metric="macs", original=200, pruned=round(200 * ratio)),
         Measure(metric="frechet_distance", original=1.0, pruned=distance, interval=(distance, 9.0), noise_floor=0.1),
     ]
     return Evaluation(metrics=tuple(measures), protocol={"samples": 8, **protocol})
@@ -41,7 +41,7 @@ def test_each_run_has_its_column(runs: list[Path]) -> None:
     assert contents.names == tuple(f"{run}, pruned" for run in runs)
     costs, qualities = ({name: cells for name, *cells in rows} for rows in (contents.costs, contents.qualities))
     assert costs["latency ratio"] == ["100 %", "50 % (50 % to 50 %)", "25 % (25 % to 25 %)"]
-    assert costs["parameters"] == ["200", "100 (50 %)", "50 (25 %)"]
+    assert costs["MACs"] == ["200", "100 (50 %)", "50 (25 %)"]
     assert qualities["Fréchet distance"] == ["1", "2 (2 to 9; worse)", "3 (3 to 9; worse)"]
     assert contents.warnings == ()
     assert contents.chart is not None

@@ -9,7 +9,7 @@ from ldpruner.errors import RunStoreError
 from ldpruner.recovery import finetune_run
 from ldpruner.report.contents import gather
 from ldpruner.run_folder import RunFolder
-from ldpruner.workflow import evaluate_run
+from ldpruner.workflow import evaluate_run, select_run
 from tests.finetuning.conftest import PROBE, short
 
 
@@ -61,6 +61,16 @@ def test_tiles_charts_and_tables_are_of_the_run(run: Path) -> None:
     assert len(contents.charts["frontier"].marks) == len(contents.budgets) + 1
     assert f"ldpruner finetune --run {run}" in contents.commands
     assert contents.samples.stages == ("original", "pruned", "recovered")
+
+
+def test_what_was_measured_of_another_plan_is_left_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert gather(run).costs
+    select_run(run, Budget(parameters=0.99))
+    contents = gather(run)
+    assert contents.costs == ()
+    assert contents.samples.shown == ()
+    assert "is predicted to take" in " ".join(contents.sentences)
+    assert "of another plan" in caplog.messages[0]
 
 
 def test_without_scores_it_is_one_line(tmp_path: Path) -> None:

@@ -10,23 +10,20 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ldpruner.errors import PlanMismatch, RunStoreError
-from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.evaluation.gallery import PICTURE, SHEET, SOUND, VIDEO, read_gallery
 from ldpruner.files import write_atomic
 from ldpruner.operators.names import overlap
 from ldpruner.pipelines.fingerprints import count_parameters
 from ldpruner.pipelines.running import networks
-from ldpruner.profiling.benchmark import Comparison
 from ldpruner.pruning.serialization import AUTO_MAP, load_meta
 from ldpruner.publishing.card import Card
 from ldpruner.publishing.origin import Origin, find_origin
 from ldpruner.publishing.task import pipeline_tag
-from ldpruner.run_folder import RunFolder
+from ldpruner.run_folder import CLOSE, RunFolder
 from ldpruner.selection.plan import PLAN_FILE, Plan
 from ldpruner.stand_ins import REMOVED, old_name
 
 CARD_FILE = "README.md"
-CLOSE = 0.002  # two shares of parameters are of one plan
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +64,9 @@ class Contents:
         return tuple(name.as_posix() for name in written if not _is_hidden(name))
 
     def _card(self, repo: str, revision: str | None) -> Card:
-        evaluated, evaluation = self._evaluation()
-        comparison = self._comparison()
-        samples, rows, prompts = _samples(self.folder.samples) if comparison is not None else ((), (), ())
+        evaluated, evaluation = self.folder.evaluation() or ("pruned", None)
+        comparison = self.folder.comparison()
+        samples, rows, prompts = _samples(self.folder)
         return Card(
             repo=repo,
             revision=revision,
@@ -89,29 +86,6 @@ class Contents:
             rows=rows,
             prompts=prompts,
         )
-
-    def _evaluation(self) -> tuple[str, Evaluation | None]:
-        """The pipeline that was evaluated, and how; None unless it was pruned by this plan."""
-        evaluated, evaluation = self.folder.evaluation() or ("pruned", None)
-        sizes = [measure for measure in (evaluation.metrics if evaluation else ()) if measure.metric == "parameters"]
-        if not all(self._is_of_plan(size.original, size.pruned) for size in sizes):
-            logger.warning("%s is of another plan and left out; evaluate again", self.folder.evaluation_file)
-            return "pruned", None
-        return evaluated, evaluation
-
-    def _comparison(self) -> Comparison | None:
-        """What `run` has timed, together with samples; None unless it was pruned by this plan."""
-        comparison = self.folder.comparison()
-        if comparison is not None and not self._is_of_plan(*(cost.parameters for cost in comparison.pipelines)):
-            logger.warning("%s and samples are of another plan and left out; run again", self.folder.comparison_file)
-            return None
-        return comparison
-
-    def _is_of_plan(self, original: float | None, pruned: float | None) -> bool:
-        """Whether a measured pair of sizes is that of the plan."""
-        if self.plan.predicted is None or not original or pruned is None:
-            return True
-        return abs(pruned / original - self.plan.predicted.parameters) <= CLOSE
 
 
 def _origin(folder: RunFolder, base_model: str | None) -> Origin:
@@ -188,10 +162,11 @@ def _without_local_names(path: Path) -> str | None:
     return json.dumps({key: config[key] for key in config if key != "_name_or_path"}, indent=2) + "\n"
 
 
-def _samples(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The sheet and the sounds of a folder of samples, the pipelines on them, and their prompts."""
+def _samples(run: RunFolder) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The sheet and the sounds of a run folder, the pipelines on them, and their prompts."""
+    folder = run.samples
     try:
-        gallery = read_gallery(folder)
+        gallery = read_gallery(folder) if run.has_samples else None
     except RunStoreError:
         gallery = None
     if gallery is None:

@@ -157,7 +157,7 @@ def _samples(folders: dict[str, RunFolder]) -> tuple[tuple[Sample, ...], list[st
     limit, joined, without = MAX_BYTES // len(folders), list[Sample](), list[str]()
     model = next(iter(folders.values())).model()
     for run, folder in folders.items():
-        samples = read_samples(folder.samples, limit) if folder.model() == model else Samples()
+        samples = read_samples(folder.samples, limit) if folder.model() == model and folder.has_samples else Samples()
         if not samples.shown:
             continue
         if not joined:

@@ -95,7 +95,7 @@ def gather(run: Path | str) -> Contents:
         costs=tuple(cost_rows(comparison)) if comparison is not None else (),
         qualities=tuple(quality_rows(evaluation)) if evaluation is not None else (),
         evaluated=evaluated,
-        samples=read_samples(folder.samples),
+        samples=read_samples(folder.samples) if folder.has_samples else Samples(),
         boxes=boxes_of(operators),
         operators=operators,
         charts={chart.name: chart for chart in _charts(scores, operators, data, history) if chart is not None},
