@@ -22,6 +22,7 @@ from ldpruner.report.server import HOST, LiveServer, _listener
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.results import Scores
 from tests.report.conftest import HOSTILE
+from tests.report.test_samples import sounds
 
 pytestmark = pytest.mark.browser
 FAST = 0.1  # seconds
@@ -60,6 +61,11 @@ def set_slider(page: Any, name: str, value: int) -> float:
     slider.value = arguments[1]; slider.dispatchEvent(new Event("input", {bubbles: true}));
     document.body.offsetHeight; return performance.now() - started;"""
     return float(page.execute_script(script, name, str(value))) / 1000
+
+
+def set_theme(page: Any, theme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def removed(page: Any) -> set[str]:
@@ -106,10 +112,32 @@ def test_a_point_of_the_chart_is_the_operator_of_the_map(page: Any) -> None:
     assert ("removed" in mark.get_attribute("class")) == ("removed" in button.get_attribute("class"))
 
 
-def test_no_serious_violation_of_accessibility(page: Any) -> None:
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_serious_violation_of_accessibility(page: Any, theme: str) -> None:
+    set_theme(page, theme)
     page.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
     violations = Axe().run(page)["violations"]
     assert not [(violation["id"], violation["help"]) for violation in violations if violation["impact"] in SERIOUS]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 20], ids=["wav", "mp3"])
+def test_sounds_play(browser: Any, run: Path, seconds: float) -> None:
+    shutil.rmtree(run / "samples")
+    (run / "samples").mkdir()
+    sounds(run / "samples", seconds, rate=16000)
+    browser.get(write_report(run).as_uri())
+    browser.find_element("tag name", "h1").click()  # sounds play only where a person is
+    played = browser.execute_async_script("""
+    const done = arguments[0], audio = document.querySelector("audio");
+    const ended = () => { if (audio.currentTime > 0.1) done([audio.duration, audio.currentTime]); };
+    audio.addEventListener("timeupdate", ended);
+    audio.play().catch((error) => done(String(error)));""")
+    assert isinstance(played, list), played
+    duration, now = played
+    assert duration == pytest.approx(seconds, abs=0.2)
+    assert now > 0.1
+    assert browser.execute_script("return [...document.images].every((image) => image.naturalWidth > 0)")
+    assert browser.get_log("browser") == []
 
 
 def test_a_picture_is_uncovered(page: Any) -> None:
@@ -124,9 +152,7 @@ def test_a_picture_is_uncovered(page: Any) -> None:
 def test_it_fits_a_phone_and_has_two_themes(page: Any, theme: str, width: int) -> None:
     emulated = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", emulated)
-    page.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-    )
+    set_theme(page, theme)
     try:
         assert page.execute_script(OVERFLOW) <= 0
         back = page.execute_script("return getComputedStyle(document.body).backgroundColor")
