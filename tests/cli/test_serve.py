@@ -17,14 +17,22 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ldpruner import Budget
 from ldpruner.cli import STOPPED
+from ldpruner.workflow import prune_run, select_run
 from tests.cli.conftest import Run
-from tests.publishing.conftest import finished
-
-__all__ = ["finished"]
 
 COMMAND = [sys.executable, "-m", "ldpruner", "serve", "--port", "0", "--json", "--quiet", "--run"]
 MANY = 900  # steps
+
+
+@pytest.fixture(scope="module")
+def pruned(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a pruned pipeline; not to be changed."""
+    place = Path(shutil.copytree(scored, tmp_path_factory.mktemp("serve") / "run"))
+    select_run(place, Budget(parameters=0.8))
+    prune_run(place)
+    return place
 
 
 @contextlib.contextmanager
@@ -40,8 +48,8 @@ def started(run: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.mark.extensive
-def test_ctrl_c_stops_a_sample_in_the_middle(finished: Path) -> None:
-    with started(finished) as process:
+def test_ctrl_c_stops_a_sample_in_the_middle(pruned: Path) -> None:
+    with started(pruned) as process:
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], 60)
         assert ready
@@ -58,7 +66,7 @@ def test_ctrl_c_stops_a_sample_in_the_middle(finished: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of Gradio
-def test_it_serves_until_ctrl_c(run: Run, finished: Path) -> None:
+def test_it_serves_until_ctrl_c(run: Run, pruned: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     pages: list[str] = []
@@ -72,19 +80,19 @@ def test_it_serves_until_ctrl_c(run: Run, finished: Path) -> None:
 
     visitor = threading.Thread(target=visit)
     visitor.start()
-    code, out, err = run("serve", "--run", finished, "--port", str(port), "--json", "--quiet")
+    code, out, err = run("serve", "--run", pruned, "--port", str(port), "--json", "--quiet")
     visitor.join()
     assert (code, err) == (130, f"{STOPPED}\n")
     assert json.loads(out) == {"address": f"http://127.0.0.1:{port}/"}
     assert "Live comparison" in pages[0]
 
 
-def test_a_dry_run_opens_nothing(run: Run, finished: Path) -> None:
-    code, out, err = run("serve", "--run", finished, "--guidance", "2", "--dry-run")
+def test_a_dry_run_opens_nothing(run: Run, pruned: Path) -> None:
+    code, out, err = run("serve", "--run", pruned, "--guidance", "2", "--dry-run")
     assert code == 0, err
     shown = json.loads(out)
     assert (shown["host"], shown["port"], shown["probe"]["guidance"]) == ("127.0.0.1", 7860, 2)
-    assert shown["compared"] == str(finished / "pruned")
+    assert shown["compared"] == str(pruned / "pruned")
 
 
 def test_a_missing_pipeline_says_what_to_run(run: Run, scored: Path, tmp_path: Path) -> None:
@@ -106,17 +114,14 @@ def test_a_missing_pipeline_says_what_to_run(run: Run, scored: Path, tmp_path: P
         (("--pipeline-arg", "colour=1"), 1, "colour"),
     ],
 )
-def test_a_mistake_is_one_line(run: Run, finished: Path, words: tuple[str, ...], code: int, problem: str) -> None:
-    status, out, err = run("serve", "--run", finished, "--quiet", "--port", "0", *words)
+def test_a_mistake_is_one_line(run: Run, pruned: Path, words: tuple[str, ...], code: int, problem: str) -> None:
+    status, out, err = run("serve", "--run", pruned, "--quiet", "--port", "0", *words)
     assert (status, out, err.count("\n")) == (code, "", 1)
     assert problem in err
 
 
-def test_a_missing_gradio_is_one_line(
-    run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_gradio_is_one_line(run: Run, pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    place = Path(shutil.copytree(finished, tmp_path / "run"))
-    code, out, err = run("serve", "--run", place)
+    code, out, err = run("serve", "--run", pruned)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert 'pip install "ld-pruner[serve]"' in err

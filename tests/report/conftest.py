@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 import ldpruner
 from ldpruner.run_folder import RunFolder
 from ldpruner.scoring.store import RunStore
+from ldpruner.workflow import prune_run, score_run, select_run
 from tests.publishing.conftest import finished, run
 
 __all__ = ["finished", "run"]
@@ -51,8 +52,9 @@ def text_run(tiny_text: DiffusionPipeline, tmp_path_factory: pytest.TempPathFact
     tiny_text.save_pretrained(model)
     original, run = ldpruner.load(model), place / "run"
     probe = ldpruner.Probe(samples=2, steps=2, prompts=["a cat on the moon", "the sea"])
-    options = {"probe": probe, "model": str(model), "targets": ["mid_block*", "down_blocks*"]}
-    ldpruner.run(original, ldpruner.Budget(parameters=0.9), run=run, **options)  # type: ignore[arg-type]
+    score_run(original, run=run, probe=probe, model=str(model), targets=["mid_block*"], budgets=None)
+    select_run(run, ldpruner.Budget(operators=1))
+    prune_run(run, original=original)
     recovered = ldpruner.load(run / "pruned")
     with torch.no_grad():
         recovered.unet.conv_out.weight += 0.05
