@@ -44,7 +44,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python examples/execute.py
 
 notebooks-check: $(INSTALLED)
-	$(BIN)/python examples/execute.py --check
+	$(BIN)/python examples/execute.py --check --jobs 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

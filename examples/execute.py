@@ -2,14 +2,16 @@
 
 python examples/execute.py               all of them, in place
 python examples/execute.py lora audio    these
-python examples/execute.py --check       nothing is written; the first error ends it
+python examples/execute.py --check       nothing is written; an error ends it
 """
 
+import functools
 import os
 import re
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,15 +37,24 @@ NOISE = re.compile(r"torchao|torch/utils/_pytree\.py|requires torchvision|No LoR
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks; all if none is named.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False,
+    jobs: Annotated[int, typer.Option(help="Notebooks at once, on one core each if there are several.", min=1)] = 1,
 ) -> None:
     """Execute notebooks in place, or check that they run."""
-    paths = [EXAMPLES / f"{name.removesuffix('.ipynb')}.ipynb" for name in names or ()]
-    for path in paths or sorted(EXAMPLES.glob("*.ipynb")):
-        started = time.perf_counter()
-        notebook = execute(path)
-        if not check:
-            nbformat.write(notebook, path)
-        typer.echo(f"{path.name}: {time.perf_counter() - started:.0f} s")
+    named = [EXAMPLES / f"{name.removesuffix('.ipynb')}.ipynb" for name in names or ()]
+    paths = named or sorted(EXAMPLES.glob("*.ipynb"))
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs) as pool:
+        for line in pool.map(functools.partial(_executed, check=check), paths):
+            typer.echo(line)
+
+
+def _executed(path: Path, *, check: bool) -> str:
+    started = time.perf_counter()
+    notebook = execute(path)
+    if not check:
+        nbformat.write(notebook, path)
+    return f"{path.name}: {time.perf_counter() - started:.0f} s"
 
 
 def execute(path: Path) -> Any:
