@@ -67,6 +67,15 @@ def test_samples_of_other_seeds_are_left_out(runs: list[Path]) -> None:
     assert "are not shown" in contents.warnings[0]
 
 
+def test_the_first_samples_are_compared_where_one_run_has_more(runs: list[Path]) -> None:
+    sheet = runs[1] / "samples" / "samples.json"
+    content = json.loads(sheet.read_text())
+    sheet.write_text(json.dumps({**content, "samples": content["samples"][:1]}))
+    contents = compare_runs(runs)
+    assert [list(sample.media) for sample in contents.samples] == [["original", *contents.names]]
+    assert contents.warnings == ()
+
+
 def test_alternatives_stand_beside_the_run(run: Path) -> None:
     folder = RunFolder(run)
     assert gather(run).alternatives is None

@@ -63,6 +63,21 @@ def test_tiles_charts_and_tables_are_of_the_run(run: Path) -> None:
     assert contents.samples.stages == ("original", "pruned", "recovered")
 
 
+def test_what_goes_with_a_removal_is_struck_out_too(run: Path) -> None:
+    plan = RunFolder(run).plan()
+    gone = gather(run).data["plan"]["gone"]
+    assert set(gone) == {name for planned in plan.removed for name in (planned.operator, *planned.removal.cascaded)}
+
+
+def test_a_later_timing_takes_the_place_of_the_first(run: Path) -> None:
+    evaluation = evaluate_run(run, probe=RunFolder(run).scores().probe.replace(samples=6), device="cpu")
+    ratio = evaluation["latency_ratio"].pruned
+    assert ratio is not None
+    contents = gather(run)
+    assert contents.costs[0].share == f"{100 * ratio:.0f} %"
+    assert f"A call takes {100 * ratio:.0f} % of the original's time (" in " ".join(contents.sentences)
+
+
 def test_what_was_measured_of_another_plan_is_left_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert gather(run).costs
     select_run(run, Budget(parameters=0.99))

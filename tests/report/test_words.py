@@ -3,7 +3,7 @@
 import pytest
 
 from ldpruner.profiling.benchmark import Comparison, Percentiles, PipelineCost
-from ldpruner.report.words import cost_rows, counted
+from ldpruner.report.words import cost_measures_of, cost_rows, counted
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_costs_are_side_by_side() -> None:
         for name, count in (("original", 200), ("pruned", 50))
     ]
     ratio = Percentiles(median=0.25, p10=0.2, p90=0.3)
-    latency, *others = cost_rows(Comparison(pipelines=tuple(costs), latency_ratio=ratio))
+    latency, *others = cost_rows(cost_measures_of(Comparison(pipelines=tuple(costs), latency_ratio=ratio), None))
     assert {row.name: row.share for row in others} == {"parameters": "25 %", "MACs": "25 %", "peak memory": "100 %"}
     assert (latency.original, latency.pruned, latency.share) == ("200.0 ms", "50.0 ms", "25 %")
     assert latency.interval == "49.0 ms to 51.0 ms"

@@ -45,6 +45,7 @@ LOAD_OPTIONS = (
     *("quantization_config", "disable_mmap"),
 )
 LONGEST_NAME = 100  # in messages
+ONLY_IN_CLONES = ("digits", "emoji")  # zoo models that are too large for the package
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # the old name warns
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 REMOVALS = TypeAdapter(tuple[Removal, ...])
@@ -144,8 +145,13 @@ def _zoo_folder(name: str) -> Path:
     for folder in (package / name, package.parents[2] / "zoo" / name / "pipeline"):
         if (folder / INDEX).is_file():
             return folder
+    if name in ONLY_IN_CLONES:
+        raise PipelineNotFound(
+            f"'zoo:{name}' is not in the package; in a clone, install with 'pip install -e .', or name the folder "
+            f"zoo/{name}/pipeline"
+        )
     names = sorted(path.parent.name for path in package.glob(f"*/{INDEX}"))
-    raise PipelineNotFound(f"no model 'zoo:{name}'; the zoo has {', '.join(names) or 'none'}")
+    raise PipelineNotFound(f"no model 'zoo:{name}'; the zoo has {', '.join((*names, *ONLY_IN_CLONES))}")
 
 
 def _check_options(folder: Path, options: Mapping[str, Any]) -> None:

@@ -93,7 +93,7 @@ def importance_chart(operators: Sequence[Score], scores: Scores) -> Chart | None
         if math.isfinite(score.score) and score.score > 0
     ]
     title = "Score of each operator beside the latency that its removal saves"
-    return _chart("importance", title, ("latency saved", "score"), points, x_text=percent, is_log=True)
+    return _chart("importance", title, ("latency saved", "score"), points, x_text=_percent, is_log=True)
 
 
 def frontier_chart(plans: Iterable[tuple[float, float]], chosen: tuple[float, float]) -> Chart | None:
@@ -102,7 +102,7 @@ def frontier_chart(plans: Iterable[tuple[float, float]], chosen: tuple[float, fl
     points.append(Point(*chosen, f"this run's plan, {percent(chosen[0])} of the latency: {chosen[1]:.3g}", None, True))
     points.sort(key=lambda point: point.x)
     title = "Predicted latent shift of the best plan for each latency"
-    return _chart("frontier", title, ("latency left", "latent shift"), points, x_text=percent, is_joined=True)
+    return _chart("frontier", title, ("latency left", "latent shift"), points, x_text=_percent, is_joined=True)
 
 
 def training_chart(history: History) -> Chart | None:
@@ -120,7 +120,7 @@ def training_chart(history: History) -> Chart | None:
 def quality_chart(metric: str, points: Sequence[Point]) -> Chart | None:
     """A metric of several pipelines beside their latency."""
     title = f"{metric} and latency of each pipeline"
-    chart = _chart("quality", title, ("latency, of the original's", metric), points, x_text=percent)
+    chart = _chart("quality", title, ("latency, of the original's", metric), points, x_text=_percent)
     return replace(chart, is_labelled=True) if chart is not None else None
 
 
@@ -143,6 +143,11 @@ def _chart(
     ]
     axes = Axis(quantities[0], across.ticks(x_text)), Axis(quantities[1], up.ticks("{:,.6g}".format))
     return Chart(name, title, *axes, tuple(marks), is_joined)
+
+
+def _percent(fraction: float) -> str:
+    """With as many digits as neighbouring ticks need to differ."""
+    return f"{100 * fraction:.4g} %"
 
 
 class _Scale:

@@ -9,7 +9,7 @@ from ldpruner.errors import RunStoreError
 from ldpruner.evaluation.measures import COSTS, Measure, cost_measures
 from ldpruner.report.charts import Chart, Point, quality_chart
 from ldpruner.report.samples import MAX_BYTES, Sample, Samples, read_samples
-from ldpruner.report.words import cost_row, name_of, quality_row
+from ldpruner.report.words import cost_row, name_of, quality_row, short_name
 from ldpruner.run_folder import RunFolder
 
 # of a protocol: metrics that differ in one of these do not compare
@@ -83,7 +83,7 @@ def compare_runs(runs: Sequence[Path | str], *, with_samples: bool = True) -> Co
     """
     folders = {str(run): RunFolder(run) for run in runs}
     entries = [entry for name, folder in folders.items() for entry in entries_of(name, folder)]
-    models = tuple(dict.fromkeys(folder.model() for folder in folders.values()))
+    models = tuple(dict.fromkeys(short_name(folder.model()) for folder in folders.values()))
     samples, without = _samples(folders) if with_samples else ((), [])
     return Comparison(
         models=models,
@@ -137,13 +137,19 @@ def _rows(entries: Sequence[Entry], metrics: Sequence[str]) -> Iterator[tuple[st
         measures = [entry.measure(metric) for entry in entries]
         rows = [None if measure is None else text(measure) for measure in measures]
         present = next((row for row in rows if row is not None), None)
-        if present is not None:
+        if present is not None and metric == "latency_ms":  # of each with the original in turn, in a run of its own
+            cells = ["" if row is None else f"{row.pruned}, original {row.original}" for row in rows]
+            yield present.name, "", *cells
+        elif present is not None:
             yield present.name, present.original, *("" if row is None else row.whole for row in rows)
 
 
 def _warnings(models: Sequence[str], entries: Sequence[Entry], without: Sequence[str]) -> Iterator[str]:
     if len(models) > 1:
         yield f"The runs have different originals: {', '.join(models)}. Values of the original are those of the first."
+    unmeasured = [entry.name for entry in entries if entry.protocol is None]
+    if unmeasured:
+        yield f"The quality was not measured yet: {', '.join(unmeasured)}."
     protocols = [entry.protocol for entry in entries if entry.protocol is not None]
     differing = [name for name in COMPARABLE if any(other.get(name) != protocols[0].get(name) for other in protocols)]
     if differing:
@@ -162,11 +168,14 @@ def _samples(folders: dict[str, RunFolder]) -> tuple[tuple[Sample, ...], list[st
             continue
         if not joined:
             joined = [sample.of({"original": "original"}) for sample in samples.shown if "original" in sample.media]
-        elif [sample.caption for sample in joined] != [sample.caption for sample in samples.shown]:
+        pairs = [
+            (first, own) for first, own in zip(joined, samples.shown, strict=False) if first.caption == own.caption
+        ]
+        if not pairs:
             without.append(run)
             continue
         latest = {samples.stages[-1]: f"{run}, {samples.stages[-1]}"}
-        joined = [both.joined(sample.of(latest)) for both, sample in zip(joined, samples.shown, strict=True)]
+        joined = [first.joined(own.of(latest)) for first, own in pairs]
     return tuple(joined), without
 
 

@@ -3,22 +3,22 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldpruner.budget import QUANTITIES
 from ldpruner.evaluation.evaluate import Evaluation
-from ldpruner.evaluation.measures import COSTS
+from ldpruner.evaluation.measures import COSTS, Measure
 from ldpruner.finetuning.settings import History
 from ldpruner.profiling.benchmark import Comparison as Timing
 from ldpruner.report.charts import Chart, frontier_chart, importance_chart, training_chart
 from ldpruner.report.comparison import Comparison, compare_runs
 from ldpruner.report.samples import Samples, read_samples
 from ldpruner.report.structure import Box, boxes_of, operators_of
-from ldpruner.report.words import Row, cost_rows, minutes, percent, quality_rows
-from ldpruner.run_folder import RunFolder
+from ldpruner.report.words import Row, cost_measures_of, cost_rows, minutes, percent, quality_rows, short_name
+from ldpruner.run_folder import RATIO, RunFolder
 from ldpruner.scoring.importance import cost, power
 from ldpruner.scoring.results import Score, Scores
 from ldpruner.selection.plan import Plan
@@ -50,6 +50,7 @@ class Contents:
         charts: by name.
         alternatives: the run's pipeline beside what else is faster; None if nothing else was measured.
         budgets, training: rows of tables.
+        nearest: the place of the plan of another budget that is nearest to this run's.
         data: what the page's script reads.
         commands: that repeat the run.
         protocol: how the qualities were measured, as JSON; None if they were not.
@@ -69,6 +70,7 @@ class Contents:
     alternatives: Comparison | None
     budgets: tuple[tuple[str, ...], ...]
     training: tuple[tuple[str, ...], ...]
+    nearest: int
     data: dict[str, Any]
     commands: tuple[str, ...]
     protocol: str | None
@@ -85,14 +87,14 @@ def gather(run: Path | str) -> Contents:
     scores, plan, model = folder.scores(), folder.plan(), folder.model()
     comparison, history = folder.comparison(), folder.history()
     evaluated, evaluation = folder.evaluation() or (None, None)
-    operators = operators_of(scores)
+    operators, costs = operators_of(scores), cost_measures_of(comparison, evaluation)
     data = _data(scores, plan, operators)
     return Contents(
-        model=model,
+        model=short_name(model),
         run=str(run),
-        sentences=tuple(_sentences(scores, plan, comparison, evaluation)),
-        tiles=tuple(_tiles(plan, comparison, evaluation)),
-        costs=tuple(cost_rows(comparison)) if comparison is not None else (),
+        sentences=tuple(_sentences(scores, plan, costs, _place(comparison, evaluation), evaluation)),
+        tiles=tuple(_tiles(plan, costs, evaluation)),
+        costs=tuple(cost_rows(costs)),
         qualities=tuple(quality_rows(evaluation)) if evaluation is not None else (),
         evaluated=evaluated,
         samples=read_samples(folder.samples) if folder.has_samples else Samples(),
@@ -102,39 +104,53 @@ def gather(run: Path | str) -> Contents:
         alternatives=compare_runs([run], with_samples=False) if folder.alternatives() else None,
         budgets=tuple(map(_budget_row, data["plans"])),
         training=tuple(_training_rows(history)) if history is not None else (),
+        nearest=_nearest(data),
         data=data,
         commands=tuple(_commands(model, str(run), plan, is_recovered=history is not None)),
         protocol=json.dumps(evaluation.protocol, indent=2) if evaluation is not None else None,
     )
 
 
-def _sentences(scores: Scores, plan: Plan, comparison: Timing | None, evaluation: Evaluation | None) -> Iterator[str]:
+def _place(comparison: Timing | None, evaluation: Evaluation | None) -> str:
+    """Where the latency was measured."""
+    if evaluation is not None and any(measure.metric == RATIO for measure in evaluation.metrics):
+        return " in ".join(str(evaluation.protocol.get(name)) for name in ("device", "precision"))
+    return str(comparison.machine) if comparison is not None and comparison.machine is not None else "this machine"
+
+
+def _sentences(
+    scores: Scores, plan: Plan, costs: Sequence[Measure], place: str, evaluation: Evaluation | None
+) -> Iterator[str]:
     count = len({score.operator for score in scores.scores})
     yield f"{len(plan.removed)} of {count} operators of the {scores.component} are removed."
-    ratio = comparison.latency_ratio if comparison is not None else None
-    if comparison is not None and ratio is not None:
+    ratio = next((measure for measure in costs if measure.metric == RATIO), None)
+    if ratio is not None and ratio.pruned is not None and ratio.interval is not None:
+        low, high = map(percent, ratio.interval)
         yield (
-            f"A call takes {percent(ratio.median)} of the original's time ({percent(ratio.p10)} to "
-            f"{percent(ratio.p90)} in eight of ten rounds), as measured on {comparison.machine or 'this machine'}."
+            f"A call takes {percent(ratio.pruned)} of the original's time ({low} to {high} in eight of ten rounds), "
+            f"as measured on {place}."
         )
     elif plan.predicted is not None:
         left = percent(plan.predicted.latency)
         yield f"A call is predicted to take {left} of the original's time. It was not timed."
+    if plan.budget is not None:
+        yield f"The budget was {plan.budget}."
     if evaluation is None:
         yield "The quality was not measured yet; the command ldpruner evaluate measures it."
-    elif evaluation.worse:
-        compared = sum(measure.within_noise_floor is not None for measure in evaluation.metrics)
-        yield f"The samples are measurably worse in {len(evaluation.worse)} of {compared} metrics."
+        return
+    samples = evaluation.protocol.get("samples")
+    compared = sum(measure.within_noise_floor is not None for measure in evaluation.metrics)
+    if evaluation.worse:
+        yield f"On {samples} samples, {len(evaluation.worse)} of {compared} metrics find the quality worse."
     else:
-        yield "No metric finds the samples worse than the original's, beyond the noise floor."
+        yield f"On {samples} samples, no metric finds the quality worse, beyond the noise floor."
 
 
-def _tiles(plan: Plan, comparison: Timing | None, evaluation: Evaluation | None) -> Iterator[Tile]:
+def _tiles(plan: Plan, costs: Sequence[Measure], evaluation: Evaluation | None) -> Iterator[Tile]:
     """What is left of the original, and one measure of quality."""
-    if comparison is not None:
-        for row in cost_rows(comparison):
-            yield Tile(f"of the {row.name}", row.share, f"{row.pruned}; original {row.original}")
-    elif plan.predicted is not None:
+    for row in cost_rows(costs):
+        yield Tile(f"of the {row.name}", row.share, f"{row.pruned}; original {row.original}")
+    if not costs and plan.predicted is not None:
         for name, value in plan.predicted.model_dump().items():
             yield Tile(f"of the {name}", percent(value), "predicted")
     if evaluation is not None:
@@ -159,6 +175,12 @@ def _charts(
     yield frontier_chart(plans, (data["plan"]["left"]["latency"], data["plan"]["shift"]))
     if history is not None:
         yield training_chart(history)
+
+
+def _nearest(data: dict[str, Any]) -> int:
+    latency = data["plan"]["left"]["latency"]
+    distances = [abs(plan["left"]["latency"] - latency) for plan in data["plans"]]
+    return distances.index(min(distances)) if distances else 0
 
 
 def _budget_row(plan: dict[str, Any]) -> tuple[str, ...]:
@@ -202,7 +224,9 @@ def _operator(score: Score, scores: Scores) -> dict[str, Any]:
 def _plan(scores: Scores, chosen: list[Score], places: dict[str, int], kept: float | None) -> dict[str, Any]:
     shift = sum(cost(score.score, scores.metric) for score in chosen) ** (1 / power(scores.metric))
     removed = [places[score.operator] for score in chosen]
-    return {"budget": kept, "removed": removed, "left": predict(scores, chosen).model_dump(), "shift": shift}
+    gone = [name for score in chosen for name in (score.operator, *score.candidate.removal.cascaded)]
+    left = predict(scores, chosen).model_dump()
+    return {"budget": kept, "removed": removed, "gone": gone, "left": left, "shift": shift}
 
 
 def _commands(model: str, run: str, plan: Plan, *, is_recovered: bool) -> Iterator[str]:

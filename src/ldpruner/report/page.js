@@ -3,8 +3,7 @@ const parts = [...document.querySelectorAll(".operator, .mark[data-place]")];
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
 function show(plan) {
-  const removed = plan.removed.map((place) => data.operators[place].name);
-  const names = new Set(removed);
+  const names = new Set(plan.gone);
   for (const part of parts) {
     const path = data.operators[Number(part.dataset.place)].name;
     let gone = names.has(path);
@@ -16,7 +15,7 @@ function show(plan) {
   const title = plan.budget === null ? "This run's plan" : `A plan for ${Math.round(100 * plan.budget)} % of the latency`;
   const { latency, parameters, macs, memory } = plan.left;
   document.getElementById("budget-text").textContent =
-    `${title}: ${removed.length} operators removed. Predicted: latency ${percent(latency)}, parameters ${percent(parameters)}, ` +
+    `${title}: ${plan.removed.length} operators removed, with all that is in them. Predicted: latency ${percent(latency)}, parameters ${percent(parameters)}, ` +
     `MACs ${percent(macs)}, memory ${percent(memory)}, latent shift ${plan.shift.toPrecision(3)}.`;
 }
 

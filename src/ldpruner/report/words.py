@@ -1,7 +1,8 @@
 """Results as rows of text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ldpruner.evaluation.evaluate import Evaluation
 from ldpruner.evaluation.measures import COSTS, Measure, cost_measures
@@ -14,7 +15,7 @@ COST_NAMES = {
     "macs": "MACs",
     "peak_memory_bytes": "peak memory",
 }
-COUNTED = ("parameters", "macs", "peak_memory_bytes")
+SHARED = ("parameters", "macs", "peak_memory_bytes")
 ACRONYMS = ("clip", "cmmd", "dino", "kid", "lpips", "psnr", "ssim")
 DECIMAL = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 BINARY = ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
@@ -77,11 +78,24 @@ def name_of(metric: str) -> str:
     return COST_NAMES.get(metric) or name.replace("frechet", "Fréchet")
 
 
-def cost_rows(comparison: Comparison) -> list[Row]:
-    """What both pipelines cost."""
-    rows = [cost_row(measure) for measure in cost_measures(comparison)]
-    latency, ratio, *others = rows
-    return [replace(latency, share=ratio.pruned), *others]
+def short_name(model: str) -> str:
+    """A Hub id or the name of a zoo model as it is; of a local folder its last part."""
+    return Path(model).name if Path(model).exists() else model
+
+
+def cost_measures_of(comparison: Comparison | None, evaluation: Evaluation | None) -> tuple[Measure, ...]:
+    """What both pipelines cost: as the evaluation has timed them, or else as `run` has; empty if neither has."""
+    measured = tuple(measure for measure in (evaluation.metrics if evaluation else ()) if measure.metric in COSTS)
+    return measured or (tuple(cost_measures(comparison)) if comparison is not None else ())
+
+
+def cost_rows(measures: Sequence[Measure]) -> list[Row]:
+    """What both pipelines cost; the latency has its share as it was measured, pair by pair."""
+    rows = {measure.metric: cost_row(measure) for measure in measures}
+    ratio = rows.pop("latency_ratio", None)
+    if ratio is not None and "latency_ms" in rows:
+        rows["latency_ms"] = replace(rows["latency_ms"], share=ratio.pruned)
+    return list(rows.values())
 
 
 def cost_row(measure: Measure) -> Row:
@@ -93,7 +107,7 @@ def cost_row(measure: Measure) -> Row:
         original="" if original is None else counted(metric, original),
         pruned="" if pruned is None else counted(metric, pruned),
         interval=" to ".join(counted(metric, end) for end in measure.interval or ()),
-        share=percent(pruned / original) if original and pruned is not None and metric in COUNTED else "",
+        share=percent(pruned / original) if original and pruned is not None and metric in SHARED else "",
     )
 
 
