@@ -1,13 +1,15 @@
 """Quality of a pipeline's pictures, in the features of a network trained on the model's training split."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.comparison import STEPS
 from benchmarks.models import Model
-from ldpruner.evaluation.metrics import frechet_distance, mean
+from ldpruner.evaluation.metrics import cosine_distance, frechet_distance, mean
 from ldpruner.scoring.importance import Floats
 from zoo.features import features_of
 from zoo.quality import reconstructions
@@ -16,21 +18,41 @@ from zoo.quality import reconstructions
 def measured_quality(
     model: Model, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int
 ) -> dict[str, Any]:
-    """The Frechet distance to the test images with its interval, and R@5 of a model that reads captions.
+    """The Frechet distance to the test images, and how well pictures of training captions show them.
 
-    A Frechet distance compares distributions: it does not see whether a picture shows its caption.
+    A Frechet distance compares distributions: it does not see whether a picture shows its caption. *R@1* and *R@5* are
+    shares of pictures whose caption matches best, or is among the five that match best, of 256. The *paired distance*
+    is that to the original's picture of the same caption and seed. All have 95 % intervals.
     """
-    return quality_of(model, model.sample(pipeline, pictures, steps, seed))
+    quality = quality_of(model, model.sample(pipeline, pictures, steps, seed))
+    if model.train_captions is not None:
+        quality |= _adherence(model, model.sample_captions(pipeline, steps, seed), _originals(model, seed))
+    return quality
 
 
 def quality_of(model: Model, pixels: torch.Tensor) -> dict[str, Any]:
-    """The same of pictures, bytes [pictures, channels, height, width]."""
-    quality: dict[str, Any] = distance_between(features_in(model, pixels), features_in(model, model.test))
-    is_retrieved = model.retrieved(pixels)
-    if is_retrieved is not None:
-        r_at_5 = mean(is_retrieved)
-        quality |= {"r_at_5": r_at_5.value, "r_at_5_interval": r_at_5.interval}
-    return quality
+    """The Frechet distance of pictures, bytes [pictures, channels, height, width], to the test images."""
+    return distance_between(features_in(model, pixels), features_in(model, model.test))
+
+
+def _adherence(model: Model, pixels: torch.Tensor, originals: torch.Tensor) -> dict[str, Any]:
+    ranks = model.ranks(pixels)
+    metrics = {
+        "r_at_1": mean((ranks < 1).astype(float)),
+        "r_at_5": mean((ranks < 5).astype(float)),
+        "paired_distance": mean(cosine_distance(features_in(model, pixels), features_in(model, originals))),
+    }
+    return {
+        name: value
+        for key, metric in metrics.items()
+        for name, value in ((key, metric.value), (f"{key}_interval", metric.interval))
+    }
+
+
+@functools.lru_cache
+def _originals(model: Model, seed: int) -> torch.Tensor:
+    """The original's pictures of training captions, which all methods are compared with."""
+    return model.sample_captions(model.pipeline, STEPS, seed)
 
 
 def autoencoder_bound(model: Model, pictures: int, seed: int) -> dict[str, Any]:

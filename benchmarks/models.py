@@ -29,8 +29,7 @@ from zoo.sampling import pixels_of, without_sound
 MODELS = ("satellite", "emoji", "digits")
 OTHER_SEED = 1000  # added to a seed, so that the latents that chose a plan share no noise with those that measure it
 BATCH_SIZE = 64
-CAPTIONS = 256  # pictures and captions of a retrieval
-RETRIEVED = 5  # captions among which a picture's own must be
+CAPTIONS = 256  # of a retrieval: more are harder
 
 
 class Pictures(Sequence[Mapping[str, Any]]):
@@ -59,7 +58,8 @@ class Model:
         feature_network: trained on the training split; its features measure distances.
         train: the training images.
         test: the test images, bytes [images, channels, height, width].
-        train_captions, test_captions: of a model that reads captions.
+        train_captions: of a model that reads captions.
+        test_captions: the same of the test images, with keywords that say what an unknown name is.
         guidance: the scale of classifier-free guidance.
     """
 
@@ -91,25 +91,32 @@ class Model:
     def autoencoder(self) -> Any:
         return getattr(self.pipeline, "vae", None) or self.pipeline.vqvae
 
-    def retrieved(self, pixels: torch.Tensor) -> Floats | None:
-        """Whether each picture's caption is among the five that match it best: [pictures], 1 or 0.
+    def ranks(self, pixels: torch.Tensor) -> Floats:
+        """How many captions match each of the first 256 pictures of `sample_captions` better than its own: [pictures].
 
-        Only the first 256 pictures and captions are matched, as more captions are harder. None for a model that
-        reads no captions. The mean is R@5.
+        The share of zeros is R@1.
         """
-        if self.test_captions is None or not isinstance(self.feature_network, Matcher):
-            return None
-        scores = match(self.feature_network, pixels[:CAPTIONS], self.test_captions[:CAPTIONS])
-        better = (scores > scores.diagonal()[:, None]).sum(1)
-        return np.asarray((better < RETRIEVED).double().numpy())
+        assert self.train_captions is not None
+        assert isinstance(self.feature_network, Matcher)
+        scores = match(self.feature_network, pixels[:CAPTIONS], self.train_captions[:CAPTIONS])
+        return np.asarray((scores > scores.diagonal()[:, None]).sum(1).double().numpy())
 
     def sample(self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int) -> torch.Tensor:
         """Pictures of a pipeline as bytes, with the captions of the test images."""
+        return self._sampled(pipeline, pictures, steps, seed, self.test_captions)
+
+    def sample_captions(self, pipeline: DiffusionPipeline, steps: int, seed: int) -> torch.Tensor:
+        """A picture of each of 256 captions of training images, as bytes."""
+        return self._sampled(pipeline, CAPTIONS, steps, seed, self.train_captions)
+
+    def _sampled(
+        self, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int, prompts: tuple[str, ...] | None
+    ) -> torch.Tensor:
         probe = ldpruner.Probe(
             samples=pictures,
             steps=steps,
             seed=OTHER_SEED + seed,
-            prompts=self.test_captions,
+            prompts=prompts,
             guidance=self.guidance,
             call={"output_type": "np"},
         )
@@ -129,8 +136,8 @@ def open_model(name: str, data: Path) -> Model:
     if name != "emoji":
         train, test = (read_images(archive).pixels for archive in archives)
         return Model(name, pipeline, network, Pictures(name, train), test)
-    trained, tested = (read_captioned(archive) for archive in archives)
-    captions = (_shuffled(trained.captions), _shuffled(tested.captions))
+    trained, tested = (read_captioned(archive, EMOJI.styles) for archive in archives)
+    captions = (_shuffled(trained.captions), _shuffled(tested.descriptions))
     rows = Pictures(name, trained.pixels, trained.captions)
     return Model(name, pipeline, network, rows, tested.pixels, *captions, guidance=EMOJI.guidance)
 

@@ -50,7 +50,7 @@ def write_samples(samples: Tensor, path: Path) -> None:
     Image.fromarray(grid.squeeze()).save(path, optimize=True)
 
 
-def write_captioned(samples: Tensor, captions: Sequence[str], path: Path, rows: int = 4, columns: int = 9) -> None:
+def write_captioned(samples: Tensor, captions: Sequence[str], path: Path, rows: int = 8, columns: int = 9) -> None:
     """The first samples, not chosen, each above its caption: bytes, [samples, 3, height, width]."""
     mpl.use("agg")
     from matplotlib import pyplot as plt  # it chooses its window system when imported

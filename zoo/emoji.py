@@ -1,4 +1,4 @@
-"""zoo:emoji, emoji pictures from their names, 64x64, trained on five sets of emoji."""
+"""zoo:emoji, emoji pictures from their names, 64x64, trained on three sets of emoji."""
 
 from __future__ import annotations
 
@@ -37,72 +37,64 @@ EMOJI = CaptionedRecipe(
     autoencoder={
         "in_channels": 3,
         "out_channels": 3,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (16, 48, 96, 128),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (32, 64, 96),
         "layers_per_block": 1,
-        "latent_channels": 12,
-        "norm_num_groups": 2,
+        "latent_channels": 6,
+        "norm_num_groups": 8,
         "sample_size": 64,
     },
     autoencoder_training=Training(
         max_train_steps=2200,
-        train_batch_size=8,
-        learning_rate=7e-4,
-        lr_warmup_steps=50,
+        train_batch_size=160,
+        learning_rate=1e-3,
+        lr_warmup_steps=100,
         adam_weight_decay=1e-4,
         ema_decay=0.995,
         seed=1,
-        checkpointing_steps=250,
+        checkpointing_steps=1100,
         mixed_precision="bf16",
     ),
-    kl_weight=5e-6,
+    kl_weight=2e-6,
     detail_weight=0.5,
     texture_weight=0.15,
+    styles=("noto", "twemoji", "fluent flat"),
     text_encoder={
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
+        "hidden_size": 160,
+        "intermediate_size": 640,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
     },
-    vocabulary_size=2000,
-    max_tokens=24,
-    caption_dropout=0.12,
+    vocabulary_size=3000,
+    max_tokens=32,
+    caption_dropout=0.1,
+    min_snr_gamma=5.0,
     guidance=4.0,
     denoiser={
-        "sample_size": 8,
-        "in_channels": 12,
-        "out_channels": 12,
+        "sample_size": 16,
+        "in_channels": 6,
+        "out_channels": 6,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (64, 128, 128),
-        "layers_per_block": 1,
-        "cross_attention_dim": 128,
+        "block_out_channels": (96, 128, 160),
+        "layers_per_block": 2,
+        "cross_attention_dim": 160,
         "attention_head_dim": 4,
-        "norm_num_groups": 32,
+        "norm_num_groups": 16,
     },
     denoiser_training=Training(
-        max_train_steps=4000,
-        train_batch_size=32,
+        max_train_steps=8400,
+        train_batch_size=256,
         learning_rate=1e-3,
-        lr_warmup_steps=100,
+        lr_warmup_steps=300,
         seed=2,
-        checkpointing_steps=250,
-        mixed_precision="bf16",
-    ),
-    refinement_training=Training(
-        max_train_steps=1000,
-        train_batch_size=32,
-        learning_rate=8e-4,
-        lr_warmup_steps=25,
-        ema_decay=0.998,
-        seed=5,
-        checkpointing_steps=250,
+        checkpointing_steps=2100,
         mixed_precision="bf16",
     ),
     scheduler=V_PREDICTION,
     feature_network_training=Training(
-        max_train_steps=800,
+        max_train_steps=1200,
         train_batch_size=128,
         learning_rate=2e-3,
         lr_warmup_steps=100,
@@ -111,7 +103,6 @@ EMOJI = CaptionedRecipe(
         checkpointing_steps=250,
         mixed_precision="bf16",
     ),
-    stop_at={"autoencoder": 1250, "denoiser": 2000},  # for want of time
     sampling_steps=25,
     samples=895,
 )
@@ -119,16 +110,15 @@ EMOJI = CaptionedRecipe(
 
 def make_emoji(recipe: CaptionedRecipe, data: Path, out: Path) -> None:
     """Every stage in turn, the pipeline, and its card."""
-    pictures, test = read_captioned(data / "train.zip"), read_captioned(data / "test.zip")
+    pictures, test = (read_captioned(data / f"{split}.zip", recipe.styles) for split in ("train", "test"))
     autoencoder, first = train_autoencoder(recipe, pictures.pixels, mirrored, out)
     latents = rescale_(autoencoder, latents_of(recipe, autoencoder, pictures.pixels, out))
-    tokenizer = build_tokenizer(pictures.captions, recipe.vocabulary_size, recipe.max_tokens)
-    loss = denoiser_loss(recipe, tokenizer, pictures.captions, latents)
+    tokenizer = build_tokenizer(pictures.descriptions, recipe.vocabulary_size, recipe.max_tokens)
+    loss = denoiser_loss(recipe, tokenizer, pictures, latents)
     denoiser, second = train_stage(recipe, "denoiser", build_denoiser(recipe, tokenizer), loss, out)
-    denoiser, third = train_stage(recipe, "refinement", denoiser, loss, out)
     export(recipe, autoencoder, tokenizer, denoiser, out / "pipeline")
-    matcher, fourth = train_matcher(recipe, pictures, out)
-    stages = {"autoencoder": first, "denoiser": second, "refinement": third, "feature_network": fourth}
+    matcher, third = train_matcher(recipe, pictures, out)
+    stages = {"autoencoder": first, "denoiser": second, "feature_network": third}
     describe(recipe, stages, matcher, pictures, test, out)
 
 
@@ -164,12 +154,17 @@ def build_denoiser(recipe: CaptionedRecipe, tokenizer: CLIPTokenizer) -> Caption
         return CaptionedDenoiser(UNet2DConditionModel(**recipe.denoiser), encoder)
 
 
-def denoiser_loss(
-    recipe: CaptionedRecipe, tokenizer: CLIPTokenizer, captions: tuple[str, ...], latents: Tensor
-) -> Loss:
-    """The loss of the denoiser on scaled latents with their captions."""
-    tokens, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
-    return captioned_denoising(latents, tokens, empty, recipe.caption_dropout, DDIMScheduler(**recipe.scheduler))
+def denoiser_loss(recipe: CaptionedRecipe, tokenizer: CLIPTokenizer, pictures: Captioned, latents: Tensor) -> Loss:
+    """The loss of the denoiser on scaled latents with their captions, with and without keywords."""
+    wordings = torch.stack([tokens_of(tokenizer, texts) for texts in (pictures.captions, pictures.descriptions)])
+    return captioned_denoising(
+        latents,
+        wordings,
+        tokens_of(tokenizer, [""]),
+        DDIMScheduler(**recipe.scheduler),
+        caption_dropout=recipe.caption_dropout,
+        min_snr_gamma=recipe.min_snr_gamma,
+    )
 
 
 def train_matcher(recipe: CaptionedRecipe, pictures: Captioned, out: Path) -> tuple[Matcher, Trained]:
@@ -187,19 +182,24 @@ def describe(
     test: Captioned,
     out: Path,
 ) -> None:
-    """The card, with samples of test captions, whose names are new to the model, and of as many training captions."""
+    """The card, with samples of training captions, and of test captions, whose names are new to the model.
+
+    Test captions have keywords, which say what an unknown name is.
+    """
     pipeline = DiffusionPipeline.from_pretrained(out / "pipeline").to(recipe.device)
     old, new = (pictures.subset(recipe.samples, recipe.seed) for pictures in (train, test))
     of_old, of_new = (
-        sample_captioned(pipeline, pictures.captions, recipe.sampling_steps, recipe.guidance)
-        for pictures in (old, new)
+        sample_captioned(pipeline, prompts, recipe.sampling_steps, recipe.guidance)
+        for prompts in (old.captions, new.descriptions)
     )
-    sets = ImageSets(train.pixels, new.pixels, reconstructions(pipeline.vae, new.pixels), of_new)
+    of_autoencoder = {name: reconstructions(pipeline.vae, part.pixels) for name, part in (("old", old), ("new", new))}
+    sets = ImageSets(train.pixels, new.pixels, of_autoencoder["new"], of_new)
     rows = (
         ("training", "real", old.pixels, old),
+        ("training", "reconstructions", of_autoencoder["old"], old),
         ("training", "samples", of_old, old),
         ("test", "real", new.pixels, new),
-        ("test", "reconstructions", sets.reconstructions, new),
+        ("test", "reconstructions", of_autoencoder["new"], new),
         ("test", "samples", of_new, new),
     )
     metrics: dict[str, Any] = {
@@ -215,5 +215,5 @@ def describe(
     write_notice(recipe.name, out / "card")
     results = report(recipe, stages, out / "pipeline", matcher, sets)
     write_card(results | {"feature_network": metrics}, out / "card")
-    write_captioned(of_new, new.captions, out / "card" / "samples.png")
-    write_captioned(of_old, old.captions, out / "card" / "samples-training-captions.png")
+    write_captioned(of_old, old.captions, out / "card" / "samples.png")
+    write_captioned(of_new, new.captions, out / "card" / "samples-test-captions.png")

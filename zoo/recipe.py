@@ -93,14 +93,18 @@ class CaptionedRecipe(Recipe):
     """The recipe of a text-to-image model.
 
     Attributes:
+        styles: of the pictures that it learns.
         text_encoder: settings of its configuration.
         vocabulary_size, max_tokens: of the tokenizer.
         caption_dropout: share of captions that are replaced by the empty one in training.
+        min_snr_gamma: bounds how much a low noise level counts in the denoiser's loss.
         guidance: scale of classifier-free guidance of the measured samples.
     """
 
+    styles: tuple[str, ...]
     text_encoder: Mapping[str, Any]
     vocabulary_size: int
     max_tokens: int
     caption_dropout: float
+    min_snr_gamma: float
     guidance: float

@@ -11,7 +11,6 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from zoo.denoiser import add_noise
@@ -76,21 +75,39 @@ class CaptionedDenoiser(nn.Module):
 
 
 def captioned_denoising(
-    latents: Tensor, tokens: Tensor, empty: Tensor, caption_dropout: float, scheduler: DDIMScheduler
+    latents: Tensor,
+    tokens: Tensor,
+    empty: Tensor,
+    scheduler: DDIMScheduler,
+    *,
+    caption_dropout: float,
+    min_snr_gamma: float,
 ) -> Loss:
-    """The loss of a `CaptionedDenoiser`: squared error of its prediction on noised `latents` with their captions.
+    """The loss of a `CaptionedDenoiser`: squared error of its v-prediction on noised `latents` with their captions.
 
-    `latents` are scaled, [samples, channels, height, width]; `tokens` are their captions', [samples, length]. A share
-    `caption_dropout` of the captions is replaced by `empty`, for classifier-free guidance (Ho and Salimans 2022).
+    `latents` are scaled, [samples, channels, height, width]; `tokens` are those of each wording of their captions,
+    [wordings, samples, length]. Each draw takes one wording. A share `caption_dropout` of the captions is replaced by
+    `empty`, for classifier-free guidance (Ho and Salimans 2022).
+
+    An error in v is one in the latents, weighted by SNR + 1. That weight is bounded by `min_snr_gamma`, so that low
+    noise levels do not outweigh the others (after Hang et al. 2023, whose bound on the SNR alone would leave nothing
+    of the last level under zero terminal SNR).
     """
+    snr_plus_1 = 1 / (1 - scheduler.alphas_cumprod)
+    weights = (min_snr_gamma / snr_plus_1).clamp(max=1)
 
     def sample(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         chosen = torch.randint(len(latents), (batch,), generator=generator)
+        wordings = torch.randint(len(tokens), (batch,), generator=generator)
         is_dropped = torch.rand((batch, 1), generator=generator) < caption_dropout
-        prompts = torch.where(is_dropped, empty, tokens[chosen])
-        return (*add_noise(latents[chosen], scheduler, generator), prompts)
+        prompts = torch.where(is_dropped, empty, tokens[wordings, chosen])
+        noisy, target, times = add_noise(latents[chosen], scheduler, generator)
+        return noisy, target, times, prompts, weights[times]
 
-    def value(module: nn.Module, noisy: Tensor, target: Tensor, times: Tensor, prompts: Tensor) -> Tensor:
-        return mse_loss(module(noisy, times, prompts), target)
+    def value(
+        module: nn.Module, noisy: Tensor, target: Tensor, times: Tensor, prompts: Tensor, weight: Tensor
+    ) -> Tensor:
+        errors = (module(noisy, times, prompts) - target).square().mean((1, 2, 3))
+        return (weight * errors).mean()
 
     return Loss(sample, value)

@@ -40,6 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True
     make, recipe = MAKERS[options.model]
     make(replace(recipe, device=options.device), options.data, options.out)
 

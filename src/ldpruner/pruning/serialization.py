@@ -45,7 +45,7 @@ LOAD_OPTIONS = (
     *("quantization_config", "disable_mmap"),
 )
 LONGEST_NAME = 100  # in messages
-ONLY_IN_CLONES = ("digits", "emoji")  # zoo models that are too large for the package
+ONLY_IN_CLONES = ("digits",)  # zoo models that are not in the package
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # the old name warns
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 REMOVALS = TypeAdapter(tuple[Removal, ...])
