@@ -117,6 +117,8 @@ def make_emoji(recipe: CaptionedRecipe, data: Path, out: Path) -> None:
     loss = denoiser_loss(recipe, tokenizer, pictures, latents)
     denoiser, second = train_stage(recipe, "denoiser", build_denoiser(recipe, tokenizer), loss, out)
     export(recipe, autoencoder, tokenizer, denoiser, out / "pipeline")
+    shown = pictures.subset(recipe.samples, recipe.seed)
+    (out / "pipeline" / "prompts.txt").write_text("\n".join(shown.captions) + "\n")
     matcher, third = train_matcher(recipe, pictures, out)
     stages = {"autoencoder": first, "denoiser": second, "feature_network": third}
     describe(recipe, stages, matcher, pictures, test, out)

@@ -12,9 +12,9 @@ from ldpruner.cli.prune import outcome_answer
 from ldpruner.cli.recover import evaluation_answer, history_answer
 from ldpruner.cli.report import with_report
 
-MODEL = "zoo:satellite"
+MODEL, PROMPTS = "zoo:emoji", "prompts.txt"  # captions that it was trained on, in the model's folder
 BUDGET: dict[str, Any] = {"latency": 0.5}
-PROBE: dict[str, Any] = {"samples": 16, "steps": 10}
+PROBE: dict[str, Any] = {"samples": 16, "steps": 10, "guidance": 4.0}
 TRAINING: dict[str, Any] = {
     "max_train_steps": 150,
     "train_batch_size": 16,
@@ -38,12 +38,14 @@ def demo(
         return settings(model=MODEL, run=str(run), budget=BUDGET, training=TRAINING, probe=PROBE)
     from ldpruner import Budget, Probe, Training
     from ldpruner.pruning.opening import open_pipeline
+    from ldpruner.pruning.serialization import find_folder
     from ldpruner.recovery import finetune_run
     from ldpruner.run_folder import RunFolder
     from ldpruner.workflow import evaluate_run
     from ldpruner.workflow import run as run_all
 
-    folder, probe, original = RunFolder(run), Probe(**PROBE), open_pipeline(MODEL)
+    folder, original = RunFolder(run), open_pipeline(MODEL)
+    probe = Probe(**PROBE, prompts=find_folder(MODEL) / PROMPTS)
     common: dict[str, Any] = {"progress": terminal.progress}
     outcome = run_all(original, Budget(**BUDGET), run=run, probe=probe, model=MODEL, **common)
     common["original"] = original

@@ -1,6 +1,6 @@
 """Samples in a folder: a file for each pipeline and seed, and all pictures on one sheet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 from ldpruner.errors import RunStoreError, StorageError, one_line
 from ldpruner.evaluation.metrics import Pixels
 from ldpruner.evaluation.samples import SampleBatch, sample_batch
+from ldpruner.evaluation.sheets import sheet
 from ldpruner.files import replacing, write_atomic
 from ldpruner.pipelines.probe import Probe
 from ldpruner.scoring.importance import Floats
@@ -22,7 +23,6 @@ STAGES: tuple[Stage, ...] = ("original", "pruned", "recovered")
 LISTING, SHEET = "samples.json", "sheet"
 PICTURE, VIDEO, SOUND = ".png", ".webp", ".wav"
 SHOWN_SAMPLES = 8  # of each pipeline
-GAP = 4  # pixels between pictures of a sheet
 MIN_SIDE = 128  # pixels of a picture on a sheet; smaller pictures are enlarged
 MAX_LEVEL = 32767  # of 16-bit sound
 QUALITY = 90  # of the frames of a video
@@ -81,7 +81,8 @@ def write_samples(
     """Writes the first samples of a probe, decoded, of several pipelines on the same seeds.
 
     Each sample is a file, such as `0-pruned.png`; videos are animated WebP, sounds are WAV. `sheet.png`, or
-    `sheet.webp` for videos, has all pictures, a row for each pipeline. `samples.json` lists their seeds and prompts.
+    `sheet.webp` for videos, has all pictures, a row for each pipeline, under their prompts. `samples.json` lists their
+    seeds and prompts.
 
     Args:
         keep: whether other pipelines' samples of the same seeds and prompts stay.
@@ -105,8 +106,8 @@ def write_samples(
     gallery = Gallery(rows=tuple(stage for stage in STAGES if stage in kept | set(pipelines)), samples=samples)
     write_atomic(folder / LISTING, gallery.model_dump_json(indent=2) + "\n")
     files = [path for sample in gallery.files(folder) for path in sample.values()]
-    pictures = [path for path in files if path.suffix != SOUND]
-    return [_write_sheet(pictures, len(gallery.rows), folder / SHEET), *files] if pictures else files
+    has_pictures = any(path.suffix != SOUND for path in files)
+    return [_write_sheet(gallery, folder), *files] if has_pictures else files
 
 
 def write_sample(batch: SampleBatch, path: Path, min_side: int = 1) -> Path | None:
@@ -147,15 +148,13 @@ def _write_frames(frames: Pixels, path: Path) -> Path:
     return target
 
 
-def _write_sheet(files: Sequence[Path], rows: int, path: Path) -> Path:
-    """Writes pictures, those of a seed after each other, as a sheet with a row for each pipeline."""
-    pictures = _enlarged(np.stack([read_frames(file) for file in files]), MIN_SIDE)
-    tiles = np.pad(pictures, [(0, 0)] * 2 + [(0, GAP), (0, GAP), (0, 0)], constant_values=255)
-    _, frames, height, width, channels = tiles.shape
-    columns = len(files) // rows
-    grid = tiles.reshape(columns, rows, frames, height, width, channels).transpose(2, 1, 3, 0, 4, 5)
-    sheets = grid.reshape(frames, rows * height, columns * width, channels)[:, :-GAP, :-GAP]
-    return _write_frames(sheets, path)
+def _write_sheet(gallery: Gallery, folder: Path) -> Path:
+    """Writes the pictures of a folder as a sheet with a row for each pipeline."""
+    shown = [place for place, files in enumerate(gallery.files(folder)) if files]
+    files = [gallery.files(folder)[place] for place in shown]
+    samples = np.stack([[read_frames(sample[row]) for sample in files] for row in gallery.rows])
+    captions = [gallery.captions[place] for place in shown]
+    return _write_frames(sheet(_enlarged(samples, MIN_SIDE), gallery.rows, captions), folder / SHEET)
 
 
 def read_frames(path: Path) -> Pixels:
