@@ -186,7 +186,8 @@ def _measured(bench: Bench, method: str, cut: float, seed: int, name: str) -> di
     result = bench.costs(pipeline, steps, seed)
     result["removed"] = [planned.removal.model_dump(mode="json") for planned in plan.removed] if plan else None
     with bench.on_device(pipeline):
-        result["before"] = measured_quality(bench.model, pipeline, bench.pictures, steps, seed)
+        strip = bench.folder / "strips" / f"{name}-before.png"
+        result["before"] = measured_quality(bench.model, pipeline, bench.pictures, steps, seed, strip)
         if method != FEWER_STEPS:
             result |= _recovered(bench, method, pipeline, seed, name)
             result["compute"] = bench.compute(method, result["macs"] / result["original_macs"])
@@ -203,7 +204,8 @@ def _recovered(bench: Bench, method: str, pipeline: DiffusionPipeline, seed: int
         losses = finetune_(bench, pipeline, training, name, data=data)
     except FinetuningError as error:
         return {"diverged": str(error)}
-    quality = measured_quality(bench.model, pipeline, bench.pictures, STEPS, seed)
+    strip = bench.folder / "strips" / f"{name}-after.png"
+    quality = measured_quality(bench.model, pipeline, bench.pictures, STEPS, seed, strip)
     return {"after": quality, "validation_losses": losses}
 
 

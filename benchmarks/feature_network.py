@@ -1,11 +1,13 @@
 """Quality of a pipeline's pictures, in the features of a network trained on the model's training split."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from benchmarks.comparison import STEPS
 from benchmarks.models import Model
@@ -14,19 +16,25 @@ from ldpruner.scoring.importance import Floats
 from zoo.features import features_of
 from zoo.quality import reconstructions
 
+STRIP = 12  # pictures of a strip
 
 def measured_quality(
-    model: Model, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int
+    model: Model, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int, strip: Path | None = None
 ) -> dict[str, Any]:
     """The Frechet distance to the test images, and how well pictures of training captions show them.
 
     A Frechet distance compares distributions: it does not see whether a picture shows its caption. *R@1* and *R@5* are
     shares of pictures whose caption matches best, or is among the five that match best, of 256. The *paired distance*
-    is that to the original's picture of the same caption and seed. All have 95 % intervals.
+    is that to the original's picture of the same caption and seed. All have 95 % intervals. The first pictures of
+    training captions go into the file `strip`.
     """
     quality = quality_of(model, model.sample(pipeline, pictures, steps, seed))
     if model.train_captions is not None:
-        quality |= _adherence(model, model.sample_captions(pipeline, steps, seed), _originals(model, seed))
+        shown = model.sample_captions(pipeline, steps, seed)
+        quality |= _adherence(model, shown, _originals(model, seed))
+        if strip is not None:
+            strip.parent.mkdir(exist_ok=True)
+            Image.fromarray(torch.cat(list(shown[:STRIP]), 2).permute(1, 2, 0).numpy()).save(strip)
     return quality
 
 

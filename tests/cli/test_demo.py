@@ -8,6 +8,7 @@ import pytest
 from ldpruner import Budget, Probe, Training
 from ldpruner.cli import demo
 from tests.cli.conftest import Run
+from tests.families import FAMILIES
 
 
 def test_its_settings_are_valid() -> None:
@@ -23,11 +24,14 @@ def test_a_dry_run_prints_them(run: Run) -> None:
 
 
 @pytest.mark.extensive
-def test_a_small_one_runs_to_its_end(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # of diffusers, on a pipeline without a safety checker
+def test_a_small_one_runs_to_its_end(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAMILIES["stable-diffusion"].pipeline().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "prompts.txt").write_text("a red cat\nthe blue sea\n")
     smaller = {
-        "MODEL": str(folder),
+        "MODEL": str(tmp_path / "model"),
         "BUDGET": {"parameters": 0.8},
-        "PROBE": {"samples": 2, "steps": 2},
+        "PROBE": {"samples": 2, "steps": 2, "guidance": 4.0},
         "TRAINING": {"max_train_steps": 2, "train_batch_size": 2, "validation_steps": 1},
         "OWN_SAMPLES": 4,
         "EVALUATED": 8,
