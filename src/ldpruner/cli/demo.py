@@ -14,6 +14,7 @@ from ldpruner.cli.report import with_report
 
 MODEL, PROMPTS = "zoo:emoji", "prompts.txt"  # captions that it was trained on, in the model's folder
 BUDGET: dict[str, Any] = {"latency": 0.5}
+GRANULARITY: Any = "branch"  # fewer operators than by default, so that scoring takes a minute or two
 PROBE: dict[str, Any] = {"samples": 16, "steps": 10, "guidance": 4.0}
 TRAINING: dict[str, Any] = {
     "max_train_steps": 150,
@@ -47,7 +48,9 @@ def demo(
     folder, original = RunFolder(run), open_pipeline(MODEL)
     probe = Probe(**PROBE, prompts=find_folder(MODEL) / PROMPTS)
     common: dict[str, Any] = {"progress": terminal.progress}
-    outcome = run_all(original, Budget(**BUDGET), run=run, probe=probe, model=MODEL, **common)
+    outcome = run_all(
+        original, Budget(**BUDGET), run=run, probe=probe, model=MODEL, granularity=GRANULARITY, **common
+    )
     common["original"] = original
     history = finetune_run(run, Training(**TRAINING), probe=probe.replace(samples=OWN_SAMPLES), **common)
     assert history is not None  # one process
