@@ -44,7 +44,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.criteria import CRITERIA, Case
 from benchmarks.feature_network import autoencoder_bound, measured_quality
-from benchmarks.models import MODELS, open_model
+from benchmarks.models import EARLIER, MODELS, open_model
 from benchmarks.records import Record, cell
 from ldpruner.errors import BudgetError, FinetuningError
 from ldpruner.finetuning import Training
@@ -83,6 +83,7 @@ FAST: Mapping[str, Any] = {"learning_rate": 1e-3}
 LONG_RUNS: Mapping[str, LongRun] = {
     "satellite": LongRun(DISTILLED_AUTOGUIDED, 0.5, 3500, 500, INTERVAL),
     "emoji": LongRun(AUTOGUIDED, 0.5, 900),
+    EARLIER: LongRun(AUTOGUIDED, 0.5, 900),
     "digits": LongRun(DISTILLED_AUTOGUIDED, 0.5, 12500, 500, {**FAST, "autoguidance_scale": 1.5}),
 }
 TRIALS: Mapping[str, tuple[LongRun, ...]] = {
@@ -92,6 +93,7 @@ TRIALS: Mapping[str, tuple[LongRun, ...]] = {
         LongRun(NO_DATA, 0.5, 2000),
     ),
     "emoji": (LongRun(OURS, 0.5, 1760),),
+    EARLIER: (LongRun(OURS, 0.5, 1760),),
     "digits": (
         LongRun(DISTILLED_AUTOGUIDED, 0.5, 20000, 500, {**FAST, "autoguidance_scale": 2.0}),
         LongRun(DISTILLED_AUTOGUIDED, 0.5, 11000, 2000, FAST),

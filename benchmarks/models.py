@@ -27,6 +27,8 @@ from zoo.quality import frechet_distance
 from zoo.sampling import pixels_of, without_sound
 
 MODELS = ("satellite", "emoji", "digits")
+EARLIER = "emoji-small"  # the zoo:emoji of commit d491dc1: 6.7 M parameters, 8x8 latents
+MEASURED = ("satellite", EARLIER, "digits")  # by the committed records
 OTHER_SEED = 1000  # added to a seed, so that the latents that chose a plan share no noise with those that measure it
 BATCH_SIZE = 64
 CAPTIONS = 256  # of a retrieval: more are harder

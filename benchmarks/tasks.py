@@ -60,7 +60,7 @@ def _row(record: dict[str, Any]) -> list[str]:
     ratio = result["latency_ratio"]
     return [
         f"`zoo:{settings['model']}`",
-        TASKS[settings["model"]][0],
+        TASKS[command[1].removeprefix("zoo:")][0],  # as named then
         command[command.index("--steps") + 1],
         str(len(result["removed"])),
         f"{pruned['parameters'] / original['parameters']:.1%}",

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.baselines import LONG_RUNS, SMALL_BATCH, TRIALS, LongRun
 from benchmarks.comparison import FEWER_STEPS, METHODS, ORIGINAL, Bench, recorded, usual_training
-from benchmarks.models import MODELS
+from benchmarks.models import EARLIER, MODELS
 from benchmarks.records import read
 
 
@@ -26,7 +26,7 @@ def longer(bench: Bench, run: LongRun) -> Bench:
     return dataclasses.replace(bench, training=training, distillation_steps=run.distillation_steps)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, EARLIER])
 def test_every_committed_cell_has_settings_that_the_code_asks_for(model: str) -> None:
     """Otherwise the cell would be measured again."""
     bench = bench_of(model)
