@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all at 50 %%, some at other cuts")
     parser.add_argument("--long", action="store_true", help="only half of the latency, finetuned longer")
     parser.add_argument("--trials", action="store_true", help="only the settings that --long does not use")
+    parser.add_argument("--train-steps", type=int, help="of finetuning; default: the usual ones of the model")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="that measure a method")
     parser.add_argument("--device", default="cpu", help="for finetuning and sampling; latency is a processor's")
     parser.add_argument("--runs", type=Path, default=Path("runs/baselines"))
@@ -122,7 +123,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.models:
         model = open_model(name, options.data / name)
-        bench = Bench(model, options.runs / name, usual_training(name), options.pictures, options.device)
+        training = usual_training(name)
+        training = training.replace(max_train_steps=options.train_steps or training.max_train_steps)
+        bench = Bench(model, options.runs / name, training, options.pictures, options.device)
         for seed in options.seeds:
             if options.long:
                 _long(bench, seed)
@@ -233,7 +236,8 @@ def _pruned(bench: Bench, method: str, cut: float, seed: int) -> tuple[Diffusion
     original = bench.model.pipeline
     if method in (ORIGINAL, FEWER_STEPS):
         return prune(original, Plan(removed=())), None
-    if method in SAME_PLAN and not bench.replan:
+    has_plan = method in SAME_PLAN or (method == OURS and bench.training != usual_training(bench.model.name))
+    if has_plan and not bench.replan:
         plan = plan_of_ours(bench, cut, seed)
         pruned = prune(original, plan)
         if method == REINITIALISED:

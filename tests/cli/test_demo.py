@@ -12,7 +12,7 @@ from tests.families import FAMILIES
 
 
 def test_its_settings_are_valid() -> None:
-    assert Budget(**demo.BUDGET).latency == 0.5
+    assert Budget(**demo.BUDGET).latency == 0.7
     assert Probe(**demo.PROBE).samples == 16
     assert Training(**demo.TRAINING).max_train_steps == 150
 
