@@ -1,4 +1,4 @@
-"""Which defaults should finetuning have? One setting at a time is changed from the present defaults.
+"""Which defaults should finetuning have? One setting at a time is changed from the defaults until then.
 
     python -m benchmarks.finetuning_defaults --data FOLDER [--models emoji] [--seeds 0 1]
 
@@ -37,8 +37,9 @@ from ldpruner.scoring.importance import Floats
 
 STUDY = "finetuning_defaults"
 CUT, PLAN_SEED = CUTS[0], 0
-DEFAULTS, PRUNED, ORIGINAL = "present defaults", "not finetuned", "original"
-MAX_TRAIN_STEPS = 600  # fewer than the present default, so that the study takes hours
+DEFAULTS, PRUNED, ORIGINAL = "former defaults", "not finetuned", "original"
+MAX_TRAIN_STEPS = 600  # fewer than the default, so that the study takes hours
+FORMER: Mapping[str, Any] = {"max_train_steps": MAX_TRAIN_STEPS, "learning_rate": 1e-4}
 SAMPLES = 256  # of the original, as by default
 REFERENCE_SAMPLES, REFERENCE_SEED = 1024, 500  # of the original, on seeds that nothing else uses
 CHANGES: Mapping[str, Mapping[str, Any]] = {
@@ -94,7 +95,7 @@ def _changes_of(model: Model) -> list[str]:
 
 def training_of(change: str, seed: int, train_steps: int | None = None) -> Training:
     """The settings of a cell; every cell takes all of its steps, and keeps the best validated weights."""
-    settings = {"max_train_steps": MAX_TRAIN_STEPS, **CHANGES[change]}
+    settings = {**FORMER, **CHANGES[change]}
     steps = train_steps or settings["max_train_steps"]
     return Training(**{**settings, "max_train_steps": steps}, seed=seed, early_stopping_patience=None)
 
@@ -166,7 +167,7 @@ class Study:
 
 
 def table(records: Callable[[str], list[Record]] = read) -> Iterator[str]:
-    """A row for each change: the distance of each model over that of the present defaults with the same seed."""
+    """A row for each change: the distance of each model over that of the former defaults with the same seed."""
     distances = _by_change(records)
     models = [model for model in MODELS if any(model == key[0] for key in distances)]
     head = ["change", *(f"zoo:{model}, distance" for model in models)]

@@ -72,7 +72,7 @@ class Training(Settings):
     max_train_steps: int = Field(default=1000, ge=1, le=MAX_COUNT)
     train_batch_size: int = Field(default=16, ge=1, le=MAX_COUNT)
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=MAX_COUNT)
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     lr_warmup_steps: int = Field(default=50, ge=0, le=MAX_COUNT)
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
     adam_weight_decay: float = Field(default=0.01, ge=0)
