@@ -70,7 +70,11 @@ def distance_text(results: Sequence[Result], when: str) -> str:
 def change_text(records: Sequence[Record], ours: Sequence[Record]) -> str:
     """The relative change of the final distance, on the same seeds."""
     pairs = paired(records, ours)
-    return percent_text([final_distance(other, "after") / final_distance(own, "after") - 1 for other, own in pairs]) if pairs else ""
+    return (
+        percent_text([final_distance(other, "after") / final_distance(own, "after") - 1 for other, own in pairs])
+        if pairs
+        else ""
+    )
 
 
 def percent_text(changes: Sequence[float]) -> str:

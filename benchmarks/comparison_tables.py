@@ -6,7 +6,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.baselines import LONG_RUNS, TRIALS, LongRun
-from benchmarks.cells import Cells, change_text, distance_text, final_distance, latency_text, paired, percent_text, usual
+from benchmarks.cells import (
+    Cells,
+    change_text,
+    distance_text,
+    final_distance,
+    latency_text,
+    paired,
+    percent_text,
+    usual,
+)
 from benchmarks.comparison import (
     AUTOGUIDED,
     CUTS,
@@ -103,7 +112,9 @@ def _long_row(model: str, cells: Cells, run: LongRun) -> list[str]:
         TARGETS[run.method],
         distance_text(originals, "before"),
         distance_text(results, "after"),
-        percent_text([final_distance(own, "after") / final_distance(original, "before") - 1 for own, original in pairs]),
+        percent_text(
+            [final_distance(own, "after") / final_distance(original, "before") - 1 for own, original in pairs]
+        ),
         distance_text(originals, "after"),
         distance_text([result for result, _ in fewer], "before"),
         distance_text(bounds, "before"),
@@ -138,7 +149,10 @@ def without_data(cells: Mapping[str, Cells]) -> list[str]:
         pairs = paired(with_data, without)
         if not pairs:
             continue
-        distances = [(final_distance(one, "before"), final_distance(one, "after"), final_distance(other, "after")) for one, other in pairs]
+        distances = [
+            (final_distance(one, "before"), final_distance(one, "after"), final_distance(other, "after"))
+            for one, other in pairs
+        ]
         before, data, own = (float(np.mean(column)) for column in zip(*distances, strict=True))
         share = f"{(before - own) / (before - data):.0%}" if before > data else "data recovered nothing"
         rows.append([f"zoo:{model}", f"{before:.2f}", f"{data:.2f}", f"{own:.2f}", share])

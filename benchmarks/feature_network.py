@@ -18,6 +18,7 @@ from zoo.quality import reconstructions
 
 STRIP = 12  # pictures of a strip
 
+
 def measured_quality(
     model: Model, pipeline: DiffusionPipeline, pictures: int, steps: int, seed: int, strip: Path | None = None
 ) -> dict[str, Any]:

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.cells import Cells, cells_of, distance_text, final_distance, half_interval, latency_text, paired
-from benchmarks.cells import percent_text, usual
+from benchmarks.cells import (
+    cells_of,
+    distance_text,
+    final_distance,
+    latency_text,
+    paired,
+    percent_text,
+    usual,
+)
 from benchmarks.comparison import CUTS, FEWER_STEPS, ORIGINAL, OURS
 from benchmarks.records import ROOT, Record, markdown, read
 from ldpruner.evaluation.sheets import sheet
@@ -54,7 +61,10 @@ def _row(records: Sequence[Record], originals: Sequence[Record]) -> list[str]:
     results = [record["result"] for record in records if "failure" not in record["result"]]
     if not results:
         return [str(len(records)), "cannot be reached", *[""] * 7]
-    changes = [final_distance(own, "after") / other["before"]["frechet_distance"] - 1 for own, other in paired(records, originals)]
+    changes = [
+        final_distance(own, "after") / other["before"]["frechet_distance"] - 1
+        for own, other in paired(records, originals)
+    ]
     macs = np.mean([result["macs"] / result["original_macs"] for result in results])
     return [
         str(len(results)),
@@ -86,9 +96,23 @@ def headline() -> Iterator[str]:
     changes = [final_distance(own, "after") / other["before"]["frechet_distance"] - 1 for own, other in pairs]
     rows = [
         ["original", "", "", distance_text(originals, "before"), "", _share(originals, "before")],
-        ["original, finetuned", "", _compute(originals), distance_text(originals, "after"), _change(originals), _share(originals, "after")],
+        [
+            "original, finetuned",
+            "",
+            _compute(originals),
+            distance_text(originals, "after"),
+            _change(originals),
+            _share(originals, "after"),
+        ],
         ["pruned", latency_text(ours), "0%", distance_text(ours, "before"), "", _share(ours, "before")],
-        ["pruned, finetuned", latency_text(ours), _compute(ours), distance_text(ours, "after"), percent_text(changes), _share(ours, "after")],
+        [
+            "pruned, finetuned",
+            latency_text(ours),
+            _compute(ours),
+            distance_text(ours, "after"),
+            percent_text(changes),
+            _share(ours, "after"),
+        ],
     ]
     yield from markdown(["", "latency", "compute", "Fréchet distance", "against the original", "R@1"], rows)
 

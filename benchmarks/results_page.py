@@ -3,14 +3,8 @@
 python -m benchmarks.results_page
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, starmap
-from typing import Any, TypeAlias
-
-import numpy as np
-import scipy.stats
-from matplotlib.figure import Figure
 
 from benchmarks import (
     adaptive_replay,
@@ -44,7 +38,9 @@ def main() -> None:
     """Writes every table between its markers, and draws the curves."""
     cells = {model: cells_of(model) for model in MEASURED}
     tables: Mapping[str, Callable[[], Iterator[str]]] = {
-        "experiments/comparison.md: comparison": lambda: chain.from_iterable(starmap(comparison_tables.comparison, cells.items())),
+        "experiments/comparison.md: comparison": lambda: chain.from_iterable(
+            starmap(comparison_tables.comparison, cells.items())
+        ),
         "experiments/comparison.md: long finetuning": lambda: iter(comparison_tables.long_finetuning(cells)),
         "experiments/comparison.md: without data": lambda: iter(comparison_tables.without_data(cells)),
         "prune-your-own.md: forecast": granularity.forecast_table,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ldpruner.finetuning import Training
@@ -50,7 +50,6 @@ class Recipe:
         kl_weight, detail_weight, texture_weight, perceptual_weight: weights in the autoencoder's loss, relative to the
             absolute error: divergence of the posterior, detail, texture, and distance in the perceptual network.
         autoencoder_training and so on: one for each stage; None where the model has no such stage.
-        stop_at: steps at which stages end before their learning rate has reached zero.
         sampling_steps, samples: with which the result is measured.
         device: where stages are trained.
     """
@@ -69,7 +68,6 @@ class Recipe:
     refinement_training: Training | None = None
     scheduler: Mapping[str, Any]
     feature_network_training: Training
-    stop_at: Mapping[str, int] = field(default_factory=dict)
     sampling_steps: int
     samples: int
     device: str = "cpu"
@@ -77,7 +75,7 @@ class Recipe:
     def steps(self, stage: str) -> int:
         """Steps that a stage takes; 0 where the model has no such stage."""
         training: Training | None = getattr(self, f"{stage}_training")
-        return self.stop_at.get(stage, training.max_train_steps) if training else 0
+        return training.max_train_steps if training else 0
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values, without settings of a training that have no effect here."""

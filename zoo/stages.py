@@ -31,7 +31,7 @@ def train_stage(recipe: Recipe, name: str, module: nn.Module, loss: Loss, out: P
     """Trains `module` as the recipe says for stage `name`: its averaged weights, and the record of the training."""
     logger.info("stage %s", name)
     training, checkpoint = getattr(recipe, f"{name}_training"), out / f"{name}.safetensors"
-    trained = train(module.to(recipe.device), loss, training, checkpoint, steps=recipe.steps(name))
+    trained = train(module.to(recipe.device), loss, training, checkpoint)
     return trained.module.cpu(), trained
 
 

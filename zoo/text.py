@@ -86,8 +86,8 @@ def captioned_denoising(
     """The loss of a `CaptionedDenoiser`: squared error of its v-prediction on noised `latents` with their captions.
 
     `latents` are scaled, [samples, channels, height, width]; `tokens` are those of each wording of their captions,
-    [wordings, samples, length]. Each draw takes one wording. A share `caption_dropout` of the captions is replaced by
-    `empty`, for classifier-free guidance (Ho and Salimans 2022).
+    [wordings, samples, length], one of which is taken at random. A share `caption_dropout` of the captions is replaced
+    by `empty`, for classifier-free guidance (Ho and Salimans 2022).
 
     An error in v is one in the latents, weighted by SNR + 1. That weight is bounded by `min_snr_gamma`, so that low
     noise levels do not outweigh the others (after Hang et al. 2023, whose bound on the SNR alone would leave nothing
@@ -107,7 +107,7 @@ def captioned_denoising(
     def value(
         module: nn.Module, noisy: Tensor, target: Tensor, times: Tensor, prompts: Tensor, weight: Tensor
     ) -> Tensor:
-        errors = (module(noisy, times, prompts) - target).square().mean((1, 2, 3))
+        errors: Tensor = (module(noisy, times, prompts) - target).square().mean((1, 2, 3))
         return (weight * errors).mean()
 
     return Loss(sample, value)

@@ -1,9 +1,16 @@
 """Images, captions and sounds of the zoo."""
 
+import io
+import json
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 
 from tests.zoo.conftest import CAPTIONS
+from zoo.captions import read_captioned
 from zoo.data import to_pixels, to_signal, turned
 from zoo.sounds import Sounds, build_mel, placed, sounds_of
 from zoo.text import build_tokenizer
@@ -24,6 +31,29 @@ def test_a_tokenizer_is_the_same_each_time_it_is_made() -> None:
     first, second = (build_tokenizer(CAPTIONS, vocabulary_size=560, max_tokens=12) for _ in range(2))
     assert first.get_vocab() == second.get_vocab()
     assert first.tokenize("cat face, noto style") == ["cat</w>", "face</w>", ",</w>", "noto</w>", "style</w>"]
+
+
+def test_captioned_pictures_are_those_of_the_styles_with_their_keywords(tmp_path: Path) -> None:
+    rows = [
+        {"caption": "Koala", "style": "noto", "keywords": ["animal", "koala", "bear"]},
+        {"caption": "rocket", "style": "fluent-3d", "keywords": []},
+        {"caption": "red heart", "style": "fluent-flat", "keywords": list("abcdef")},
+    ]
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "png")
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        lines = [json.dumps({"file_name": f"{i}.png", "group": "all"} | row) for i, row in enumerate(rows)]
+        archive.writestr("metadata.jsonl", "\n".join(lines))
+        for i in range(len(rows)):
+            archive.writestr(f"{i}.png", picture.getvalue())
+    pictures = read_captioned(tmp_path / "train.zip", ("noto", "fluent flat"))
+    assert pictures.pixels.shape == (2, 3, 4, 4)
+    assert pictures.captions == ("Koala, noto style", "red heart, fluent flat style")
+    assert pictures.descriptions == (
+        "Koala, noto style, all, animal, bear",
+        "red heart, fluent flat style, all, a, b, c, d",
+    )
+    assert set(pictures.subset(2, 0).descriptions) == set(pictures.descriptions)
 
 
 def test_a_recording_is_placed_whole_in_silence_and_a_long_one_is_cut() -> None:

@@ -65,7 +65,7 @@ def test_retrieval_counts_the_captions_that_fit_better_than_the_right_one() -> N
             return right.T * torch.tensor([1.0, 1.0, -1.0, 1.0])[:, None]
 
     names, styles = zip(*(caption.removesuffix(" style").split(", ") for caption in CAPTIONS), strict=True)
-    pictures = Captioned(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), names, styles)
+    pictures = Captioned(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), names, styles, ("",) * 4)
     metrics = retrieval(Counting(vocabulary(CAPTIONS), channels=3, seed=0), pictures.pixels, pictures)
     assert (metrics["count"], metrics["R@1"], metrics["R@5"]) == (4, 0.75, 1.0)
     assert metrics["style_accuracy"] == 0.75

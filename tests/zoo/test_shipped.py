@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "zoo"
 SHIPPED = {
     "satellite": ROOT / "src" / "ldpruner" / "zoo" / "satellite",
-    "emoji": ZOO / "emoji" / "pipeline",
+    "emoji": ROOT / "src" / "ldpruner" / "zoo" / "emoji",
     "digits": ZOO / "digits" / "pipeline",
 }
+
+
+LIMITS = {"satellite": 20_000_000, "emoji": 40_000_000, "digits": 25_000_000}  # bytes
 
 
 @pytest.mark.parametrize("model", SHIPPED)
@@ -55,8 +58,7 @@ def test_the_pipeline_without_sound_samples_the_same_pictures() -> None:
 @pytest.mark.parametrize("model", SHIPPED)
 def test_the_shipped_pipeline_is_small(model: str) -> None:
     files = [path for path in SHIPPED[model].rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 25_000_000
-    assert sum(path.stat().st_size for path in SHIPPED["satellite"].rglob("*") if path.is_file()) <= 20_000_000
+    assert sum(path.stat().st_size for path in files) <= LIMITS[model]
 
 
 @pytest.mark.parametrize("model", SHIPPED)
@@ -91,7 +93,7 @@ def test_the_results_name_the_versions_and_the_machine(results: dict[str, Any]) 
     assert {"python", "torch", "diffusers", "torchmetrics"} <= results["versions"].keys()
     assert results["machine"]["processor"]
     assert results["machine"]["cores"] >= 1
-    assert all(row["count"] >= 600 for row in results["frechet_distance"])
+    assert all(row["count"] >= 500 for row in results["frechet_distance"])
     assert all(math.isfinite(row["distance"]) for row in results["frechet_distance"])
 
 
@@ -100,11 +102,11 @@ def test_the_samples_are_nearer_to_real_images_than_flat_colours(results: dict[s
     assert distances["train"] < distances["samples"] < distances["colours"] < distances["noise"]
 
 
-def test_emoji_follow_their_captions_far_beyond_chance() -> None:
+def test_emoji_of_training_captions_are_retrieved_and_others_beyond_chance() -> None:
     rows = results_of("emoji")["feature_network"]["retrieval"]
     assert {row["pictures"] for row in rows} == {"real", "reconstructions", "samples"}
-    assert all(row["R@1"] > 10 / row["count"] for row in rows)
-    assert all(row["style_accuracy"] > 2 * 0.2 for row in rows)
+    assert all(row["R@1"] > (0.5 if row["captions"] == "training" else 10 / row["count"]) for row in rows)
+    assert all(row["style_accuracy"] > 0.6 for row in rows)
 
 
 def test_every_digit_is_sampled_and_recognized_beyond_chance() -> None:

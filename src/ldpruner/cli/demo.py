@@ -48,9 +48,7 @@ def demo(
     folder, original = RunFolder(run), open_pipeline(MODEL)
     probe = Probe(**PROBE, prompts=find_folder(MODEL) / PROMPTS)
     common: dict[str, Any] = {"progress": terminal.progress}
-    outcome = run_all(
-        original, Budget(**BUDGET), run=run, probe=probe, model=MODEL, granularity=GRANULARITY, **common
-    )
+    outcome = run_all(original, Budget(**BUDGET), run=run, probe=probe, model=MODEL, granularity=GRANULARITY, **common)
     common["original"] = original
     history = finetune_run(run, Training(**TRAINING), probe=probe.replace(samples=OWN_SAMPLES), **common)
     assert history is not None  # one process
