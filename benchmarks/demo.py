@@ -40,9 +40,19 @@ def table() -> Iterator[str]:
     """Cost and quality of the original and the pruned pipeline, before and after recovery."""
     (record,) = read("demo")
     result = record["result"]
-    pair, ratio = result["pipelines"], result["latency_ratio"]
     shift = ["latent shift, pruned", "", f"{result['latent_shift']:.2f}", f"noise floor {result['noise_floor']:.2f}"]
-    rows = [
+    yield from markdown(["", "original", "pruned", "ratio"], [*_costs(result), shift, *_quality(result)])
+
+
+def costs() -> Iterator[str]:
+    """Cost of the original and the pruned pipeline."""
+    (record,) = read("demo")
+    yield from markdown(["", "original", "pruned", "ratio"], _costs(record["result"]))
+
+
+def _costs(result: Mapping[str, Any]) -> list[list[str]]:
+    pair, ratio = result["pipelines"], result["latency_ratio"]
+    return [
         ["parameters", *(f"{part['parameters'] / 1e6:.2f} M" for part in pair), _ratio("parameters", result)],
         ["MACs of a denoiser call", *(f"{part['macs'] / 1e6:.1f} M" for part in pair), _ratio("macs", result)],
         [
@@ -55,10 +65,7 @@ def table() -> Iterator[str]:
             *(f"{part['peak_memory_bytes'] / 2**20:.1f} MiB" for part in pair),
             _ratio("peak_memory_bytes", result),
         ],
-        shift,
-        *_quality(result),
     ]
-    yield from markdown(["", "original", "pruned", "ratio"], rows)
 
 
 def _quality(result: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -69,7 +69,8 @@ def main() -> None:
         "experiments/finetuning-defaults.md: finetuning length": finetuning_defaults.length_table,
         "results.md: headline": main_results.headline,
         "results.md: comparison": main_results.comparison,
-        "../README.md: readme": main_results.readme,
+        "../README.md: demo": demo.costs,
+        "../README.md: headline": main_results.headline,
     }
     for place, table in tables.items():
         document, _, name = place.partition(": ")

@@ -21,7 +21,7 @@ BUDGET = "latency=0.65"
 TASKS = {
     "emoji": (
         "text to image",
-        ("--samples", "16", "--steps", "10", "--prompts", "zoo/emoji/prompts.txt", "--guidance", "4"),
+        ("--samples", "16", "--steps", "10", "--prompts", "src/ldpruner/zoo/emoji/prompts.txt", "--guidance", "4"),
     ),
     "digits": ("unconditional audio", ("--samples", "8", "--steps", "25")),  # decoding takes as long as ten steps
 }
