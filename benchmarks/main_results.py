@@ -29,7 +29,7 @@ from ldpruner.pruning.serialization import find_folder
 
 MODEL = "emoji"
 METHODS = (OURS, "greedy (paper)", "output loss", "BK-SDM", "random", FEWER_STEPS, ORIGINAL)
-GRID = ROOT / "docs" / "figures" / "methods.jpg"
+GRID = ROOT / "docs" / "methods.jpg"
 LONG_STEPS = 2000
 SIDE, SHOWN = 64, 8  # pixels of a picture, and pictures of a row
 ENLARGED = 2

@@ -9,6 +9,7 @@ from mkdocs.structure.files import File, Files
 LINKED = (
     *("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"),
     *("examples/README.md", "examples/*.ipynb", "examples/scorers/*.py"),
+    *("zoo/emoji/README.md", "zoo/emoji/*.png"),
 )
 
 

@@ -112,7 +112,6 @@ OLD_KEYS = {
     "latent_score": "latent_shift",
     "moved_by": "latent_shift",
     "rival": "baseline",
-    "stopped": "early_stopped",
     "through": "source",
     "untouched": "baseline",
 }
