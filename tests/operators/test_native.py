@@ -1,10 +1,12 @@
 """What a class can say of a pruned network: fewer blocks, blocks without attention, no middle block."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch.utils._pytree import tree_leaves
 
 from ldpruner.operators.discovery import Removal, operators_of
@@ -140,3 +142,15 @@ def test_the_first_block_of_each_list_of_every_family_is_native(name: str) -> No
     denoiser = denoiser_of(name)
     form, _ = expressed(denoiser, whole_blocks(denoiser))
     assert form.rest == ()
+
+
+def test_trying_configurations_says_nothing() -> None:
+    """Three modules and no module left: some configuration has a kernel of 0, which torch warns of."""
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 2, "layers_per_block": 2, "sample_size": 8}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    network = UNet2DConditionModel(**sizes, **kinds, cross_attention_dim=8)
+    gone = [Removal(operator=f"up_blocks.0.resnets.{place}", modification="identity") for place in range(3)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        native_form(network, gone)
+    assert not [warning for warning in caught if "zero-element" in str(warning.message)]

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,7 +263,9 @@ def _shapes(network: Any, config: Config, stand_ins: Sequence[Removal]) -> dict[
 @functools.lru_cache(maxsize=256)
 def _shapes_of(base: Any, config: str, stand_ins: tuple[Removal, ...]) -> dict[str, torch.Size] | None:
     try:
-        other = built(base, json.loads(config))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that no network has, such as a kernel of 0
+            other = built(base, json.loads(config))
         remove_(other, [removal.model_dump() for removal in stand_ins])
     except Exception:  # noqa: BLE001  (a class refuses a configuration in its own way)
         return None
