@@ -79,7 +79,10 @@ def _capture_(module: nn.Module, loss: Loss, training: Training, accelerator: Ac
     """
     batch = loss.sample(training.train_batch_size, step_generator(training, 0))
     calls: list[tuple[Tensor, ...]] = []
-    with accelerator.autocast(), torch.autocast("cuda", cache_enabled=False):
+    with (
+        accelerator.autocast(),
+        torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False),  # casts in the graphs
+    ):
         with module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments)):
             loss.value(module, *(tensor.to(accelerator.device) for tensor in batch))
         if calls:

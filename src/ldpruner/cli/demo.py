@@ -36,7 +36,8 @@ def demo(
     Example: ldpruner demo
     """
     if dry_run:
-        return settings(model=MODEL, run=str(run), budget=BUDGET, training=TRAINING, probe=PROBE)
+        shown = {"budget": BUDGET, "granularity": GRANULARITY, "training": TRAINING, "probe": PROBE}
+        return settings(model=MODEL, run=str(run), **shown)
     from ldpruner import Budget, Probe, Training
     from ldpruner.pruning.opening import open_pipeline
     from ldpruner.pruning.serialization import find_folder
