@@ -12,7 +12,8 @@ from ldpruner.finetuning import Training
 
 def test_each_change_is_one_setting_of_the_defaults() -> None:
     defaults = study.training_of(study.DEFAULTS, 0)
-    new = {"max_train_steps": 1000, "early_stopping_patience": 5, "learning_rate": 3e-4}  # the study's own, and its answer
+    # what only the study has, and its answer
+    new = {"max_train_steps": 1000, "early_stopping_patience": 5, "learning_rate": 3e-4}
     assert defaults.replace(**new) == Training()
     for change in study.CHANGES:
         settings = study.training_of(change, 0).model_dump()
