@@ -45,10 +45,25 @@ def table() -> Iterator[str]:
     yield from markdown(["", "original", "pruned", "ratio"], [*_costs(result), shift, *_quality(result)])
 
 
-def costs() -> Iterator[str]:
-    """Cost of the original and the pruned pipeline."""
+def readme() -> Iterator[str]:
+    """Cost of the original and the pruned pipeline, in few words."""
     (record,) = read("demo")
-    yield from markdown(["", "original", "pruned", "ratio"], _costs(record["result"]))
+    result = record["result"]
+    pair = result["pipelines"]
+    rows = [
+        ["parameters", *(f"{part['parameters'] / 1e6:.1f}M" for part in pair), _ratio("parameters", result)],
+        [
+            "latency",
+            *(f"{part['latency_ms']['median']:.0f}ms" for part in pair),
+            f"{result['latency_ratio']['median']:.1%}",
+        ],
+        [
+            "memory",
+            *(f"{part['peak_memory_bytes'] / 2**20:.0f}MiB" for part in pair),
+            _ratio("peak_memory_bytes", result),
+        ],
+    ]
+    yield from markdown(["", "original", "pruned", "ratio"], rows)
 
 
 def _costs(result: Mapping[str, Any]) -> list[list[str]]:

@@ -93,19 +93,31 @@ def _paired_distance(results: Sequence[Mapping[str, Any]]) -> str:
 
 def headline() -> Iterator[str]:
     """The original and ours at half of the latency, without finetuning and after it, on the same seeds."""
+    head = ["zoo:emoji", "seeds", "latency", "compute", "Fréchet distance", "against the original", "R@1"]
+    yield from markdown(head, [[name, *_quality(*shown)] for name, shown in _shown().items()])
+
+
+def readme() -> Iterator[str]:
+    """The same in few words."""
+    rows = {name: _quality(*shown) for name, shown in _shown().items() if name != "original, finetuned"}
+    short = [
+        [name, latency.split()[0], distance.replace(" ", ""), share]
+        for name, (_, latency, _, distance, _, share) in rows.items()
+    ]
+    yield from markdown(["", "latency", "Fréchet distance", "R@1"], short)
+
+
+def _shown() -> dict[str, tuple[list[Record], str, list[Record]]]:
+    """By name the records of a row, whether they are before or after finetuning, and those of the original."""
     cells = cells_of(MODEL)
     originals, ours = usual(cells, MODEL, ORIGINAL, 0), usual(cells, MODEL, OURS, 0.5)
-    longer = cells.get((OURS, 0.5, LONG_STEPS, 0), [])
-    steps = TRAIN_STEPS[MODEL]
-    rows = [
-        ["original", *_quality(originals, "before", originals)],
-        [f"original, {steps} steps of finetuning", *_quality(originals, "after", originals)],
-        ["pruned", *_quality(ours, "before", originals)],
-        [f"pruned, {steps} steps of finetuning", *_quality(ours, "after", originals)],
-        [f"pruned, {LONG_STEPS} steps of finetuning", *_quality(longer, "after", originals)],
-    ]
-    head = ["zoo:emoji", "seeds", "latency", "compute", "Fréchet distance", "against the original", "R@1"]
-    yield from markdown(head, rows)
+    return {
+        "original": (originals, "before", originals),
+        "original, finetuned": (originals, "after", originals),
+        "pruned": (ours, "before", originals),
+        f"{TRAIN_STEPS[MODEL]} steps later": (ours, "after", originals),
+        f"{LONG_STEPS} steps later": (cells.get((OURS, 0.5, LONG_STEPS, 0), []), "after", originals),
+    }
 
 
 def _quality(records: Sequence[Record], when: str, originals: Sequence[Record]) -> list[str]:
@@ -113,14 +125,8 @@ def _quality(records: Sequence[Record], when: str, originals: Sequence[Record]) 
     changes = [own[when]["frechet_distance"] / other["before"]["frechet_distance"] - 1 for own, other in pairs]
     compute = f"{np.mean([result['compute'] for result in results]):.2%}" if when == "after" else ""
     change = percent_text(changes) if any(changes) else ""
-    return [
-        str(len(results)),
-        latency_text(results),
-        compute,
-        distance_text(results, when),
-        change,
-        _share(results, when),
-    ]
+    quality = [distance_text(results, when), change, _share(results, when)]
+    return [str(len(results)), latency_text(results), compute, *quality]
 
 
 def draw_grid(folder: Path) -> None:

@@ -69,8 +69,8 @@ def main() -> None:
         "experiments/finetuning-defaults.md: finetuning length": finetuning_defaults.length_table,
         "results.md: headline": main_results.headline,
         "results.md: comparison": main_results.comparison,
-        "../README.md: demo": demo.costs,
-        "../README.md: headline": main_results.headline,
+        "../README.md: demo": demo.readme,
+        "../README.md: headline": main_results.readme,
     }
     for place, table in tables.items():
         document, _, name = place.partition(": ")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.baselines import LONG_RUNS, SMALL_BATCH, TRIALS, LongRun
-from benchmarks.comparison import FEWER_STEPS, METHODS, ORIGINAL, Bench, recorded, usual_training
+from benchmarks.comparison import FEWER_STEPS, METHODS, ORIGINAL, OURS, Bench, recorded, usual_training
+from benchmarks.main_results import LONG_STEPS, MODEL
 from benchmarks.models import EARLIER, MODELS
 from benchmarks.records import read
 
@@ -34,6 +35,9 @@ def test_every_committed_cell_has_settings_that_the_code_asks_for(model: str) ->
     runs = (LONG_RUNS[model], *TRIALS[model])
     originals = [LongRun(ORIGINAL, run.cut, run.steps + run.distillation_steps) for run in runs]
     asked += [settings_of(longer(bench, run), run.method) for run in (*runs, *originals)]
+    if model == MODEL:
+        long_training = bench.training.replace(max_train_steps=LONG_STEPS)
+        asked.append(settings_of(dataclasses.replace(bench, training=long_training), OURS))
     for record in read("baselines"):
         settings = record["settings"]
         if settings["model"] == model and settings["method"] != FEWER_STEPS:
