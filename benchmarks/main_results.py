@@ -64,10 +64,6 @@ def _row(records: Sequence[Record], originals: Sequence[Record]) -> list[str]:
     results = [record["result"] for record in records if "failure" not in record["result"]]
     if not results:
         return [str(len(records)), "cannot be reached", *[""] * 7]
-    changes = [
-        final_distance(own, "after") / other["before"]["frechet_distance"] - 1
-        for own, other in paired(records, originals)
-    ]
     macs = np.mean([result["macs"] / result["original_macs"] for result in results])
     return [
         str(len(results)),
@@ -75,10 +71,17 @@ def _row(records: Sequence[Record], originals: Sequence[Record]) -> list[str]:
         f"{macs:.1%}",
         distance_text(results, "before"),
         distance_text(results, "after"),
-        percent_text(changes),
+        _change(records, originals, "after"),
         *(_share(results, when) for when in ("before", "after")),
         _paired_distance(results),
     ]
+
+
+def _change(records: Sequence[Record], originals: Sequence[Record], when: str) -> str:
+    """The relative change of the distance against the original before finetuning, on the same seeds."""
+    pairs = paired(records, originals)
+    changes = [final_distance(own, when) / final_distance(other, "before") - 1 for own, other in pairs]
+    return percent_text(changes) if any(changes) else ""
 
 
 def _share(results: Sequence[Mapping[str, Any]], when: str) -> str:
@@ -121,11 +124,9 @@ def _shown() -> dict[str, tuple[list[Record], str, list[Record]]]:
 
 
 def _quality(records: Sequence[Record], when: str, originals: Sequence[Record]) -> list[str]:
-    results, pairs = [record["result"] for record in records], paired(records, originals)
-    changes = [own[when]["frechet_distance"] / other["before"]["frechet_distance"] - 1 for own, other in pairs]
+    results = [record["result"] for record in records]
     compute = f"{np.mean([result['compute'] for result in results]):.2%}" if when == "after" else ""
-    change = percent_text(changes) if any(changes) else ""
-    quality = [distance_text(results, when), change, _share(results, when)]
+    quality = [distance_text(results, when), _change(records, originals, when), _share(results, when)]
     return [str(len(results)), latency_text(results), compute, *quality]
 
 
