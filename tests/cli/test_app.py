@@ -137,9 +137,22 @@ def test_ctrl_c_during_an_import_is_one_line_and_130(name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"\n{STOPPED}\n")
 
 
+OPERATORS, BENCH = ("operators", "zoo:satellite"), ("bench", "zoo:satellite", "--rounds", "1000")
+
+
 @pytest.mark.case(number=1)
-@pytest.mark.parametrize("words", [("operators", "zoo:satellite"), ("bench", "zoo:satellite", "--rounds", "1000")])
-def test_ctrl_c_at_any_instant_is_one_line_and_130(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("words", "number", "code"),
+    [
+        (OPERATORS, signal.SIGINT, 130),
+        (BENCH, signal.SIGINT, 130),
+        (BENCH, signal.SIGTERM, 143),
+        (BENCH, signal.SIGHUP, 129),
+    ],
+)
+def test_a_signal_at_any_instant_is_one_line_and_its_exit_code(
+    words: tuple[str, ...], number: signal.Signals, code: int
+) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     program = "import sys; from ldpruner.cli import main; print('up', flush=True); sys.exit(main())"
     command = [sys.executable, "-c", program, *words]
@@ -148,9 +161,9 @@ def test_ctrl_c_at_any_instant_is_one_line_and_130(words: tuple[str, ...]) -> No
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert err.strip().splitlines()[-1] == STOPPED
     assert "Traceback" not in err
 

@@ -36,10 +36,10 @@ def pruned(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def started(run: Path) -> Iterator["subprocess.Popen[str]"]:
-    """The command in a process of its own."""
+def started(run: Path, temporary: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a process of its own, with its own folder for temporary files."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(temporary)}
     with subprocess.Popen([*COMMAND, str(run)], text=True, env=environment, **streams) as process:  # type: ignore[call-overload]
         try:
             yield process
@@ -48,8 +48,11 @@ def started(run: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.mark.extensive
-def test_ctrl_c_stops_a_sample_in_the_middle(pruned: Path) -> None:
-    with started(pruned) as process:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_sample_in_the_middle_and_leaves_no_files(
+    pruned: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    with started(pruned, tmp_path) as process:
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], 60)
         assert ready
@@ -58,11 +61,12 @@ def test_ctrl_c_stops_a_sample_in_the_middle(pruned: Path) -> None:
         event = httpx.post(api, json={"data": ["", "1", MANY, "pruned"]}).json()["event_id"]
         with httpx.stream("GET", f"{api}/{event}") as answer:
             assert "generating" in next(answer.iter_lines())
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (code, "")
     assert err.splitlines()[-1] == STOPPED
     assert "Traceback" not in err
+    assert not list(tmp_path.glob("ldpruner-*"))
 
 
 @pytest.mark.filterwarnings("ignore")  # of Gradio

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ldpruner import __version__
-from ldpruner.cli import STOPPED, demo, export, inspect, prune, recipe, recover, report, serve, transfer
+from ldpruner.cli import INTERRUPTED, STOPPED, demo, export, inspect, prune, recipe, recover, report, serve, transfer
 from ldpruner.cli.answer import command
 from ldpruner.cli.console import shortened, terminal
 from ldpruner.errors import LdPrunerError, is_out_of_memory, one_line
@@ -56,7 +56,7 @@ def run_app() -> int:
     try:
         code = app(standalone_mode=False, prog_name="ldpruner")
     except (typer.Abort, KeyboardInterrupt):
-        code = 130
+        code = INTERRUPTED
     except (ClickError, LdPrunerError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
@@ -64,7 +64,7 @@ def run_app() -> int:
             terminal.trace(error.__cause__)
         terminal.note(f"error: {shortened(_problem(error))}", "red")
         return 2 if isinstance(error, ClickError) else 1
-    if code == 130:  # typer turns Ctrl-C into an exit code
+    if code == INTERRUPTED:  # typer makes it of KeyboardInterrupt
         terminal.note(STOPPED, "yellow")
     return code if isinstance(code, int) else 0
 

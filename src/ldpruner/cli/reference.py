@@ -12,8 +12,8 @@ INTRODUCTION = """# Command line
 
 This page is made from the commands: `python -m ldpruner.cli.reference > docs/cli.md`.
 
-MODEL is a folder, a Hub id, or `zoo:NAME`. A mistake is one line and exit code 1 or 2; Ctrl-C is exit code 130. To
-resume, run the same command again.
+MODEL is a folder, a Hub id, or `zoo:NAME`. A mistake is one line and exit code 1 or 2. Ctrl-C is exit code
+130, `kill` is 143; either leaves nothing half written. To resume, run the same command again.
 """
 
 
