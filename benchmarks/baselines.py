@@ -42,7 +42,7 @@ from benchmarks.comparison import (
     recorded,
     usual_training,
 )
-from benchmarks.criteria import CRITERIA, Case
+from benchmarks.criteria import CRITERIA, Case, Planner
 from benchmarks.feature_network import autoencoder_bound, measured_quality
 from benchmarks.models import EARLIER, MODELS, open_model
 from benchmarks.records import Record, cell
@@ -243,16 +243,23 @@ def _pruned(bench: Bench, method: str, cut: float, seed: int) -> tuple[Diffusion
         if method == REINITIALISED:
             _reinitialise_(find_denoiser(pruned).module, seed)
         return pruned, plan
-    case = Case(original, bench.scores(seed), seed)
     if method in CHANNELS:
         return _channel_pruned(bench, method, cut, seed), None
-    planner = CRITERIA.get(method, CRITERIA[OURS])(case)
+    planner = _planner(bench, method, seed)
 
     def make(latency: float) -> tuple[DiffusionPipeline, Plan]:
         plan = planner(1 - latency)
         return prune(original, plan), plan
 
     return fit(make, lambda made: bench.latency(made[0], STEPS, seed).median, 1 - cut)
+
+
+def _planner(bench: Bench, method: str, seed: int) -> Planner:
+    """The planner of a method, made once for all cuts."""
+    if (method, seed) not in bench.planners:
+        case = Case(bench.model.pipeline, bench.scores(seed), seed)
+        bench.planners[method, seed] = CRITERIA.get(method, CRITERIA[OURS])(case)
+    return bench.planners[method, seed]
 
 
 def plan_of_ours(bench: Bench, cut: float, seed: int) -> Plan:

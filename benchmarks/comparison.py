@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 import ldpruner
-from benchmarks.criteria import CRITERIA
+from benchmarks.criteria import CRITERIA, Planner
 from benchmarks.models import EARLIER, Model
 from ldpruner.finetuning import Training
 from ldpruner.finetuning.trainer import Finetuning
@@ -78,6 +78,7 @@ class Bench:
         distillation_steps: steps of distillation before autoguidance, which make the weak model.
         own_samples: of the original, for finetuning without data.
         replan: whether variants of ld-pruner get plans of their own, for this machine, instead of ld-pruner's.
+        planners: that were made, by method and seed.
     """
 
     model: Model
@@ -88,6 +89,7 @@ class Bench:
     distillation_steps: int = 0
     replan: bool = False
     own_samples: int = OWN_SAMPLES
+    planners: dict[tuple[str, int], Planner] = dataclasses.field(default_factory=dict)
 
     @contextmanager
     def on_device(self, pipeline: DiffusionPipeline) -> Iterator[None]:
