@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import functools
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -187,7 +188,7 @@ def _measured(bench: Bench, method: str, cut: float, seed: int, name: str) -> di
         pipeline, plan = _pruned(bench, method, cut, seed)
     except BudgetError as error:
         return {"failure": str(error)}
-    steps = max(1, round(STEPS * (1 - cut))) if method == FEWER_STEPS else STEPS
+    steps = max(1, math.floor(STEPS * (1 - cut))) if method == FEWER_STEPS else STEPS
     result = bench.costs(pipeline, steps, seed)
     result["removed"] = [planned.removal.model_dump(mode="json") for planned in plan.removed] if plan else None
     with bench.on_device(pipeline):
