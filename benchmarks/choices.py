@@ -251,7 +251,7 @@ def with_cache(pipeline: DiffusionPipeline, interval: int) -> DiffusionPipeline:
 
 def table(records: Callable[[str], list[dict[str, Any]]] = read) -> Iterator[str]:
     """A row for each model, number of steps, target and choice; the nearest to the test images in bold."""
-    head = ["model", "target", "choice", "setting", "latency ratio", "Frechet distance", "paired distance"]
+    head = ["model", "target", "choice", "setting", "latency ratio", "Fréchet distance", "paired distance"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records(STUDY):
         settings = record["settings"]
@@ -267,7 +267,8 @@ def _rows(group: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         target = f"{settings['target']:.0%}" if settings["target"] else ""
         start = [f"zoo:{settings['model']}, {settings['steps']} steps", target, settings["choice"]]
         if "does_not_apply" in result:
-            yield [*start, f"does not apply: {result['does_not_apply']}", "", "", ""]
+            reason, _, _ = result["does_not_apply"].partition(":")
+            yield [*start, f"does not apply: {reason}", "", "", ""]
             continue
         is_best = settings["target"] is not None and _reaches(record) and result["frechet_distance"] == best
         distance = _with_interval(result["frechet_distance"], result["interval"], 2)

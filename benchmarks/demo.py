@@ -89,7 +89,7 @@ def _quality(result: Mapping[str, Any]) -> Iterator[list[str]]:
     measures = {row["metric"]: row for row in result["metrics"]}
     labels = {
         "latent_shift": "latent shift, recovered",
-        "frechet_distance": "Frechet distance of the latents, recovered",
+        "frechet_distance": "Fréchet distance of the latents, recovered",
         "ssim": "SSIM with the original's pictures, recovered",
     }
     for name, label in labels.items():

@@ -199,7 +199,7 @@ def length_table(records: Callable[[str], list[Record]] = read) -> Iterator[str]
                 examples = training.max_train_steps * training.train_batch_size / parameters * 1000
                 row = [f"zoo:{model}", f"{parameters / 1e6:.2f} M", str(training.max_train_steps)]
                 rows.append([*row, f"{examples:.2f}", _mean_distance(results)])
-    head = ["model", "kept parameters", "steps", "examples per thousand parameters", "Frechet distance"]
+    head = ["model", "kept parameters", "steps", "examples per thousand parameters", "Fréchet distance"]
     yield from markdown(head, rows)
 
 

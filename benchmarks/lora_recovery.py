@@ -72,7 +72,7 @@ def table() -> Iterator[str]:
         settings = record["settings"]
         quality = qualities[tuple(settings[name] for name in ("model", "method", "cut", "seed"))]
         groups.setdefault((settings["model"], settings["method"]), []).append({**record["result"], **quality})
-    head = ["model", "trained", "Frechet distance, pruned", "recovered", "trained parameters"]
+    head = ["model", "trained", "Fréchet distance, pruned", "recovered", "trained parameters"]
     head += ["memory of a step", "of it gradients and optimizer"]
     yield from markdown(head, [_row(model, method, results) for (model, method), results in groups.items()])
 
