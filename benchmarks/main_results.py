@@ -19,7 +19,6 @@ from benchmarks.cells import (
     distance_text,
     final_distance,
     half_interval,
-    latency_text,
     paired,
     percent_text,
     usual,
@@ -55,7 +54,7 @@ def comparison() -> Iterator[str]:
     for cut in sorted(CUTS):
         rows = {method: usual(cells, MODEL, method, cut) for method in METHODS}
         head = ["method", "seeds", "latency", "MACs of a call", "distance, pruned", "finetuned"]
-        head += ["R@1, pruned", "finetuned", "against ld-pruner", "paired distance, finetuned"]
+        head += ["R@1, pruned", "finetuned", "points above ld-pruner", "paired distance"]
         yield f"### {cut:.0%} of the latency removed\n"
         yield from markdown(head, [[name, *_row(rows[name], rows[OURS])] for name in METHODS if rows[name]])
         yield ""
@@ -68,7 +67,7 @@ def _row(records: Sequence[Record], ours: Sequence[Record]) -> list[str]:
     macs = np.mean([result["macs"] / result["original_macs"] for result in results])
     return [
         str(len(results)),
-        latency_text(results),
+        _latency(results),
         f"{macs:.1%}",
         distance_text(results, "before"),
         distance_text(results, "after"),
@@ -85,11 +84,19 @@ def _change(records: Sequence[Record], originals: Sequence[Record], when: str) -
     return percent_text(changes) if any(changes) else ""
 
 
+def _latency(results: Sequence[Result]) -> str:
+    return _mean([result["latency_ratio"]["median"] for result in results])
+
+
 def _share(results: Sequence[Result], when: str) -> str:
-    """R@1, and half of its 95 % interval over seeds."""
     values = [result[when]["r_at_1"] for result in results if when in result]
+    return _mean(values) if values else ""
+
+
+def _mean(values: Sequence[float]) -> str:
+    """The mean over seeds, and half of its 95 % interval."""
     half = f" ± {half_interval(values):.1%}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1%}{half}" if values else ""
+    return f"{np.mean(values):.1%}{half}"
 
 
 def _difference(records: Sequence[Record], ours: Sequence[Record]) -> str:
@@ -98,7 +105,7 @@ def _difference(records: Sequence[Record], ours: Sequence[Record]) -> str:
         return ""
     points = [100 * (_last(other)["r_at_1"] - _last(own)["r_at_1"]) for other, own in paired(records, ours)]
     half = f" ± {half_interval(points):.1f}" if len(points) > 1 else ""
-    return f"{np.mean(points):+.1f}{half} points" if points else ""
+    return f"{np.mean(points):+.1f}{half}" if points else ""
 
 
 def _last(result: Result) -> Mapping[str, Any]:
@@ -145,7 +152,7 @@ def _quality(records: Sequence[Record], when: str, originals: Sequence[Record]) 
     results = [record["result"] for record in records]
     compute = f"{np.mean([result['compute'] for result in results]):.2%}" if when == "after" else ""
     quality = [distance_text(results, when), _change(records, originals, when), _share(results, when)]
-    return [str(len(results)), latency_text(results), compute, *quality]
+    return [str(len(results)), _latency(results), compute, *quality]
 
 
 def draw_grid(folder: Path) -> None:
