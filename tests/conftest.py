@@ -41,11 +41,13 @@ WORDS = ("<pad>", "a", "cat", "dog", "sea", "on", "the", "moon")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def sigint_raises() -> Iterator[None]:
-    """A shell makes background jobs ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_have_their_defaults() -> Iterator[None]:
+    """Shells make background jobs ignore Ctrl-C, and nohup a closed terminal; so would what the tests start."""
+    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
