@@ -100,14 +100,14 @@ def assert_same(scores: ldpruner.Scores, whole: ldpruner.Scores) -> None:
 def test_a_killed_run_comes_to_the_same_scores(
     start: Start, folder: Path, whole: tuple[ldpruner.Scores, Path], tmp_path: Path
 ) -> None:
-    instants = random.Random(0)
+    instants, count = random.Random(0), len(rows(whole[1]))
     _same_costs(whole[1], tmp_path)
     finished: set[Row] = set()
     for _ in range(KILLS):
         process, pipe = start()
-        while not rows(tmp_path):
-            time.sleep(0.01)
-        time.sleep(instants.uniform(0, 0.2))
+        wanted = len(finished) + instants.uniform(0, count / KILLS)
+        while len(rows(tmp_path)) < wanted:
+            time.sleep(instants.uniform(0, 0.01))
         process.kill()
         process.join()
         pipe.close()
@@ -115,7 +115,7 @@ def test_a_killed_run_comes_to_the_same_scores(
         now = rows(tmp_path)
         assert finished <= now  # nothing was lost
         finished = now
-    assert 0 < len(finished) < len(rows(whole[1]))
+    assert 0 < len(finished) < count
     assert_same(score(folder, tmp_path), whole[0])
     assert finished < rows(tmp_path)
 
