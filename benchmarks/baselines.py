@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import logging
-import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,6 +46,7 @@ from benchmarks.criteria import CRITERIA, Case, Planner
 from benchmarks.feature_network import autoencoder_bound, measured_quality
 from benchmarks.models import EARLIER, MODELS, open_model
 from benchmarks.records import Record, cell
+from ldpruner.alternatives import steps_within
 from ldpruner.errors import BudgetError, FinetuningError
 from ldpruner.finetuning import Training
 from ldpruner.pipelines.denoiser import find_denoiser
@@ -188,7 +188,7 @@ def _measured(bench: Bench, method: str, cut: float, seed: int, name: str) -> di
         pipeline, plan = _pruned(bench, method, cut, seed)
     except BudgetError as error:
         return {"failure": str(error)}
-    steps = max(1, math.floor(STEPS * (1 - cut))) if method == FEWER_STEPS else STEPS
+    steps = steps_within(STEPS, 1 - cut) if method == FEWER_STEPS else STEPS
     result = bench.costs(pipeline, steps, seed)
     result["removed"] = [planned.removal.model_dump(mode="json") for planned in plan.removed] if plan else None
     with bench.on_device(pipeline):

@@ -1,6 +1,7 @@
 """What else makes the original of a run as fast: fewer steps, a cache, int8 weights."""
 
 import logging
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from ldpruner.errors import LdPrunerError
 from ldpruner.evaluation.evaluate import evaluate
 from ldpruner.evaluation.settings import EVALUATED_SAMPLES
 from ldpruner.files import locked
+from ldpruner.knapsack import TOLERANCE
 from ldpruner.pipelines.probe import Probe
 from ldpruner.pipelines.running import networks
 from ldpruner.progress import Progress, unreported
@@ -66,12 +68,17 @@ def evaluate_alternatives(
     return tuple(measured)
 
 
+def steps_within(steps: int, ratio: float) -> int:
+    """How many denoising steps fit into a share of the time of `steps`; at least one."""
+    return max(1, math.floor(ratio * steps + TOLERANCE))
+
+
 def _alternatives(
     original: DiffusionPipeline, component: str, steps: int, ratio: float
 ) -> Iterator[tuple[str, DiffusionPipeline, int | None]]:
     """The name, the pipeline, and its steps where they are not the probe's."""
     whole = Plan(component=component, removed=())  # pruning by it makes a copy
-    fewer = max(1, round(ratio * steps))
+    fewer = steps_within(steps, ratio)
     if fewer < steps:
         yield f"{fewer} of {steps} steps", original, fewer
     if hasattr(networks(original)[component], "enable_cache"):
